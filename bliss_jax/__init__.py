@@ -1,0 +1,1 @@
+"""BLISS in JAX."""
