@@ -1,0 +1,165 @@
+"""A folder of images per class.
+
+    folder/class_name/*.jpg                    one split, called "train"
+    folder/{train,test}/class_name/*.jpg       two splits
+
+Class names are the folders' names, sorted; with two splits they are the union of both, so that labels
+mean the same in each, and a class may occur in one split only. Images are sorted by class and file name,
+whatever the file system's order. They are decoded when they are asked for (`decode.py` has the rules).
+
+Nothing is skipped silently. Whatever is not a class folder with image files in it is an error that lists
+it: other files, nested folders, empty class folders, links that lead out of the folder, sockets and the
+like. Ignored are only names that begin with a dot and `LITTER`, which file browsers leave behind.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from bliss_jax.datasets.decode import decode_image
+from bliss_jax.datasets.image_dataset import ImageDataset, LazyImages
+
+# fmt: off
+SUFFIXES = frozenset([
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
+])
+# fmt: on
+LITTER = frozenset(["Thumbs.db", "desktop.ini", "__MACOSX"])
+SPLITS = ("train", "test")
+_LISTED = 10
+
+
+class FileImages(LazyImages):
+    """Images in files below a folder."""
+
+    def __init__(self, root: Path, names: list[str]):
+        self._root = root
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Decodes the file; an error names it relative to the folder."""
+        name = self._names[position]
+        return decode_image(self._root / name, name)
+
+
+def load_folder(folder: Path, split: str) -> ImageDataset:
+    """Lists a folder of images per class.
+
+    Args:
+        folder: In one of the two layouts above.
+        split: `"train"` or `"test"`; a folder without the two subfolders has only `"train"`.
+
+    Returns:
+        A data set with the folder's name.
+
+    Raises:
+        ValueError: if the folder is in neither layout, listing what does not belong.
+    """
+    root = folder.resolve()
+    splits = _split_folders(root)
+    if splits and split not in splits:
+        raise ValueError(f"folder {root.name!r} has no subfolder {split!r}")
+    if not splits and split != SPLITS[0]:
+        raise ValueError(
+            f"split is {split!r}, but folder {root.name!r} has no subfolders train and test: all its "
+            "images are one split, 'train'"
+        )
+    problems: list[str] = []
+    files = {
+        name: _files_of_classes(root / name if splits else root, root, problems)
+        for name in splits or SPLITS[:1]
+    }
+    if problems:
+        more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise ValueError(
+            f"folder {root.name!r} holds what is not an image in a class folder:\n"
+            + "\n".join(problems[:_LISTED])
+            + more
+        )
+    class_names = sorted(set().union(*files.values()))
+    names = [file for name in class_names for file in files[split].get(name, [])]
+    if not names:
+        raise ValueError(f"folder {root.name!r} has no class folders for split {split!r}")
+    counts = [len(files[split].get(name, [])) for name in class_names]
+    return ImageDataset(
+        name=root.name,
+        images=FileImages(root, names),
+        labels=np.repeat(np.arange(len(class_names), dtype=np.int32), counts),
+        class_names=tuple(class_names),
+        source=f"folder ({len(names)} files{f', split {split}' if splits else ''})",
+    )
+
+
+def _split_folders(root: Path) -> tuple[str, ...]:
+    """The split subfolders; none if class folders lie directly in `root` (one may be named "train")."""
+    inner = [entry for entry in _entries(root) if entry.is_dir()]
+    if not inner or not {entry.name for entry in inner} <= set(SPLITS):
+        return ()
+    if not any(entry.is_dir() for sub in inner for entry in _entries(sub)):
+        return ()
+    return tuple(name for name in SPLITS if any(entry.name == name for entry in inner))
+
+
+def _files_of_classes(folder: Path, root: Path, problems: list[str]) -> dict[str, list[str]]:
+    """Each class folder's image files, relative to `root`; `problems` gains what does not belong."""
+    classes = {}
+    for entry in _entries(folder):
+        if problem := _problem_of_class_folder(entry, root):
+            problems.append(f"  {_relative(entry, root)!r}: {problem}")
+            continue
+        files = _entries(entry)
+        if not files:
+            problems.append(f"  {_relative(entry, root)!r}: a class folder without images")
+        problems += [
+            f"  {_relative(file, root)!r}: {problem}"
+            for file in files
+            if (problem := _problem_of_file(file, root))
+        ]
+        classes[entry.name] = [_relative(file, root) for file in files]
+    return classes
+
+
+def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What a folder holds, sorted by name, without litter."""
+    try:
+        with os.scandir(folder) as entries:
+            kept = [e for e in entries if not e.name.startswith(".") and e.name not in LITTER]
+    except OSError as error:
+        raise ValueError(f"cannot list folder {folder.name!r}: {error.strerror}") from error
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _relative(entry: os.DirEntry[str], root: Path) -> str:
+    return entry.path.removeprefix(os.fspath(root)).lstrip(os.sep)
+
+
+def _problem_of_class_folder(entry: os.DirEntry[str], root: Path) -> str | None:
+    if _leads_out(entry, root):
+        return "a link that leads out of the folder"
+    if not entry.is_dir():
+        return "beside the class folders, not in one"
+    if not entry.name.isprintable():
+        return "a class name with unprintable characters or invalid UTF-8"
+    return None
+
+
+def _problem_of_file(entry: os.DirEntry[str], root: Path) -> str | None:
+    if _leads_out(entry, root):
+        return "a link that leads out of the folder"
+    if entry.is_dir():
+        return "a folder within a class folder"
+    if not entry.is_file():
+        return "a broken link" if entry.is_symlink() else "not a regular file"
+    if Path(entry.name).suffix.lower() not in SUFFIXES:
+        return "not an image by its name"
+    return None
+
+
+def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:
+    return entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root)

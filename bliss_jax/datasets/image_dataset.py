@@ -1,0 +1,188 @@
+"""The one interface to images: random access, labels, class names.
+
+    dataset.images[i]    uint8 [h, w, 3], RGB; the images of one data set may differ in size
+    dataset.labels       int32 [images], positions in class_names
+
+Images are either in memory (an array uint8 [images, h, w, 3], a list) or read when they are asked for
+(`LazyImages`): nothing but their number is needed before. Lazy images may be read from several threads
+at once.
+"""
+
+import operator
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+
+@runtime_checkable
+class Images(Protocol):
+    """What `ImageDataset` asks of its images; arrays, lists and `LazyImages` have it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class LazyImages(Sequence[np.ndarray]):
+    """Images that are read when they are asked for, one at a time, from any thread."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image at a position in [0, len)."""
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The image at `index`; negative ones count from the end, slices are `ImageDataset.subset`'s."""
+        return self.read(range(len(self))[operator.index(index)])
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        return map(self.read, range(len(self)))
+
+
+class SelectedImages(LazyImages):
+    """The images at some positions of others."""
+
+    def __init__(self, images: Images, positions: Int[np.ndarray, " selected"]):
+        self._images = images
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image at the position's position in the images selected from."""
+        return self._images[int(self._positions[position])]
+
+
+class ChainedImages(LazyImages):
+    """The images of one source, then those of another."""
+
+    def __init__(self, first: Images, second: Images):
+        self._first = first
+        self._second = second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image at the position in whichever source holds it."""
+        rest = position - len(self._first)
+        return self._first[position] if rest < 0 else self._second[rest]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Labelled images.
+
+    Attributes:
+        name: The data set's name, such as `"cifar10"`; protocols are looked up by it.
+        images: Random access to RGB images: `len(images)`, `images[i]` uint8 [h, w, 3]. An array uint8
+            [images, h, w, 3] is one too.
+        labels: Position of each image's class in `class_names`, int32 [images]. Other integers are
+            accepted and, being in range, converted without loss. Read-only.
+        class_names: The classes, as prompts spell them.
+        source: Where the images came from, for a result's provenance.
+
+    Raises:
+        ValueError: naming the field and what was expected of it.
+    """
+
+    name: str
+    images: Images
+    labels: Int32[np.ndarray, " images"]
+    class_names: tuple[str, ...]
+    source: str
+
+    def __post_init__(self):
+        if not self.name.strip():
+            raise ValueError(f"name is {self.name!r}, expected a name")
+        _check_class_names(self.class_names)
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"labels are {labels.dtype} {list(labels.shape)}, expected integers [images]"
+            )
+        if len(labels) != len(self.images):
+            raise ValueError(f"{len(labels)} labels for {len(self.images)} images")
+        if not len(labels):
+            raise ValueError(f"{self.name} has no images")
+        classes = len(self.class_names)
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(
+                f"labels range from {labels.min()} to {labels.max()}, "
+                f"expected positions in the {classes} class names (0 to {classes - 1})"
+            )
+        _check_images(self.images)
+        labels = labels.astype(np.int32)
+        labels.flags.writeable = False
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Iterable[int] | Int[np.ndarray, " selected"]) -> "ImageDataset":
+        """The images at `indices`, in that order, with the same class names.
+
+        An array of images is indexed (which copies), any others are read through this data set when
+        they are asked for.
+
+        Args:
+            indices: Positions in [0, images); repeats are allowed.
+
+        Raises:
+            ValueError: for no, negative, too large or non-integer indices.
+        """
+        indices = indices if isinstance(indices, np.ndarray) else np.asarray(list(indices))
+        if indices.ndim != 1 or not len(indices):
+            raise ValueError(
+                f"indices have shape {list(indices.shape)}, expected [selected], not empty"
+            )
+        if not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(
+                f"indices are {indices.dtype}, expected integers (np.flatnonzero turns a mask into them)"
+            )
+        if indices.min() < 0 or indices.max() >= len(self):
+            raise ValueError(
+                f"indices range from {indices.min()} to {indices.max()}, "
+                f"expected positions in the {len(self)} images"
+            )
+        images = self.images
+        chosen = (
+            images[indices] if isinstance(images, np.ndarray) else SelectedImages(images, indices)
+        )
+        return replace(self, images=chosen, labels=self.labels[indices])
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    if isinstance(names, str) or not len(names):
+        raise ValueError(f"class_names is {names!r}, expected a sequence of names")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"a class name is {name!r}, expected non-empty text")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"class names are repeated: {', '.join(map(repr, repeated))}")
+
+
+def _check_images(images: Images) -> None:
+    """Checks what is in memory; what is read later is checked where it is decoded."""
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(
+                f"images are {images.dtype} {list(images.shape)}, expected uint8 [images, h, w, 3]"
+            )
+    elif isinstance(images, list | tuple):
+        for position, image in enumerate(images):
+            found = getattr(image, "dtype", type(image).__name__), list(np.shape(image))
+            if found[0] != np.uint8 or len(found[1]) != 3 or found[1][-1] != 3:
+                raise ValueError(
+                    f"image {position} is {found[0]} {found[1]}, expected uint8 [h, w, 3]"
+                )

@@ -1,0 +1,131 @@
+"""TinyImageNet: a tensorflow-datasets builder, without TensorFlow.
+
+200 classes of ImageNet, 64 x 64 JPEGs: train/<wnid>/images/<wnid>_<0 to 499>.JPEG, and the validation set
+(val/images, labelled by val/val_annotations.txt), which is the test split here as in the literature; the
+archive's own test images have no labels. Classes are in the order of their sorted wnids, and called as
+the protocol spells them in `tiny_imagenet_classes.csv`. JPEGs are stored as they are.
+
+Pinned are the archive's size and SHA-256. Both, and its MD5 90528d7ca1a48142e341f4ef8d21d0de, are as
+published independently by many users of the archive; its authors publish none.
+
+Source: Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip. ImageNet's terms apply
+(non-commercial research).
+"""
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from bliss_jax.datasets.archives import OfficialArchive
+
+TINY_IMAGENET = OfficialArchive(
+    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    size=248_100_043,
+    sha256="6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+    folder="tiny-imagenet-200",
+)
+
+
+def class_table() -> dict[str, str]:
+    """The label of each wnid, in the order of the sorted wnids."""
+    text = (
+        resources.files("bliss_jax.datasets")
+        .joinpath("tiny_imagenet_classes.csv")
+        .read_text("utf-8")
+    )
+    return {
+        row["wnid"]: row["label"].replace("_", " ") for row in csv.DictReader(io.StringIO(text))
+    }
+
+
+class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """TinyImageNet: 100,000 training and 10,000 validation images of 200 classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    ARCHIVE = TINY_IMAGENET
+    TRAIN_IMAGES_PER_CLASS = 500
+    TEST_IMAGES = 10_000
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The archive, or the folder it unpacks to."
+    url_infos = TINY_IMAGENET.url_infos()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="200 classes of ImageNet at 64 x 64; the test split is the validation set.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "file_name": tfds.features.Text(),
+                    "image": tfds.features.Image(shape=(64, 64, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=list(class_table().values())),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="http://cs231n.stanford.edu/",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        location = self.ARCHIVE.locate(dl_manager)
+        root = location if location.is_dir() else zipfile.Path(location, f"{self.ARCHIVE.folder}/")
+        wnids = list(class_table())
+        if sorted(_read(root, "wnids.txt").decode("ascii").split()) != wnids:
+            raise ValueError("wnids.txt does not list the 200 classes of TinyImageNet")
+        return {
+            "train": self._generate_examples("train", root, self._training_files(wnids)),
+            "test": self._generate_examples("test", root, self._validation_files(root, wnids)),
+        }
+
+    def _training_files(self, wnids: list[str]) -> list[tuple[str, int]]:
+        """Each training image's file and label."""
+        return [
+            (f"train/{wnid}/images/{wnid}_{number}.JPEG", label)
+            for label, wnid in enumerate(wnids)
+            for number in range(self.TRAIN_IMAGES_PER_CLASS)
+        ]
+
+    def _validation_files(
+        self, root: Path | zipfile.Path, wnids: list[str]
+    ) -> list[tuple[str, int]]:
+        """Each validation image's file and label, by val_annotations.txt (file, wnid, bounding box)."""
+        position = {wnid: label for label, wnid in enumerate(wnids)}
+        rows = [
+            line.split("\t")
+            for line in _read(root, "val/val_annotations.txt").decode("ascii").splitlines()
+        ]
+        expected = {f"val_{number}.JPEG" for number in range(self.TEST_IMAGES)}
+        if len(rows) != len(expected) or {row[0] for row in rows} != expected:
+            raise ValueError(
+                f"val_annotations.txt does not list each of val_0.JPEG to val_{self.TEST_IMAGES - 1}.JPEG"
+                " once"
+            )
+        if unknown := sorted({row[1] for row in rows} - set(wnids)):
+            raise ValueError(f"val_annotations.txt names unknown classes: {', '.join(unknown)}")
+        rows.sort(key=lambda row: int(row[0].removeprefix("val_").removesuffix(".JPEG")))
+        return [(f"val/images/{name}", position[wnid]) for name, wnid, *_ in rows]
+
+    def _generate_examples(
+        self, split: str, root: Path | zipfile.Path, files: list[tuple[str, int]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, (name, label) in enumerate(files):
+            yield (
+                index,
+                {
+                    "id": f"{split}_{index:06d}",
+                    "file_name": name.rsplit("/", 1)[-1],
+                    "image": io.BytesIO(_read(root, name)),
+                    "label": label,
+                },
+            )
+
+
+def _read(root: Path | zipfile.Path, name: str) -> bytes:
+    try:
+        return root.joinpath(*name.split("/")).read_bytes()
+    except (FileNotFoundError, KeyError):
+        raise ValueError(f"{TINY_IMAGENET.folder} lacks {name}") from None
