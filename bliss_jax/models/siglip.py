@@ -1,0 +1,176 @@
+"""SigLIP's and SigLIP 2's two towers (Zhai et al. 2023; Tschannen et al. 2025), fixed resolution.
+
+    image embedding = unit_norm(head(post_layernorm(x)))
+    text embedding  = unit_norm(head(final_layer_norm(x)[:, last]))
+
+where x is the last layer's output. The vision head is attention pooling: one learned query, the
+probe, attends over all patches, followed by a residual MLP. The text head is a linear map of the
+last position. The text tower has neither causal nor padding mask, so that every text must be
+padded to the context as in training: padding is part of the input. In transformers both
+generations have the model type "siglip" and the same layout; "siglip2" is the variable-resolution
+model, which is another architecture.
+"""
+
+# ruff: noqa: D102 (what a Flax module's `setup` and `__call__` do, its class says)
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from bliss_jax.models.layers import (
+    MLP,
+    Attention,
+    Dense,
+    Dtype,
+    Encoder,
+    PatchEmbedding,
+    TextConfig,
+    TextEmbeddings,
+    VisionConfig,
+    check_pixels,
+    layer_norm,
+    read_fields,
+    unit_norm,
+)
+
+
+@dataclass(frozen=True)
+class SiglipTextConfig(TextConfig):
+    """A text tower and the width of its head, which is that of the joint space."""
+
+    projection_size: int
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """Both towers and the dtype of the matrix products; frozen, hashable, static under `jax.jit`."""
+
+    vision: VisionConfig
+    text: SiglipTextConfig
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        if self.vision.hidden_size != self.text.projection_size:
+            raise ValueError(
+                f"the image embedding has {self.vision.hidden_size} dimensions, the text embedding "
+                f"{self.text.projection_size}: they must agree"
+            )
+
+    @classmethod
+    def from_transformers(cls, config: Any, dtype: Dtype = "float32") -> "SiglipConfig":
+        """From transformers' `SiglipConfig`, which fills in what checkpoints leave out."""
+        if not config.vision_config.vision_use_head:
+            raise ValueError("a SigLIP vision tower without its pooling head has no embedding")
+        return cls(
+            vision=read_fields(VisionConfig, config.vision_config),
+            text=read_fields(SiglipTextConfig, config.text_config),
+            dtype=dtype,
+        )
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return self.text.projection_size
+
+    def module(self) -> "Siglip":
+        """The Flax module of this configuration."""
+        return Siglip(self)
+
+    def trim(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n length"]:
+        """The tokens as they are: without a mask, padding cannot be cut."""
+        return tokens
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches plus position embeddings; there is no class token."""
+
+    config: VisionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n length width"]:
+        width, length = self.config.hidden_size, self.config.num_patches
+        embed = PatchEmbedding(self.config, self.dtype, use_bias=True, name="patch_embedding")
+        position = nn.Embed(length, width, name="position_embedding")(jnp.arange(length))
+        return embed(pixels) + position[None]
+
+
+class AttentionPooling(nn.Module):
+    """One learned query over all positions, then a residual MLP."""
+
+    config: VisionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n length width"]) -> Float[Array, "n width"]:
+        width = self.config.hidden_size
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        probe = jnp.broadcast_to(probe, (len(x), 1, width))
+        attention = Attention(self.config.num_attention_heads, self.dtype, name="attention")
+        x = attention(probe, x)
+        x = x + MLP(self.config, self.dtype, name="mlp")(layer_norm(self.config, "layernorm")(x))
+        return x[:, 0]
+
+
+class VisionTower(nn.Module):
+    """Pixels to the pooled state, which is the embedding before normalisation."""
+
+    config: VisionConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n width"]:
+        x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels)
+        x = Encoder(self.config, self.dtype, name="encoder")(x)
+        x = layer_norm(self.config, "post_layernorm")(x)
+        return AttentionPooling(self.config, self.dtype, name="head")(x)
+
+
+class TextTower(nn.Module):
+    """Tokens, padded to the context, to the embedding before normalisation."""
+
+    config: SiglipTextConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
+        if tokens.shape[1] != self.config.max_position_embeddings:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens per text: SigLIP's text tower has no mask, so texts are "
+                f"padded to exactly {self.config.max_position_embeddings}"
+            )
+        x = TextEmbeddings(self.config, name="embeddings")(tokens)
+        x = Encoder(self.config, self.dtype, name="encoder")(x)
+        x = layer_norm(self.config, "final_layer_norm")(x[:, -1])
+        return Dense(self.config.projection_size, self.dtype, name="head")(x)
+
+
+class Siglip(nn.Module):
+    """Both towers; `logit_scale` and `logit_bias` belong to the sigmoid loss only."""
+
+    config: SiglipConfig
+
+    def setup(self) -> None:
+        self.vision_model = VisionTower(self.config.vision, self.config.dtype)
+        self.text_model = TextTower(self.config.text, self.config.dtype)
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(10.0)), (1,))
+        self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))
+
+    def encode_image(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n dim"]:
+        """Preprocessed pixels to unit-norm embeddings."""
+        check_pixels(pixels, self.config.vision)
+        return unit_norm(self.vision_model(pixels))
+
+    def encode_text(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
+        """Token ids, padded to the context, to unit-norm embeddings."""
+        return unit_norm(self.text_model(tokens))
+
+    def __call__(
+        self, pixels: Float[Array, "images size size 3"], tokens: Int[Array, "texts length"]
+    ) -> tuple[Float[Array, "images dim"], Float[Array, "texts dim"]]:
+        """Both embeddings; what initialisation runs through."""
+        return self.encode_image(pixels), self.encode_text(tokens)

@@ -1,0 +1,61 @@
+"""A tiny CLIP with random weights, so that every command runs without a download.
+
+It has learned nothing: its embeddings are a random function of the pixels and of the bytes of the
+text, and whatever is computed from them says nothing about any image. It exists to show the
+machinery at work and to be tested against.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
+from bliss_jax.models.layers import Dtype, VisionConfig
+
+SEED = 0
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def untrained_config(dtype: Dtype = "float32") -> CLIPConfig:
+    """32 x 32 images in 8 x 8 patches, 128 bytes of text, width 64, 2 layers, 64 dimensions."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+    return CLIPConfig(
+        vision=VisionConfig(**sizes, image_size=32, patch_size=8),
+        text=CLIPTextConfig(**sizes, vocab_size=258, max_position_embeddings=128, eos_token_id=257),
+        projection_dim=64,
+        dtype=dtype,
+    )
+
+
+def untrained_params(config: CLIPConfig) -> dict[str, Any]:
+    """Random parameters of any CLIP configuration, from a fixed seed, in float32."""
+    size = config.vision.image_size
+    pixels, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
+    return jax.jit(config.module().init)(jax.random.key(SEED), pixels, tokens)["params"]
+
+
+def byte_tokenizer() -> Any:
+    """One token per UTF-8 byte (ids 0 to 255), between a start (256) and an end token (257)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate([*alphabet, START, END])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}",
+        special_tokens=[(token, vocabulary[token]) for token in (START, END)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END
+    )
