@@ -10,9 +10,9 @@ weights normalised in double precision and rounded to 22 fractional bits; a hori
 and clipping to 8 bits, a vertical pass, rounding and clipping again. The weights depend on static
 sizes only and are made on the host; the device sees int32 multiply-adds, so the result is the same
 integer on every backend. Older Pillows always run the horizontal pass first; Pillow 13 runs the
-vertical one first where the height shrinks more than the width (its pull request 9549), which changes
-some pixels slightly. This module keeps the order that CLIP was trained with; in Pillow 13 two calls
-of `Image.resize`, first the width, then the height, give the same pixels.
+vertical one first for some shapes whose height shrinks (its pull request 9549), which changes some
+pixels. This module keeps the order that CLIP was trained with; two calls of `Image.resize`, first the
+width, then the height, give its pixels in every Pillow.
 
 Length of the long side and crop offset are those of OpenAI's CLIP, that is of torchvision's `Resize`
 and `CenterCrop`: `int(size * long / short)` and `round(margin / 2)` with ties to even. transformers'
