@@ -1,0 +1,287 @@
+"""BLISS: Bias-corrected Language Image Similarity Scoring.
+
+    internal(x, c) = -(s(x, t_c) - mu_c) / sigma_c
+    external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}
+    BLISS(x)       = min over normal classes c of [ internal(x, c) + lambda external(x, c) ]
+
+s is the cosine; t_c the prompt of class c; D_k(x) the k texts of the dictionary nearest to x by raw
+cosine; mu and sigma the mean and standard deviation (ddof 0, plus 1e-8) of the similarity to that text
+over the normal images of class c, here computed from `ClassMoments` (mu = t . m_c, sigma^2 = t^T C_c t).
+Higher is more anomalous.
+
+Source: Goodge, Hooi, Ng, "When Text and Images Don't Mix: Bias-Correcting Language-Image Similarity
+Scores for Anomaly Detection", BMVC 2024, arXiv 2407.17083, section 4.
+
+No function here jits, and none builds a classes-by-texts or images-by-texts table larger than a chunk.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Float
+
+from bliss_jax import _checks
+from bliss_jax._checks import Array
+from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, split_into_chunks, top_k_similar
+
+EPSILON = 1e-8
+"""Added to every standard deviation, as in the reference."""
+
+_PRIOR_IMAGES = 5.0
+"""Weight, in images, of the mean over the dictionary in a pooled variance (see `bliss_score`)."""
+
+_HIGHEST = lax.Precision.HIGHEST
+
+
+def internal_class_score(
+    embeddings: Float[Array, "images dim"],
+    label_embeddings: Float[Array, "classes dim"],
+    moments: ClassMoments,
+    *,
+    normal: Bool[Array, " classes"] | None = None,
+    shrinkage: float | Float[Array, ""] = 0.0,
+) -> Float[jax.Array, "images classes"]:
+    """internal(x, c) = -(s(x, t_c) - mu_c) / sigma_c (arXiv 2407.17083, section 4).
+
+    Args:
+        embeddings: Unit-norm image embeddings [images, dim].
+        label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
+        moments: Fitted on normal images of the same classes.
+        normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
+        shrinkage: n0 of `bliss_score`.
+
+    Returns:
+        Scores [images, classes]; NaN for a class of which no image was fitted.
+
+    Raises:
+        ValueError: as `bliss_score`.
+    """
+    x = _checks.embeddings_as_float("embeddings", embeddings)
+    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
+    _check_moments(moments, labels=labels, embeddings=x)
+    mask = _pooled_classes(normal, moments, shrinkage)
+
+    mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
+    product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
+    variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
+    if _is_on(shrinkage):
+        cov = jnp.einsum("c,cde->de", _pooling_weights(moments, mask), moments.cov)
+        product = jnp.matmul(labels, cov, precision=_HIGHEST)
+        pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
+        variance = variance + _shrinkage_share(moments, shrinkage) * (pooled - variance)
+    score = -(similarity(x, labels) - mean[None, :]) / _standard_deviation(variance)[None, :]
+    return _nan_where_empty(score, moments)
+
+
+def external_text_score(
+    embeddings: Float[Array, "images dim"],
+    dictionary_embeddings: Float[Array, "texts dim"],
+    moments: ClassMoments,
+    k: int = 10,
+    *,
+    normal: Bool[Array, " classes"] | None = None,
+    shrinkage: float | Float[Array, ""] = 0.0,
+    chunk_size: int = CHUNK_SIZE,
+) -> Float[jax.Array, "images classes"]:
+    """external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}.
+
+    D_k(x), the k texts of the largest raw cosine, is chosen once per image (arXiv 2407.17083,
+    section 4). Duplicated texts count as often as they occur.
+
+    Args:
+        embeddings: Unit-norm image embeddings [images, dim].
+        dictionary_embeddings: Unit-norm embeddings of the dictionary's prompts [texts, dim].
+        moments: Fitted on normal images.
+        k: Texts per image, 1 <= k <= texts; static.
+        normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
+        shrinkage: n0 of `bliss_score`.
+        chunk_size: Texts handled at once; static. Memory is bounded by
+            images x (chunk_size + 2 k + k classes) + 2 chunk_size x classes numbers; the result is the
+            same for every chunk size.
+
+    Returns:
+        Scores [images, classes]; NaN for a class of which no image was fitted.
+
+    Raises:
+        ValueError: as `bliss_score`.
+    """
+    x = _checks.embeddings_as_float("embeddings", embeddings)
+    texts = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
+    _check_moments(moments, texts=texts, embeddings=x)
+    _checks.top_k_size(k, len(texts), "the texts of the dictionary")
+    mask = _pooled_classes(normal, moments, shrinkage)
+
+    values, indices = top_k_similar(x, texts, k, chunk_size=chunk_size)
+    prior = _dictionary_mean_variance(texts, moments) if _is_on(shrinkage) else None
+    if indices.size < len(texts):
+        # Fewer places than texts: the chosen texts, one for each place, are the smaller dictionary.
+        texts = texts[indices.reshape(-1)]
+        indices = jnp.arange(indices.size, dtype=jnp.int32).reshape(indices.shape)
+
+    def add_chunk(total, chunk):
+        texts, start = chunk
+        mean, variance = _text_moments(texts, moments)
+        if prior is not None:
+            weights = _pooling_weights(moments, mask)
+            images = jnp.sum(jnp.where(mask, moments.count, 0)).astype(variance.dtype)
+            pooled = jnp.matmul(variance, weights, precision=_HIGHEST)
+            pooled = (images * pooled + _PRIOR_IMAGES * jnp.dot(prior, weights)) / (
+                images + _PRIOR_IMAGES
+            )
+            share = _shrinkage_share(moments, shrinkage)[None, :]
+            variance = variance + share * (pooled[:, None] - variance)
+        deviation = _standard_deviation(variance)
+        row = indices - start
+        inside = (row >= 0) & (row < len(texts))
+        row = jnp.clip(row, 0, len(texts) - 1)
+        z = (values[:, :, None] - mean[row]) / deviation[row]
+        return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1), None
+
+    total = jnp.zeros((len(x), len(moments.count)), x.dtype)
+    total, _ = lax.scan(add_chunk, total, split_into_chunks(texts, chunk_size))
+    return _nan_where_empty(total / k, moments)
+
+
+def bliss_score(
+    embeddings: Float[Array, "images dim"],
+    label_embeddings: Float[Array, "classes dim"],
+    dictionary_embeddings: Float[Array, "texts dim"],
+    moments: ClassMoments,
+    k: int = 10,
+    weight: float | Float[Array, ""] = 0.5,
+    normal: Bool[Array, " classes"] | None = None,
+    shrinkage: float | Float[Array, ""] = 0.0,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> Float[jax.Array, " images"]:
+    """BLISS(x) = min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
+
+    `vmap` over masks `normal` scores all splits of a benchmark in one call: without shrinkage only the
+    minimum depends on the mask, so nothing else is computed twice.
+
+    Shrinkage, for few normal images: each class variance is drawn toward the within-class variance
+    pooled over the normal classes, as if n0 images of it had been seen,
+
+        v = (n_c v_c + n0 v_pooled) / (n_c + n0),    v_pooled(t) = sum n_c t^T C_c t / sum n_c,
+
+    and for dictionary texts v_pooled is itself drawn, with the weight of five images, toward its mean
+    over the dictionary (one class with two images has nothing else to lean on).
+
+    Args:
+        embeddings: Unit-norm image embeddings [images, dim].
+        label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
+        dictionary_embeddings: Unit-norm embeddings of the dictionary's prompts [texts, dim].
+        moments: Fitted on normal images of the same classes (`fit_moments`).
+        k: Texts per image, 1 <= k <= texts; static.
+        weight: lambda; may be traced, so that a grid is a `vmap`.
+        normal: Mask of the normal classes [classes]; all by default.
+        shrinkage: n0 >= 0; 0 is the paper's score.
+        chunk_size: Texts handled at once, see `external_text_score`; static.
+
+    Returns:
+        Scores [images], higher = more anomalous. While tracing, when values cannot be checked, a
+        normal class without images gives NaN and an empty mask +inf.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
+            norm, k outside 1..texts, negative shrinkage, no normal class, or a normal class of which
+            no image was fitted.
+    """
+    mask = _checks.normal_mask(normal, len(moments.count), moments.count)
+    internal = internal_class_score(
+        embeddings, label_embeddings, moments, normal=mask, shrinkage=shrinkage
+    )
+    external = external_text_score(
+        embeddings,
+        dictionary_embeddings,
+        moments,
+        k,
+        normal=mask,
+        shrinkage=shrinkage,
+        chunk_size=chunk_size,
+    )
+    return jnp.min(jnp.where(mask[None, :], internal + weight * external, jnp.inf), axis=1)
+
+
+def _text_moments(
+    texts: Float[jax.Array, "texts dim"], moments: ClassMoments
+) -> tuple[Float[jax.Array, "texts classes"], Float[jax.Array, "texts classes"]]:
+    """Mean t . m_c and variance t^T C_c t of the similarity of each class to each text."""
+    mean = jnp.matmul(texts, moments.mean.T, precision=_HIGHEST)
+
+    # One class at a time: the product of all texts with one covariance is as large as the texts.
+    def class_variance(cov):
+        return jnp.sum(jnp.matmul(texts, cov, precision=_HIGHEST) * texts, axis=1)
+
+    variance = lax.map(class_variance, moments.cov).T
+    return mean, jnp.maximum(variance, 0)
+
+
+def _dictionary_mean_variance(
+    texts: Float[jax.Array, "texts dim"], moments: ClassMoments
+) -> Float[jax.Array, " classes"]:
+    """Mean over the texts of t^T C_c t, which is the trace of C_c times their second moment."""
+    second_moment = jnp.matmul(texts.T, texts, precision=_HIGHEST) / len(texts)
+    return jnp.einsum("cde,de->c", moments.cov, second_moment, precision=_HIGHEST)
+
+
+def _standard_deviation(variance: jax.Array) -> jax.Array:
+    """sqrt(variance) + 1e-8, with a finite gradient (0) where the variance is 0."""
+    positive = variance > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0) + EPSILON
+
+
+def _pooling_weights(
+    moments: ClassMoments, mask: Bool[jax.Array, " classes"]
+) -> Float[jax.Array, " classes"]:
+    """Share of each normal class in the images of all normal classes."""
+    count = jnp.where(mask, moments.count, 0).astype(moments.mean.dtype)
+    return count / jnp.maximum(count.sum(), 1)
+
+
+def _shrinkage_share(
+    moments: ClassMoments, shrinkage: float | Float[Array, ""]
+) -> Float[jax.Array, " classes"]:
+    """n0 / (n_c + n0), the weight of the pooled variance."""
+    count = jnp.maximum(moments.count, 1).astype(moments.mean.dtype)
+    return 1 - count / (count + shrinkage)
+
+
+def _is_on(shrinkage: float | Array) -> bool:
+    """Whether shrinkage may be other than 0; a traced value may."""
+    return not (isinstance(shrinkage, int | float) and shrinkage == 0)
+
+
+def _pooled_classes(
+    normal: Bool[Array, " classes"] | None, moments: ClassMoments, shrinkage: float | Array
+) -> Bool[jax.Array, " classes"]:
+    if isinstance(shrinkage, int | float) and not 0 <= shrinkage < float("inf"):
+        raise ValueError(f"shrinkage: expected a finite number of images >= 0, got {shrinkage}")
+    return _checks.normal_mask(normal, len(moments.count))
+
+
+def _nan_where_empty(
+    scores: Float[jax.Array, "images classes"], moments: ClassMoments
+) -> Float[jax.Array, "images classes"]:
+    return jnp.where((moments.count > 0)[None, :], scores, jnp.nan)
+
+
+def _check_moments(
+    moments: ClassMoments,
+    *,
+    embeddings: jax.Array,
+    labels: jax.Array | None = None,
+    texts: jax.Array | None = None,
+) -> None:
+    if labels is not None and len(labels) != len(moments.count):
+        raise ValueError(
+            f"label_embeddings: expected one row for each of the {len(moments.count)} fitted classes, "
+            f"got {len(labels)}"
+        )
+    given = {"embeddings": embeddings, "moments.mean": moments.mean}
+    if labels is not None:
+        given["label_embeddings"] = labels
+    if texts is not None:
+        given["dictionary_embeddings"] = texts
+    _checks.same_dim(**given)

@@ -1,0 +1,216 @@
+"""The fitted state of normal data: count, mean and covariance of the embeddings of each class.
+
+Cosines are linear in the image embedding. With n images of a class c, of mean m_c and covariance C_c
+(ddof 0), the similarity of the class to *any* text t therefore has
+
+    mean      mu_{c,t}      = t . m_c
+    variance  sigma^2_{c,t} = t^T C_c t
+
+so the moments are all that BLISS has to keep of its normal images: independent of labels, dictionary,
+k and lambda, updated batch by batch, and merged exactly over batches, devices and hosts (Chan, Golub,
+LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances").
+
+Everything here is a pure function of arrays; the caller jits, vmaps and shards.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from bliss_jax import _checks
+from bliss_jax._checks import Array
+
+_MAX_BLOCK = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ClassMoments:
+    """Count, mean and covariance (ddof 0) of the embeddings of each class; a pytree.
+
+    A class of which nothing was seen has count 0 and zeros elsewhere. Under `vmap` each leaf gains the
+    mapped axes in front.
+    """
+
+    count: Int[jax.Array, "*mapped classes"]
+    """Images seen per class, int32."""
+    mean: Float[jax.Array, "*mapped classes dim"]
+    """Mean embedding; not unit-norm, and not to be normalised."""
+    cov: Float[jax.Array, "*mapped classes dim dim"]
+    """Covariance of the embeddings, divided by the count (not by the count less one)."""
+
+
+def init_moments(num_classes: int, dim: int) -> ClassMoments:
+    """The moments of no images at all: what `merge_moments` leaves unchanged, a start for `lax.scan`."""
+    return ClassMoments(
+        count=jnp.zeros(num_classes, jnp.int32),
+        mean=jnp.zeros((num_classes, dim), jnp.float32),
+        cov=jnp.zeros((num_classes, dim, dim), jnp.float32),
+    )
+
+
+def fit_moments(
+    embeddings: Float[Array, "images dim"],
+    labels: Int[Array, " images"],
+    *,
+    num_classes: int,
+    where: Bool[Array, " images"] | None = None,
+) -> ClassMoments:
+    """Moments of each class: n_c, m_c = mean(x), C_c = mean((x - m_c)(x - m_c)^T).
+
+    The images are sorted by class and cut into blocks that each hold one class, whose centred moments
+    are merged one after the other: the work is that of one product X^T X, whatever the number of
+    classes, and no difference of large sums is ever taken.
+
+    Args:
+        embeddings: Unit-norm embeddings [images, dim].
+        labels: Class of each image [images], in 0..num_classes-1. While tracing, where the range
+            cannot be checked, a label outside belongs to no class.
+        num_classes: C, static under `jit`.
+        where: Rows to count [images]; False marks padding. All by default.
+
+    Returns:
+        ClassMoments with count [C], mean [C, dim], cov [C, dim, dim].
+
+    Raises:
+        ValueError: wrong shapes or dtypes, rows not finite or not of unit norm, labels out of range.
+    """
+    if where is not None and (where.shape != (len(embeddings),) or where.dtype != jnp.bool_):
+        raise ValueError(
+            f"where: expected a bool [{len(embeddings)}] array, got {where.dtype} {list(where.shape)}"
+        )
+    # Padding rows are usually zeros, so the norm is asked only where every row counts.
+    x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=where is None)
+    if not len(x):
+        raise ValueError("embeddings: expected at least one image, got none")
+    counted = jnp.ones(len(x), bool) if where is None else jnp.asarray(where)
+    y = _checks.class_labels("labels", labels, len(x), num_classes, where=counted)
+    y = jnp.where(counted & (y >= 0) & (y < num_classes), y, num_classes)
+
+    block = _block_size(len(x), num_classes)
+    rows, valid, block_class = _class_blocks(y, num_classes, block)
+
+    def add_block(moments: ClassMoments, entry) -> tuple[ClassMoments, None]:
+        rows, valid, c = entry
+        of_class = jax.tree.map(lambda leaf: leaf[c][None], moments)
+        merged = merge_moments(of_class, _centred_moments(x[rows], valid))
+        return jax.tree.map(lambda leaf, new: leaf.at[c].set(new[0]), moments, merged), None
+
+    # The state takes the precision of the embeddings (float64 where x64 mode gives it).
+    start = init_moments(num_classes, x.shape[1])
+    start = replace(start, mean=start.mean.astype(x.dtype), cov=start.cov.astype(x.dtype))
+    return lax.scan(add_block, start, (rows, valid, block_class))[0]
+
+
+def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
+    """Moments of the union of two disjoint sets of images (Chan et al. 1979).
+
+    With n = n1 + n2 and delta = m2 - m1, per class:
+
+        m = m1 + (n2 / n) delta
+        C = (n1 C1 + n2 C2) / n + (n1 n2 / n^2) delta delta^T
+
+    Associative and commutative up to rounding; `init_moments` is its neutral element.
+
+    Raises:
+        ValueError: moments of different numbers of classes or dimensions.
+    """
+    if first.mean.shape != second.mean.shape:
+        raise ValueError(
+            "merge_moments: expected moments of the same classes and dimension, got mean "
+            f"{list(first.mean.shape)} and {list(second.mean.shape)}"
+        )
+    count = first.count + second.count
+    share1 = _ratio(first.count, count, first.mean.dtype)[:, None]
+    share2 = _ratio(second.count, count, first.mean.dtype)[:, None]
+    delta = second.mean - first.mean
+    spread = (share1 * share2 * delta)[:, :, None] * delta[:, None, :]
+    return ClassMoments(
+        count=count,
+        mean=first.mean + share2 * delta,
+        cov=share1[:, :, None] * first.cov + share2[:, :, None] * second.cov + spread,
+    )
+
+
+def update_moments(
+    moments: ClassMoments,
+    embeddings: Float[Array, "images dim"],
+    labels: Int[Array, " images"],
+    *,
+    where: Bool[Array, " images"] | None = None,
+) -> ClassMoments:
+    """`merge_moments(moments, fit_moments(embeddings, labels))`: one more batch of normal images."""
+    num_classes = moments.count.shape[0]
+    batch = fit_moments(embeddings, labels, num_classes=num_classes, where=where)
+    return merge_moments(moments, batch)
+
+
+def psum_moments(moments: ClassMoments, axis_name: str | tuple[str, ...]) -> ClassMoments:
+    """Moments of the union over a mapped axis, for use inside `shard_map`, `pmap` or `vmap`.
+
+    The many-sided form of `merge_moments`: with n = sum n_i and m = sum n_i m_i / n,
+
+        C = sum n_i (C_i + (m_i - m)(m_i - m)^T) / n
+
+    Every participant receives the same result.
+    """
+    count = lax.psum(moments.count, axis_name)
+    share = _ratio(moments.count, count, moments.mean.dtype)
+    mean = lax.psum(share[:, None] * moments.mean, axis_name)
+    delta = moments.mean - mean
+    cov = moments.cov + delta[:, :, None] * delta[:, None, :]
+    return ClassMoments(count, mean, lax.psum(share[:, None, None] * cov, axis_name))
+
+
+def _centred_moments(
+    x: Float[jax.Array, "block dim"], valid: Bool[jax.Array, " block"]
+) -> ClassMoments:
+    """Moments of the valid rows of a block of one class, from deviations from the block's own mean."""
+    count = valid.sum(dtype=jnp.int32)
+    divisor = jnp.maximum(count, 1).astype(x.dtype)
+    x = jnp.where(valid[:, None], x, 0)
+    mean = x.sum(axis=0) / divisor
+    centred = jnp.where(valid[:, None], x - mean[None, :], 0)
+    cov = jnp.matmul(centred.T, centred, precision=lax.Precision.HIGHEST) / divisor
+    return ClassMoments(count[None], mean[None], cov[None])
+
+
+def _ratio(part: jax.Array, whole: jax.Array, dtype) -> jax.Array:
+    """Part / whole, and 0 where whole is 0."""
+    return part.astype(dtype) / jnp.maximum(whole, 1).astype(dtype)
+
+
+def _block_size(num_images: int, num_classes: int) -> int:
+    """A power of two near the mean class size, so that few rows of a block are padding."""
+    per_class = max(1, num_images // max(1, num_classes))
+    return min(_MAX_BLOCK, max(8, 1 << (per_class - 1).bit_length()))
+
+
+def _class_blocks(
+    labels: Int[jax.Array, " images"], num_classes: int, block: int
+) -> tuple[
+    Int[jax.Array, "blocks block"], Bool[jax.Array, "blocks block"], Int[jax.Array, " blocks"]
+]:
+    """Cuts the images, sorted by class, into blocks of one class each.
+
+    Returns the rows of each block, which of them are valid, and the block's class. The number of
+    blocks is static: sum_c ceil(n_c / block) is at most n // block + C. Blocks left over have no valid
+    row. Images labelled `num_classes` are in no block.
+    """
+    num_blocks = len(labels) // block + num_classes
+    order = jnp.argsort(labels, stable=True)
+    count = jnp.bincount(labels, length=num_classes)
+    first_row = jnp.cumsum(count) - count
+    last_block = jnp.cumsum((count + block - 1) // block)
+    first_block = last_block - (count + block - 1) // block
+
+    blocks = jnp.arange(num_blocks)
+    block_class = jnp.searchsorted(last_block, blocks, side="right").astype(jnp.int32)
+    block_class = jnp.minimum(block_class, num_classes - 1)
+    in_class = (blocks - first_block[block_class])[:, None] * block + jnp.arange(block)[None, :]
+    valid = in_class < count[block_class][:, None]
+    rows = order[jnp.minimum(first_row[block_class][:, None] + in_class, len(labels) - 1)]
+    return rows, valid, block_class

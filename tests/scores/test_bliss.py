@@ -1,0 +1,391 @@
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from jax.sharding import Mesh, PartitionSpec
+from reference import random_embeddings
+from sklearn.metrics import roc_auc_score
+
+from bliss_jax import metrics
+from bliss_jax.scores import (
+    ClassMoments,
+    bliss_score,
+    external_text_score,
+    fit_moments,
+    internal_class_score,
+    top_k_similar,
+)
+
+C, D, M, N = 6, 32, 230, 90
+NORMAL = np.array([0, 2, 5])
+MASK = np.isin(np.arange(C), NORMAL)
+
+
+class Problem:
+    """Embeddings with the geometry of CLIP's: images in one cone, texts in another."""
+
+    def __init__(self, seed=0):
+        rng = np.random.default_rng(seed)
+        image_cone, text_cone = random_embeddings(rng, D), random_embeddings(rng, D)
+        centres = random_embeddings(rng, C, D, around=image_cone)
+        self.train_labels = rng.integers(0, C, 400)
+        self.train = reference.unit(
+            centres[self.train_labels] + 0.1 * rng.normal(size=(400, D))
+        ).astype(np.float32)
+        self.test_labels = rng.integers(0, C, N)
+        self.test = reference.unit(
+            centres[self.test_labels] + 0.1 * rng.normal(size=(N, D))
+        ).astype(np.float32)
+        self.labels = random_embeddings(rng, C, D, around=text_cone)
+        self.words = random_embeddings(rng, M, D, around=text_cone)
+        self.moments = fit_moments(self.train, self.train_labels, num_classes=C)
+
+    def expected(self, normal=NORMAL, **options):
+        return reference.bliss(
+            self.test, self.labels, self.words, self.train, self.train_labels, normal, **options
+        )
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return Problem()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shrinkage", [0.0, 20.0])
+def test_agrees_with_the_equations(problem, shrinkage):
+    internal, external, score = problem.expected(shrinkage=shrinkage)
+    options = {"normal": MASK, "shrinkage": shrinkage}
+    got = internal_class_score(problem.test, problem.labels, problem.moments, **options)
+    assert np.abs(np.asarray(got)[:, NORMAL] - internal).max() < 1e-3
+    got = external_text_score(problem.test, problem.words, problem.moments, **options)
+    assert np.abs(np.asarray(got)[:, NORMAL] - external).max() < 1e-3
+    got = bliss_score(problem.test, problem.labels, problem.words, problem.moments, **options)
+    assert np.abs(got - score).max() < 1e-3
+
+
+@pytest.mark.parity
+@pytest.mark.shared_data
+def test_agrees_with_the_equations_on_real_clip_embeddings(shared):
+    with np.load(shared / "data/clip_vitb32_cifar10_embeddings.npz") as file:
+        x, y, labels = file["image_emb"], file["labels"], file["class_text_emb"]
+        words = file["text_emb"][file["text_source"] == "imagenet1k"]
+    unit = lambda a: reference.unit(a).astype(np.float32)
+    x, labels, words = unit(x), unit(labels), unit(words)
+    train, test = np.arange(500) % 2 == 0, np.arange(500) % 2 == 1
+    moments = fit_moments(x[train], y[train], num_classes=10)
+    for normal in ([0, 1, 9, 7, 3, 2], [4], list(range(9))):
+        *_, expected = reference.bliss(x[test], labels, words, x[train], y[train], normal)
+        mask = np.isin(np.arange(10), normal)
+        score = bliss_score(x[test], labels, words, moments, normal=mask)
+        assert np.abs(score - expected).max() < 1e-3
+        anomalous = ~np.isin(y[test], normal)
+        area = metrics.auroc(score, anomalous)
+        assert abs(area - roc_auc_score(anomalous, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 10, 64, 229, 230, 1000])
+@pytest.mark.parametrize("shrinkage", [0.0, 5.0])
+def test_same_for_every_chunk_size(problem, chunk_size, shrinkage):
+    options = {"normal": MASK, "shrinkage": shrinkage}
+    whole = bliss_score(problem.test, problem.labels, problem.words, problem.moments, **options)
+    for rows in (slice(None), slice(0, 5)):  # more, and fewer, chosen places than texts
+        chunked = bliss_score(
+            problem.test[rows],
+            problem.labels,
+            problem.words,
+            problem.moments,
+            chunk_size=chunk_size,
+            **options,
+        )
+        np.testing.assert_allclose(chunked, whole[rows], rtol=1e-4, atol=1e-4)
+
+
+def test_never_builds_a_classes_by_texts_or_images_by_texts_table(unchecked):
+    """With many classes and texts, the largest intermediate is a chunk, not a table."""
+    images, classes, texts, chunk, dim, k = 8, 700, 50_000, 512, 4, 3
+    f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    moments = ClassMoments(
+        jax.ShapeDtypeStruct((classes,), jnp.int32), f32(classes, dim), f32(classes, dim, dim)
+    )
+    jaxpr = jax.make_jaxpr(lambda *a: bliss_score(*a, k=k, chunk_size=chunk))(
+        f32(images, dim), f32(classes, dim), f32(texts, dim), moments
+    )
+    inputs_and_outputs = 2 * max(texts * dim, images * classes)
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (v.aval.size for v in equation.outvars)
+            for value in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from sizes(inner)
+
+    largest = max(sizes(jaxpr.jaxpr))
+    assert largest <= max(
+        inputs_and_outputs, images * (chunk + 2 * k + k * classes), 2 * chunk * classes
+    )
+    assert largest < images * texts < classes * texts
+
+
+def test_vmap_over_masks_scores_all_splits(problem):
+    masks = np.random.default_rng(3).permuted(np.tile(np.arange(C) < 3, (12, 1)), axis=1)
+    for shrinkage in (0.0, 20.0):
+        score = lambda mask, s=shrinkage: bliss_score(
+            problem.test, problem.labels, problem.words, problem.moments, normal=mask, shrinkage=s
+        )
+        together = jax.jit(jax.vmap(score))(masks)
+        for mask, scores in zip(masks, together, strict=True):
+            np.testing.assert_allclose(scores, score(mask), rtol=1e-5, atol=1e-5)
+
+
+def test_other_classes_do_not_matter(problem):
+    """The score of a split is that of a library which has only ever seen the normal classes."""
+    few = fit_moments(
+        problem.train[np.isin(problem.train_labels, NORMAL)],
+        np.searchsorted(NORMAL, problem.train_labels[np.isin(problem.train_labels, NORMAL)]),
+        num_classes=3,
+    )
+    for shrinkage in (0.0, 20.0):
+        masked = bliss_score(
+            problem.test,
+            problem.labels,
+            problem.words,
+            problem.moments,
+            normal=MASK,
+            shrinkage=shrinkage,
+        )
+        alone = bliss_score(
+            problem.test, problem.labels[NORMAL], problem.words, few, shrinkage=shrinkage
+        )
+        np.testing.assert_allclose(masked, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_images_are_scored_one_by_one(problem):
+    score = lambda x: bliss_score(x, problem.labels, problem.words, problem.moments)
+    together = score(problem.test)
+    np.testing.assert_allclose(jnp.concatenate([score(x[None]) for x in problem.test[:5]]), together[:5],
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+    order = np.random.default_rng(1).permutation(N)
+    np.testing.assert_allclose(score(problem.test[order]), together[order], rtol=1e-5, atol=1e-5)
+
+
+def test_order_of_the_dictionary_does_not_matter(problem):
+    order = np.random.default_rng(2).permutation(M)
+    score = lambda words: bliss_score(problem.test, problem.labels, words, problem.moments)
+    np.testing.assert_allclose(
+        score(problem.words[order]), score(problem.words), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_duplicates_count_as_often_as_they_occur(problem):
+    """Every text twice: the k nearest places hold k / 2 distinct texts, each twice."""
+    doubled = np.repeat(problem.words, 2, axis=0)
+    np.testing.assert_allclose(
+        external_text_score(problem.test, doubled, problem.moments, k=8),
+        external_text_score(problem.test, problem.words, problem.moments, k=4),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_weight_and_closed_forms(problem):
+    """BLISS is linear in lambda before the minimum, and with one class also after it."""
+    one = np.arange(C) == 2
+    score = lambda w: bliss_score(
+        problem.test, problem.labels, problem.words, problem.moments, weight=w, normal=one
+    )
+    internal = internal_class_score(problem.test, problem.labels, problem.moments)[:, 2]
+    np.testing.assert_allclose(score(0.0), internal, rtol=1e-6)
+    np.testing.assert_allclose(score(0.6), score(0.0) + 0.6 * (score(1.0) - score(0.0)), atol=1e-4)
+    weights = jnp.linspace(0, 1, 5)
+    grid = jax.vmap(score)(weights)
+    for w, scores in zip(weights, grid, strict=True):
+        np.testing.assert_allclose(scores, score(float(w)), atol=1e-5)
+
+
+def test_zero_mean_and_unit_deviation_on_the_fitted_images(problem):
+    """Over the images it was fitted on, the internal score of a class is standardised."""
+    internal = np.asarray(internal_class_score(problem.train, problem.labels, problem.moments))
+    for c in range(C):
+        own = internal[problem.train_labels == c, c]
+        assert abs(own.mean()) < 1e-3
+        assert abs(own.std() - 1) < 1e-3
+
+
+def test_k_equal_to_the_dictionary(problem):
+    words = problem.words[:13]
+    score = external_text_score(problem.test, words, problem.moments, k=13)
+    z = problem.expected(normal=range(C), k=13)  # of the full dictionary, for its shape only
+    assert score.shape == z[1].shape
+    _, expected, _ = reference.bliss(
+        problem.test, problem.labels, words, problem.train, problem.train_labels, range(C), k=13
+    )
+    np.testing.assert_allclose(score, expected, atol=1e-3)
+
+
+def test_shrinkage_tends_to_the_pooled_variance(problem):
+    """At n0 = infinity every class has the pooled variance; in between, v is monotone in n0."""
+    internal = lambda n0: np.asarray(
+        internal_class_score(problem.test, problem.labels, problem.moments, shrinkage=n0)
+    )
+    mu = np.asarray(jnp.einsum("cd,cd->c", problem.labels, problem.moments.mean))
+    difference = problem.test @ problem.labels.T - mu
+    sigma = lambda n0: np.abs(np.median(difference / internal(n0), axis=0))
+    count = np.bincount(problem.train_labels) / len(problem.train_labels)
+    pooled = np.einsum("c,cde->de", count, problem.moments.cov)
+    expected = np.sqrt(np.einsum("cd,de,ce->c", problem.labels, pooled, problem.labels))
+    np.testing.assert_allclose(sigma(1e9), expected, rtol=1e-3)
+    steps = np.stack([np.abs(sigma(n0) - expected) for n0 in (0.0, 5.0, 50.0, 500.0)])
+    assert all((later <= earlier + 1e-6).all() for earlier, later in pairwise(steps))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_inputs(problem, dtype):
+    """Half-precision embeddings are computed with as the float32 values they stand for."""
+    half = lambda a: jnp.asarray(a).astype(dtype)
+    full = lambda a: half(a).astype("float32")
+    arrays = problem.test, problem.labels, problem.words
+    score = bliss_score(*map(half, arrays), problem.moments)
+    assert score.dtype == jnp.float32
+    full_arrays = [full(a) for a in arrays]
+    traced = jax.jit(bliss_score)(*full_arrays, problem.moments)  # rounding moved the norms off 1
+    np.testing.assert_allclose(score, traced, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("argument", ["embeddings", "labels", "words", "train"])
+def test_gradients_are_finite_and_right(problem, argument):
+    """Against a central difference along a random direction, in float64."""
+    with jax.enable_x64(True):
+        to64 = lambda a: jnp.asarray(reference.unit(a))
+        arrays = {
+            "embeddings": to64(problem.test[:20]),
+            "labels": to64(problem.labels),
+            "words": to64(problem.words),
+            "train": to64(problem.train),
+        }
+
+        @jax.jit
+        def total(**arrays):
+            moments = fit_moments(arrays["train"], problem.train_labels, num_classes=C)
+            score = bliss_score(
+                arrays["embeddings"], arrays["labels"], arrays["words"], moments,
+                normal=MASK, shrinkage=jnp.float64(3.0),
+            )  # fmt: skip
+            return score.sum()
+
+        def along(value):
+            return total(**{**arrays, argument: value})
+
+        x = arrays[argument]
+        direction = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
+        gradient = jax.grad(along)(x)
+        assert np.isfinite(gradient).all()
+        h = 1e-7
+        difference = (along(x + h * direction) - along(x - h * direction)) / (2 * h)
+        np.testing.assert_allclose(jnp.vdot(gradient, direction), difference, rtol=1e-4)
+
+
+def test_gradients_are_finite_without_variance(problem):
+    """One image per class: every variance is 0, and an unseen class is masked out."""
+    seen = fit_moments(problem.train[:2], np.array([0, 2]), num_classes=C)
+    mask = np.isin(np.arange(C), [0, 2])
+    for shrinkage in (0.0, 20.0):
+        gradients = jax.grad(
+            lambda x, t, w, m, s=shrinkage: bliss_score(x, t, w, m, normal=mask, shrinkage=s).sum(),
+            argnums=(0, 1, 2),
+        )(problem.test, problem.labels, problem.words, seen)
+        assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_sharded_over_eight_devices(problem):
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    spec, whole = PartitionSpec("data"), PartitionSpec()
+    images = problem.test[:88]
+    sharded = jax.jit(
+        jax.shard_map(
+            lambda x, t, w, m: bliss_score(x, t, w, m),
+            mesh=mesh,
+            in_specs=(spec, whole, whole, whole),
+            out_specs=spec,
+            check_vma=False,
+        )
+    )(images, problem.labels, problem.words, problem.moments)
+    np.testing.assert_allclose(
+        sharded,
+        bliss_score(images, problem.labels, problem.words, problem.moments),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_traces_once_for_many_calls(problem):
+    traces = 0
+
+    @jax.jit
+    def score(x, weight, mask, shrinkage):
+        nonlocal traces
+        traces += 1
+        return bliss_score(
+            x, problem.labels, problem.words, problem.moments, 10, weight, mask, shrinkage
+        )
+
+    for weight, mask, n0 in [(0.5, MASK, 0.0), (0.7, ~MASK, 20.0), (0.0, MASK, 3.0)]:
+        score(problem.test, weight, mask, n0)
+    assert traces == 1
+
+
+def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(problem):
+    moments = fit_moments(problem.train[:2], np.array([0, 2]), num_classes=C)
+    arrays = problem.test, problem.labels, problem.words, moments
+    assert np.isnan(jax.jit(bliss_score)(*arrays)).all()
+    with pytest.raises(
+        ValueError, match=r"no images were fitted of the normal classes \[1, 3, 4, 5\]"
+    ):
+        bliss_score(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, r"k: expected an integer in 1..230 \(the texts of the dictionary\), got 0"),
+        ({"k": 231}, r"k: expected an integer in 1..230 .* got 231"),
+        ({"k": 2.5}, r"k: expected an integer"),
+        ({"shrinkage": -1.0}, "shrinkage: expected a finite number of images >= 0, got -1"),
+        ({"normal": np.zeros(C, bool)}, "at least one normal class, got none"),
+        ({"normal": np.ones(C + 1, bool)}, r"normal: expected a bool \[6\] array"),
+        ({"normal": np.ones(C, int)}, r"normal: expected a bool \[6\] array.*got int"),
+        ({"labels": 3}, r"one row for each of the 6 fitted classes, got 3"),
+        ({"dim": 7}, r"expected embeddings of one dimension, got embeddings \[90, 7\]"),
+    ],
+)
+def test_refused(problem, change, message, unchecked):
+    x, labels = problem.test, problem.labels
+    if "dim" in change:
+        x = reference.unit(x[:, : change.pop("dim")]).astype(np.float32)
+    if "labels" in change:
+        labels = labels[: change.pop("labels")]
+    with pytest.raises(ValueError, match=message):
+        bliss_score(x, labels, problem.words, problem.moments, **change)
+
+
+def test_an_empty_dictionary_is_refused(problem, unchecked):
+    with pytest.raises(ValueError, match=r"k: expected an integer in 1..0"):
+        bliss_score(problem.test, problem.labels, problem.words[:0], problem.moments)
+
+
+@pytest.mark.parametrize("chunk_size", [3, 8, 100])
+def test_top_k_is_a_stable_sort(chunk_size):
+    """Ties, which integers make many of, go to the text that comes first, across chunks too."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2, 3, (20, 4)).astype(np.float32)
+    texts = rng.integers(-2, 3, (50, 4)).astype(np.float32)
+    values, indices = top_k_similar(x, texts, 7, chunk_size=chunk_size)
+    expected = np.argsort(-(x @ texts.T), axis=1, kind="stable")[:, :7]
+    np.testing.assert_array_equal(indices, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(x @ texts.T, expected, axis=1))
