@@ -38,8 +38,8 @@ def encode_image(
 ) -> Float[Array, "images dim"]:
     """Unit-norm float32 embeddings of preprocessed images.
 
-    Pure, and not jitted: jit it with `config` static. The matrix products run in `config.dtype`
-    whatever the dtype of `params`.
+    Pure, and not jitted: jit it with `config` static. The matrix products run in `config.dtype`,
+    also where the kernels are stored in another dtype; all other parameters are float32.
 
     Args:
         params: The parameter tree of a checkpoint (`Model.params`).

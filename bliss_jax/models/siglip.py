@@ -63,7 +63,8 @@ class SiglipConfig:
     @classmethod
     def from_transformers(cls, config: Any, dtype: Dtype = "float32") -> "SiglipConfig":
         """From transformers' `SiglipConfig`, which fills in what checkpoints leave out."""
-        if not config.vision_config.vision_use_head:
+        # transformers 4.57 has this field only where a config.json sets it.
+        if not getattr(config.vision_config, "vision_use_head", True):
             raise ValueError("a SigLIP vision tower without its pooling head has no embedding")
         return cls(
             vision=read_fields(VisionConfig, config.vision_config),

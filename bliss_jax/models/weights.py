@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization, traverse_util
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.layers import Dtype
@@ -220,7 +220,7 @@ def check(
         )
 
 
-def as_params(tensors: Mapping[str, Float[np.ndarray, "..."]], dtype: Dtype) -> Params:
+def as_params(tensors: Mapping[str, Float[np.ndarray | Array, "..."]], dtype: Dtype) -> Params:
     """Flat tensors to a nested tree of JAX arrays in the dtype they are computed with.
 
     Under "bfloat16" that is bfloat16 for kernels, which enter matrix products, and float32 for all

@@ -1,0 +1,230 @@
+"""Checkpoints: every format gives the same parameters, and nothing that does not fit is loaded."""
+
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import unflatten_dict
+from random_checkpoints import tiny_clip_model, tiny_siglip_model
+from safetensors.numpy import load_file, save_file
+
+from bliss_jax.models.checkpoint import read_config
+from bliss_jax.models.weights import (
+    as_params,
+    expected_shapes,
+    fingerprint,
+    flatten,
+    has_weights,
+    load_params,
+    read_tensors,
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny_clip_model().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def load(directory, dtype="float32"):
+    return load_params(directory, read_config(directory, dtype))
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def rewrite(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    save_file(change(tensors) or tensors, directory / "model.safetensors")
+
+
+def test_every_format_gives_the_same_parameters_and_hash(saved, tmp_path_factory):
+    params, digest = load(saved)
+    assert has_weights(saved)
+
+    sharded = tmp_path_factory.mktemp("sharded")
+    tiny_clip_model().save_pretrained(sharded, max_shard_size="40KB")
+    assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 2
+    assert has_weights(sharded)
+    found, found_digest = load(sharded)
+    assert_same(found, params)
+    assert found_digest == digest
+
+    flax = tmp_path_factory.mktemp("flax")
+    (flax / "config.json").write_text((saved / "config.json").read_text())
+    assert not has_weights(flax)
+    tree = unflatten_dict(read_tensors(saved), sep="/")
+    (flax / "flax_model.msgpack").write_bytes(msgpack_serialize(tree))
+    assert has_weights(flax)
+    found, found_digest = load(flax)
+    assert_same(found, params)
+    assert found_digest == digest
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float64"])
+def test_stored_precision_is_converted_to_the_asked_one(saved, stored):
+    exact, exact_digest = load(saved)
+    rewrite(saved, lambda t: {name: tensor.astype(jnp.dtype(stored)) for name, tensor in t.items()})
+    params, digest = load(saved)
+    assert digest != exact_digest
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    rounded = jax.tree.map(
+        lambda leaf: np.asarray(leaf).astype(jnp.dtype(stored)).astype("float32"), exact
+    )
+    assert_same(params, rounded)
+
+
+def test_under_bfloat16_only_kernels_are_stored_in_it(saved):
+    exact, digest = load(saved)
+    params, fast_digest = load(saved, "bfloat16")
+    assert fast_digest == digest
+    for name, leaf in flatten(params).items():
+        assert leaf.dtype == (jnp.bfloat16 if name.endswith("/kernel") else jnp.float32)
+        np.testing.assert_array_equal(leaf, flatten(exact)[name].astype(leaf.dtype))
+
+
+def test_position_ids_of_old_checkpoints_are_ignored(saved):
+    expected = load(saved)
+
+    def add(tensors):
+        tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
+        tensors["vision_model.embeddings.position_ids"] = np.arange(17)[None]
+
+    rewrite(saved, add)
+    found = load(saved)
+    assert_same(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+def test_one_error_lists_everything_that_does_not_fit(saved):
+    def spoil(tensors):
+        del tensors["logit_scale"]
+        del tensors["vision_model.pre_layrnorm.bias"]
+        tensors["text_projection.weight"] = tensors["text_projection.weight"][:, 1:].copy()
+        tensors["text_model.encoder.layers.7.mlp.fc1.bias"] = np.zeros(3, np.float32)
+        tensors["vision_model.post_layernorm.weight"] = np.zeros(32, np.int8)
+
+    rewrite(saved, spoil)
+    with pytest.raises(ValueError, match="5 differ") as error:
+        load(saved)
+    for line in (
+        "missing: logit_scale []",
+        "missing: vision_model/pre_layrnorm/bias [32]",
+        "shape: text_projection/kernel is [31, 24], expected [32, 24]",
+        "unexpected: text_model/encoder/layers/7/mlp/fc1/bias [3]",
+        "dtype: vision_model/post_layernorm/scale is int8, expected a floating-point type",
+    ):
+        assert line in str(error.value)
+
+
+def test_another_depth_is_found(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 3
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"16 differ(.|\n)*missing: text_model/encoder/layers/2/"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "flax_model.msgpack"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "noise"])
+def test_damaged_files_are_named(saved, name, damage):
+    if name == "flax_model.msgpack":
+        tree = unflatten_dict(read_tensors(saved), sep="/")
+        (saved / name).write_bytes(msgpack_serialize(tree))
+        (saved / "model.safetensors").unlink()
+    whole = (saved / name).read_bytes()
+    damaged = {"truncated": whole[:-100], "empty": b"", "noise": bytes(range(255, 0, -1)) * 9}
+    (saved / name).write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=f"{name} is truncated or corrupt"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickles_are_never_opened(saved, name):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was opened",))
+
+    (saved / "model.safetensors").unlink()
+    (saved / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(
+        ValueError, match=r"pickle, .* never loaded. Convert it once.*save_pretrained"
+    ):
+        load(saved)
+
+
+def test_no_weights_at_all(saved):
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no weights in .*expected model.safetensors"):
+        load(saved)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    tiny_clip_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    shard = sorted(tmp_path.glob("model-*"))[1]
+    shard.unlink()
+    assert not has_weights(tmp_path)
+    with pytest.raises(ValueError, match=f"lists files that are absent: \\['{shard.name}'\\]"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd"])
+def test_shards_outside_the_directory_are_refused(saved, shard):
+    (saved / "model.safetensors").unlink()
+    index = {"weight_map": {"logit_scale": shard}}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index.json is not a valid .*outside the directory"):
+        load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+def test_invalid_indices_are_named(saved, text):
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index.json is not a valid safetensors index"):
+        load(saved)
+
+
+def test_stacked_attention_weights_are_split(tmp_path):
+    model = tiny_siglip_model()
+    model.save_pretrained(tmp_path)
+    attention = flatten(load(tmp_path)[0]["vision_model"]["head"]["attention"])
+    stacked = model.vision_model.head.attention
+    for index, part in enumerate("qkv"):
+        rows = slice(32 * index, 32 * (index + 1))
+        np.testing.assert_array_equal(
+            attention[f"{part}_proj/kernel"], stacked.in_proj_weight.detach().numpy()[rows].T
+        )
+        np.testing.assert_array_equal(
+            attention[f"{part}_proj/bias"], stacked.in_proj_bias.detach().numpy()[rows]
+        )
+
+
+def test_the_hash_sees_names_dtypes_shapes_and_every_byte():
+    tensors = {"a/kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": np.float32([1])}
+    digest = fingerprint(tensors)
+    assert digest == fingerprint(dict(reversed(tensors.items())))
+    assert digest == fingerprint(tensors | {"a/kernel": tensors["a/kernel"].T.copy().T})
+    flipped = tensors["a/kernel"].copy()
+    flipped.view(np.uint8)[1, 3] ^= 1
+    others = [
+        {"c/kernel": tensors["a/kernel"], "b": tensors["b"]},
+        tensors | {"a/kernel": tensors["a/kernel"].reshape(3, 2)},
+        tensors
+        | {"a/kernel": tensors["a/kernel"].view(np.int32).view("float32").astype("float16")},
+        tensors | {"a/kernel": flipped},
+    ]
+    assert len({digest, *map(fingerprint, others)}) == 5
+
+
+def test_expected_shapes_are_those_of_the_tree(saved):
+    params, _ = load(saved)
+    shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
+    assert expected_shapes(read_config(saved, "float32")) == shapes
+    assert_same(as_params(flatten(params), "float32"), params)
