@@ -87,4 +87,5 @@ def _as_png(pixels: UInt8[np.ndarray, "h w 3"]) -> io.BytesIO:
 
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, format="PNG")
+    png.seek(0)
     return png

@@ -70,7 +70,7 @@ def load_folder(folder: Path, split: str) -> ImageDataset:
             f"split is {split!r}, but folder {root.name!r} has no subfolders train and test: all its "
             "images are one split, 'train'"
         )
-    problems: list[str] = []
+    problems = _problems_of_splits(root) if splits else []
     files = {
         name: _files_of_classes(root / name if splits else root, root, problems)
         for name in splits or SPLITS[:1]
@@ -98,12 +98,21 @@ def load_folder(folder: Path, split: str) -> ImageDataset:
 
 def _split_folders(root: Path) -> tuple[str, ...]:
     """The split subfolders; none if class folders lie directly in `root` (one may be named "train")."""
-    inner = [entry for entry in _entries(root) if entry.is_dir()]
-    if not inner or not {entry.name for entry in inner} <= set(SPLITS):
+    inner = {entry.name: entry for entry in _entries(root) if Path(entry.path).is_dir()}
+    if not inner or not inner.keys() <= set(SPLITS):
         return ()
-    if not any(entry.is_dir() for sub in inner for entry in _entries(sub)):
+    if not any(Path(entry.path).is_dir() for sub in inner.values() for entry in _entries(sub)):
         return ()
-    return tuple(name for name in SPLITS if any(entry.name == name for entry in inner))
+    return tuple(name for name in SPLITS if name in inner)
+
+
+def _problems_of_splits(root: Path) -> list[str]:
+    """What lies beside the split subfolders, and where one of them leads out."""
+    return [
+        f"  {entry.name!r}: {problem or 'beside the folders train and test, not in one'}"
+        for entry in _entries(root)
+        if (problem := _problem_of_link(entry, root)) or entry.name not in SPLITS
+    ]
 
 
 def _files_of_classes(folder: Path, root: Path, problems: list[str]) -> dict[str, list[str]]:
@@ -140,8 +149,8 @@ def _relative(entry: os.DirEntry[str], root: Path) -> str:
 
 
 def _problem_of_class_folder(entry: os.DirEntry[str], root: Path) -> str | None:
-    if _leads_out(entry, root):
-        return "a link that leads out of the folder"
+    if problem := _problem_of_link(entry, root):
+        return problem
     if not entry.is_dir():
         return "beside the class folders, not in one"
     if not entry.name.isprintable():
@@ -150,16 +159,22 @@ def _problem_of_class_folder(entry: os.DirEntry[str], root: Path) -> str | None:
 
 
 def _problem_of_file(entry: os.DirEntry[str], root: Path) -> str | None:
-    if _leads_out(entry, root):
-        return "a link that leads out of the folder"
+    if problem := _problem_of_link(entry, root):
+        return problem
     if entry.is_dir():
         return "a folder within a class folder"
     if not entry.is_file():
-        return "a broken link" if entry.is_symlink() else "not a regular file"
+        return "not a regular file"
     if Path(entry.name).suffix.lower() not in SUFFIXES:
         return "not an image by its name"
     return None
 
 
-def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:
-    return entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root)
+def _problem_of_link(entry: os.DirEntry[str], root: Path) -> str | None:
+    if not entry.is_symlink():
+        return None
+    try:
+        target = Path(entry.path).resolve(strict=True)
+    except (OSError, RuntimeError):  # a loop is either, by the version of Python
+        return "a broken link"
+    return None if target.is_relative_to(root) else "a link that leads out of the folder"

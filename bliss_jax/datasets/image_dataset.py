@@ -13,10 +13,10 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Integer, UInt8
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class LazyImages(Sequence[np.ndarray]):
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
         """The image at a position in [0, len)."""
 
-    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The image at `index`; negative ones count from the end, slices are `ImageDataset.subset`'s."""
         return self.read(range(len(self))[operator.index(index)])
 
@@ -49,7 +49,7 @@ class LazyImages(Sequence[np.ndarray]):
 class SelectedImages(LazyImages):
     """The images at some positions of others."""
 
-    def __init__(self, images: Images, positions: Int[np.ndarray, " selected"]):
+    def __init__(self, images: Images, positions: Integer[np.ndarray, " selected"]):
         self._images = images
         self._positions = positions
 
@@ -96,7 +96,7 @@ class ImageDataset:
 
     name: str
     images: Images
-    labels: Int32[np.ndarray, " images"]
+    labels: Integer[np.ndarray, " images"]
     class_names: tuple[str, ...]
     source: str
 
@@ -128,7 +128,7 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: Iterable[int] | Int[np.ndarray, " selected"]) -> "ImageDataset":
+    def subset(self, indices: Iterable[int] | Integer[np.ndarray, " selected"]) -> "ImageDataset":
         """The images at `indices`, in that order, with the same class names.
 
         An array of images is indexed (which copies), any others are read through this data set when

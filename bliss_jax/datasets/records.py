@@ -49,8 +49,7 @@ class RecordImages(LazyImages):
 
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decodes one record's image."""
-        example = self._records[int(self._order[position])]
-        content = example.features.feature["image"].bytes_list.value[0]
+        content = self._records[int(self._order[position])]["image"]
         return decode_image(content, f"{self._name} {position}")
 
 
@@ -84,9 +83,7 @@ def load_prepared(
     if not builder.is_prepared():
         _prepare(builder, builder_class.ARCHIVE, manual_dir)
     try:
-        records = builder.as_data_source(
-            split, deserialize_method=tfds.decode.DeserializeMethod.DESERIALIZE_NO_DECODE
-        )
+        records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise ValueError(
             f"{builder.info.full_name} was prepared in a file format without random access; "
@@ -130,8 +127,7 @@ def _index(records: Any) -> tuple[Int[np.ndarray, " images"], Int[np.ndarray, " 
     for start in range(0, len(records), _INDEXED_AT_ONCE):
         keys = range(start, min(start + _INDEXED_AT_ONCE, len(records)))
         for example in records.__getitems__(keys):
-            feature = example.features.feature
-            ids.append(feature["id"].bytes_list.value[0])
-            labels.append(feature["label"].int64_list.value[0])
+            ids.append(example["id"])
+            labels.append(example["label"])
     order = np.argsort(np.array(ids), kind="stable")
     return order, np.array(labels, np.int32)[order]

@@ -1,0 +1,399 @@
+"""The tfds data sets, prepared offline from archives in the official layout, against the raw arrays."""
+
+import csv
+import io
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import CIFAR10_NAMES, as_binary, point_at, published_as, write_tar
+from PIL import Image
+
+from bliss_jax.datasets import UnreadableImageError, load_dataset
+from bliss_jax.datasets.cifar import CIFAR10, CIFAR100, Cifar10, Cifar100
+from bliss_jax.datasets.tiny_imagenet import TINY_IMAGENET, TinyImagenet, class_table
+
+PINS = (
+    (CIFAR10, 170052171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    (CIFAR100, 168513733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+    (TINY_IMAGENET, 248100043, "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"),
+)
+
+
+def all_images(dataset) -> np.ndarray:
+    with ThreadPoolExecutor(4) as pool:
+        return np.stack(list(pool.map(dataset.images.__getitem__, range(len(dataset)))))
+
+
+CUT_OFF = """
+import socket, sys
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+
+def without_optional(name, path=None, target=None):
+    absent = name.split(".")[0] in ("tensorflow", "torch", "importlib_resources", "cv2")
+    return None if absent else find_spec(name, path, target)
+
+def refuse(*args, **kwargs):
+    raise AssertionError("the network was asked")
+
+PathFinder.find_spec = without_optional
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+"""
+
+
+def run_cut_off(program: str, *arguments) -> str:
+    """Runs a program in a process without TensorFlow and without a network; what it prints."""
+    run = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", CUT_OFF + program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+# CIFAR-10: the archive in a manual directory, in full size.
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize(("split", "images"), [("test", 10_000), ("train", 50_000)])
+def test_cifar10_gives_every_image_and_label_of_the_archive_in_its_order(cifar10, split, images):
+    dataset = load_dataset(
+        "cifar10", split, data_dir=cifar10.data_dir, manual_dir=cifar10.manual_dir
+    )
+    assert len(dataset) == len(dataset.images) == images
+    np.testing.assert_array_equal(dataset.labels, cifar10.labels[split])
+    np.testing.assert_array_equal(all_images(dataset), cifar10.images[split])
+    assert dataset.class_names == (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    )
+    assert dataset.source == f"tfds cifar10:3.0.2 {split}"
+
+
+@pytest.mark.shared_data
+def test_threads_read_the_same_images_as_one_reader(cifar10):
+    dataset = load_dataset(
+        "cifar10", "test", data_dir=cifar10.data_dir, manual_dir=cifar10.manual_dir
+    )
+    chosen = np.random.default_rng(0).integers(0, len(dataset), 2000)
+    with ThreadPoolExecutor(16) as pool:
+        threaded = list(pool.map(lambda i: dataset.images[int(i)], chosen))
+    np.testing.assert_array_equal(np.stack(threaded), cifar10.images["test"][chosen])
+
+
+@pytest.mark.shared_data
+def test_a_prepared_data_set_needs_neither_network_nor_archive_nor_tensorflow(cifar10):
+    load_dataset("cifar10", "test", data_dir=cifar10.data_dir, manual_dir=cifar10.manual_dir)
+    program = """
+from bliss_jax.datasets import load_dataset
+dataset = load_dataset("cifar10", "test", data_dir=sys.argv[1])
+print(len(dataset), dataset.images[0].sum())
+"""
+    printed = run_cut_off(program, cifar10.data_dir)
+    assert printed.split() == ["10000", str(cifar10.images["test"][0].sum())]
+
+
+@pytest.mark.shared_data
+def test_another_process_prepares_it_without_tensorflow_and_without_a_network(cifar10, tmp_path):
+    program = """
+from bliss_jax.datasets import cifar, load_dataset
+cifar.Cifar10.IMAGES = {"train": 50, "test": 10}
+load_dataset("cifar10", "train", data_dir=sys.argv[2], manual_dir=sys.argv[1])
+"""
+    folder = tmp_path / "manual" / CIFAR10.folder
+    folder.mkdir(parents=True)
+    for batch in range(5):
+        rows = slice(batch * 10, batch * 10 + 10)
+        (folder / f"data_batch_{batch + 1}.bin").write_bytes(
+            as_binary(cifar10.images["train"][rows], cifar10.labels["train"][rows])
+        )
+    test = as_binary(cifar10.images["test"][:10], cifar10.labels["test"][:10])
+    (folder / "test_batch.bin").write_bytes(test)
+    (folder / "batches.meta.txt").write_text("\n".join([*CIFAR10_NAMES, "", ""]))
+    run_cut_off(program, folder.parent, tmp_path / "data")
+    dataset = load_dataset("cifar10", "train", data_dir=tmp_path / "data")
+    np.testing.assert_array_equal(all_images(dataset), cifar10.images["train"][:50])
+
+
+def test_what_tfds_prepared_is_what_is_read_here():
+    """Name, version, features and archives are those of tfds's own builders."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import checksums
+
+    for ours, theirs in (
+        (Cifar10, tfds.image_classification.Cifar10),
+        (Cifar100, tfds.image_classification.Cifar100),
+    ):
+        assert ours.name == theirs.name
+        assert ours.VERSION == theirs.VERSION
+        assert ours._info is theirs._info
+    for name, archive in (("cifar10", CIFAR10), ("cifar100", CIFAR100)):
+        pinned = checksums.load_url_infos(tfds.core.tfds_path("url_checksums") / f"{name}.txt")
+        assert archive.url_infos()[archive.url] == pinned[archive.url]
+
+
+@pytest.mark.parametrize(("archive", "size", "sha256"), PINS)
+def test_the_archives_are_pinned(archive, size, sha256):
+    assert (archive.size, archive.sha256) == (size, sha256)
+
+
+# CIFAR-100: downloaded from a web server on this machine.
+
+
+def small_cifar100(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    images = {
+        split: rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+        for split, n in (("train", 500), ("test", 200))
+    }
+    fine = {split: rng.permutation(np.arange(len(x)) % 100) for split, x in images.items()}
+    names = [f"fine_{label:02d}" for label in range(100)]
+    members = {
+        f"{split}.bin": as_binary(images[split], fine[split] // 5, fine[split])
+        for split in ("train", "test")
+    }
+    members["fine_label_names.txt"] = ("\n".join(names) + "\n\n").encode()
+    members["coarse_label_names.txt"] = "\n".join(f"coarse_{i}" for i in range(20)).encode()
+    return images, fine, names, {f"{CIFAR100.folder}/{k}": v for k, v in members.items()}
+
+
+@pytest.fixture
+def cifar100_server(served, monkeypatch):
+    folder, address = served
+    images, fine, names, members = small_cifar100()
+    write_tar(folder / CIFAR100.file_name, members)
+    archive = published_as(CIFAR100, folder / CIFAR100.file_name, f"{address}/{CIFAR100.file_name}")
+    point_at(monkeypatch, Cifar100, archive)
+    monkeypatch.setattr(Cifar100, "IMAGES", {"train": 500, "test": 200})
+    return archive, images, fine, names
+
+
+@pytest.mark.parity
+def test_cifar100_is_downloaded_checked_and_read_with_its_fine_labels(cifar100_server, tmp_path):
+    _, images, fine, names = cifar100_server
+    for split in ("train", "test"):
+        dataset = load_dataset("cifar100", split, data_dir=tmp_path)
+        np.testing.assert_array_equal(all_images(dataset), images[split])
+        np.testing.assert_array_equal(dataset.labels, fine[split])
+        assert dataset.class_names == tuple(names)
+        assert dataset.source == f"tfds cifar100:3.0.2 {split}"
+
+
+def test_a_download_with_another_checksum_is_refused(cifar100_server, tmp_path, monkeypatch):
+    archive, *_ = cifar100_server
+    point_at(monkeypatch, Cifar100, replace(archive, sha256="0" * 64))
+    with pytest.raises(ValueError, match="not the official archive"):
+        load_dataset("cifar100", data_dir=tmp_path)
+    assert not (tmp_path / "cifar100").exists() or not list((tmp_path / "cifar100").iterdir())
+
+
+def test_a_failed_download_says_how_to_provide_the_archive(cifar100_server, tmp_path, monkeypatch):
+    archive, *_ = cifar100_server
+    point_at(monkeypatch, Cifar100, replace(archive, url=archive.url + ".gone"))
+    with pytest.raises(ConnectionError, match=r"404[\s\S]*cifar-100-binary.*SHA-256.*manual_dir"):
+        load_dataset("cifar100", data_dir=tmp_path)
+
+
+def test_no_network_says_how_to_provide_the_archive(tmp_path, monkeypatch):
+    from tensorflow_datasets.core.download import downloader
+
+    monkeypatch.setattr(downloader, "MAX_RETRIES", 0)
+    point_at(
+        monkeypatch, Cifar100, replace(CIFAR100, url="http://127.0.0.1:1/cifar-100-binary.tar.gz")
+    )
+    with pytest.raises(ConnectionError, match="manual_dir"):
+        load_dataset("cifar100", data_dir=tmp_path)
+
+
+def test_an_archive_of_ones_own_is_refused_for_its_checksum(tmp_path):
+    *_, members = small_cifar100()
+    write_tar(tmp_path / "manual" / CIFAR100.file_name, members)
+    with pytest.raises(ValueError, match="not the official archive"):
+        load_dataset("cifar100", data_dir=tmp_path / "data", manual_dir=tmp_path / "manual")
+
+
+def test_an_unpacked_archive_of_the_wrong_size_is_refused(tmp_path):
+    *_, members = small_cifar100()
+    for name, content in members.items():
+        (tmp_path / "manual" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "manual" / name).write_bytes(content)
+    with pytest.raises(ValueError, match="expected 50000 images of 3074"):
+        load_dataset("cifar100", data_dir=tmp_path / "data", manual_dir=tmp_path / "manual")
+    (tmp_path / "manual" / CIFAR100.folder / "test.bin").unlink()
+    with pytest.raises(ValueError, match=r"cifar-100-binary lacks test\.bin"):
+        load_dataset("cifar100", data_dir=tmp_path / "data", manual_dir=tmp_path / "manual")
+
+
+def test_an_empty_manual_directory_is_refused_rather_than_passed_over(tmp_path):
+    with pytest.raises(ValueError, match=r"neither 'cifar-10-binary\.tar\.gz' nor a folder"):
+        load_dataset("cifar10", data_dir=tmp_path / "data", manual_dir=tmp_path)
+
+
+# CIFAR-10 and CIFAR-100 together.
+
+
+@pytest.mark.shared_data
+def test_cifar_plus_appends_the_fine_classes(cifar10, cifar100_server, tmp_path):
+    _, images100, fine, names = cifar100_server
+    (tmp_path / "cifar10").symlink_to(cifar10.data_dir / "cifar10")
+    load_dataset("cifar10", "test", data_dir=cifar10.data_dir, manual_dir=cifar10.manual_dir)
+    test = load_dataset("cifar10+cifar100", "test", data_dir=tmp_path)
+    assert len(test) == 10_200
+    assert test.class_names[10:] == tuple(names)
+    np.testing.assert_array_equal(test.labels[:10_000], cifar10.labels["test"])
+    np.testing.assert_array_equal(test.labels[10_000:], fine["test"] + 10)
+    for i in (0, 9_999):
+        np.testing.assert_array_equal(test.images[i], cifar10.images["test"][i])
+    for i in (0, 199):
+        np.testing.assert_array_equal(test.images[10_000 + i], images100["test"][i])
+    assert test.source == "tfds cifar10:3.0.2 test + tfds cifar100:3.0.2 test"
+
+    train = load_dataset("cifar10+cifar100", "train", data_dir=tmp_path)
+    assert len(train) == 50_000
+    assert train.class_names == test.class_names
+
+
+# TinyImageNet: the archive, and what it unpacks to.
+
+
+def decoded(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+@pytest.mark.parity
+@pytest.mark.shared_data
+def test_tiny_imagenet_train_is_every_jpeg_of_each_class(tiny_imagenet, tiny_imagenet_files):
+    dataset = load_dataset(
+        "tiny-imagenet",
+        "train",
+        data_dir=tiny_imagenet.data_dir,
+        manual_dir=tiny_imagenet.manual_dir,
+    )
+    np.testing.assert_array_equal(dataset.labels, np.repeat(np.arange(200), 50))
+    wnids = sorted({name.split("/")[2] for name in tiny_imagenet_files if "/train/" in name})
+    expected = [
+        decoded(tiny_imagenet_files[f"tiny-imagenet-200/train/{wnid}/images/{wnid}_{i}.JPEG"])
+        for wnid in wnids
+        for i in range(50)
+    ]
+    np.testing.assert_array_equal(all_images(dataset), np.stack(expected))
+    assert dataset.source == "tfds tiny_imagenet:1.0.0 train"
+
+
+@pytest.mark.parity
+@pytest.mark.shared_data
+def test_tiny_imagenet_test_is_the_annotated_validation_set(
+    tiny_imagenet, tiny_imagenet_files, shared
+):
+    dataset = load_dataset(
+        "tiny-imagenet",
+        "test",
+        data_dir=tiny_imagenet.data_dir,
+        manual_dir=tiny_imagenet.manual_dir,
+    )
+    annotations = tiny_imagenet_files["tiny-imagenet-200/val/val_annotations.txt"].decode()
+    wnid_of = dict(line.split("\t")[:2] for line in annotations.splitlines())
+    with (shared / "data" / "tinyimagenet_classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert dataset.class_names == tuple(row["label"].replace("_", " ") for row in rows)
+    assert rows == sorted(rows, key=lambda row: row["wnid"])
+    wnids = [row["wnid"] for row in rows]
+    assert [wnids[label] for label in dataset.labels] == [
+        wnid_of[f"val_{i}.JPEG"] for i in range(10_000)
+    ]
+    assert np.bincount(dataset.labels, minlength=200).tolist() == [50] * 200
+    expected = [
+        decoded(tiny_imagenet_files[f"tiny-imagenet-200/val/images/val_{i}.JPEG"])
+        for i in range(10_000)
+    ]
+    np.testing.assert_array_equal(all_images(dataset), np.stack(expected))
+
+
+@pytest.mark.shared_data
+def test_the_reference_loses_the_african_elephant(tiny_imagenet):
+    where = {"data_dir": tiny_imagenet.data_dir, "manual_dir": tiny_imagenet.manual_dir}
+    full = load_dataset("tiny-imagenet", "test", **where)
+    quirk = load_dataset("tiny-imagenet", "test", reference_quirks=True, **where)
+    assert (len(full), len(quirk)) == (10_000, 9_950)
+    assert list(class_table()).index("n02504458") == 57
+    np.testing.assert_array_equal(quirk.labels, full.labels[full.labels != 57])
+    assert quirk.class_names == full.class_names
+    kept = np.flatnonzero(full.labels != 57)
+    np.testing.assert_array_equal(quirk.images[9_949], full.images[int(kept[-1])])
+    assert "African elephant" in quirk.source
+    train = load_dataset("tiny-imagenet", "train", reference_quirks=True, **where)
+    assert 57 in train.labels
+
+
+@pytest.mark.shared_data
+def test_tiny_imagenet_unpacked_gives_what_the_archive_gives(
+    tiny_imagenet, tiny_imagenet_files, tmp_path, monkeypatch
+):
+    names = [n for n in tiny_imagenet_files if n.split("_")[-1] == "0.JPEG" or n.endswith(".txt")]
+    folder = tmp_path / "manual"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(tiny_imagenet_files[name])
+    annotations = folder / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    annotations.write_text(annotations.read_text().splitlines()[0] + "\n")
+    monkeypatch.setattr(TinyImagenet, "TRAIN_IMAGES_PER_CLASS", 1)
+    monkeypatch.setattr(TinyImagenet, "TEST_IMAGES", 1)
+    small = load_dataset("tiny-imagenet", data_dir=tmp_path / "data", manual_dir=folder)
+    archive = load_dataset(
+        "tiny-imagenet", data_dir=tiny_imagenet.data_dir, manual_dir=tiny_imagenet.manual_dir
+    )
+    np.testing.assert_array_equal(
+        all_images(small), all_images(archive.subset(range(0, 10_000, 50)))
+    )
+
+    (folder / "tiny-imagenet-200/train/n01443537/images/n01443537_0.JPEG").unlink()
+    with pytest.raises(ValueError, match="lacks train/n01443537/images/n01443537_0"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path / "again", manual_dir=folder)
+    annotations.write_text("val_1.JPEG\tn01443537\t0\t0\t1\t1\n")
+    with pytest.raises(ValueError, match="does not list each of val_0"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path / "again", manual_dir=folder)
+    annotations.write_text("val_0.JPEG\tn99999999\t0\t0\t1\t1\n")
+    with pytest.raises(ValueError, match="unknown classes: n99999999"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path / "again", manual_dir=folder)
+    (folder / "tiny-imagenet-200" / "wnids.txt").write_text("n01443537\n")
+    with pytest.raises(ValueError, match=r"wnids\.txt does not list the 200 classes"):
+        load_dataset("tiny-imagenet", data_dir=tmp_path / "again", manual_dir=folder)
+
+
+@pytest.mark.shared_data
+def test_a_damaged_jpeg_in_an_unpacked_archive_is_named_when_it_is_read(
+    tiny_imagenet_files, tmp_path, monkeypatch
+):
+    folder = tmp_path / "manual"
+    for name in (n for n in tiny_imagenet_files if n.endswith(("_0.JPEG", ".txt"))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(
+            tiny_imagenet_files[name][:300] if "val_0" in name else tiny_imagenet_files[name]
+        )
+    annotations = folder / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    annotations.write_text("val_0.JPEG\tn01443537\t0\t0\t1\t1\n")
+    monkeypatch.setattr(TinyImagenet, "TRAIN_IMAGES_PER_CLASS", 1)
+    monkeypatch.setattr(TinyImagenet, "TEST_IMAGES", 1)
+    dataset = load_dataset("tiny-imagenet", "test", data_dir=tmp_path / "d", manual_dir=folder)
+    with pytest.raises(UnreadableImageError, match="'tiny-imagenet test 0'"):
+        dataset.images[0]
+
+
+# Names.
+
+
+def test_an_unknown_name_lists_near_misses():
+    with pytest.raises(
+        ValueError, match=r"'cifar-10' is neither .*did you mean cifar10 or cifar100"
+    ):
+        load_dataset("cifar-10")
+    with pytest.raises(ValueError, match="'train', 'test'"):
+        load_dataset("cifar10", "val")
