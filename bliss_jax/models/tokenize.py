@@ -26,6 +26,9 @@ from jaxtyping import Int32
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.siglip import SiglipConfig
 
+# What a tokenizer can be made of: any one of these groups of files.
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+
 
 def clean_clip(text: str) -> str:
     """OpenAI's cleaning after `ftfy`: entities resolved twice, blanks collapsed, lower case."""
@@ -115,6 +118,11 @@ def load_tokenizer(directory: Path, config: CLIPConfig | SiglipConfig) -> Tokeni
     """
     from transformers import AutoTokenizer
 
+    # transformers 5 makes up a tokenizer of three tokens where it finds none of these.
+    if not any(all((directory / file).is_file() for file in files) for files in TOKENIZER_FILES):
+        raise ValueError(
+            f"no tokenizer in {directory}: expected {' or '.join(map(' and '.join, TOKENIZER_FILES))}"
+        )
     try:
         backend = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
