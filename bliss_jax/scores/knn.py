@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
+from bliss_jax.scores.class_blocks import class_blocks
+from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, top_k_similar
 
 
 def knn_score(
@@ -57,7 +58,7 @@ def nearest_of_class(
     k: int = 10,
     *,
     num_classes: int,
-    chunk_size: int = CHUNK_SIZE,
+    block_size: int = 1024,
 ) -> Float[jax.Array, "images classes k"]:
     """The k largest cosines of each image to the bank's images of each class, descending.
 
@@ -67,7 +68,7 @@ def nearest_of_class(
         bank_labels: Their classes [bank], in 0..num_classes-1.
         k: Neighbours, 1 <= k <= bank; static.
         num_classes: C, static.
-        chunk_size: Images compared at once; static.
+        block_size: Images of one class compared at once, at most; bounds memory; static.
 
     Returns:
         Cosines [images, C, k]; -inf where a class has fewer than k images.
@@ -81,11 +82,17 @@ def nearest_of_class(
     _checks.top_k_size(k, len(bank), "the images of the bank")
     labels = _checks.class_labels("bank_labels", bank_labels, len(bank), num_classes)
 
-    def of_class(c):
-        return top_k_similar(x, bank, k, chunk_size=chunk_size, where=labels == c)[0]
+    labels = jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
 
-    nearest = lax.map(of_class, jnp.arange(num_classes, dtype=jnp.int32))
-    return jnp.swapaxes(nearest, 0, 1)
+    def add_block(nearest, block):
+        rows, valid, c = block
+        cosines = jnp.where(valid[None, :], similarity(x, bank[rows]), -jnp.inf)
+        candidates = jnp.concatenate([nearest[c], cosines], axis=1)
+        return nearest.at[c].set(lax.top_k(candidates, k)[0]), None
+
+    nothing = jnp.full((num_classes, len(x), k), -jnp.inf, x.dtype)
+    blocks = class_blocks(labels, num_classes, block_size)
+    return jnp.swapaxes(lax.scan(add_block, nothing, blocks)[0], 0, 1)
 
 
 def knn_score_from_nearest(

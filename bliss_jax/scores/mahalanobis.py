@@ -54,15 +54,16 @@ def mahalanobis_score(
     cov = jnp.einsum("c,cde->de", count / jnp.maximum(count.sum(), 1), moments.cov)
     cov = cov + ridge * (jnp.trace(cov) / len(cov)) * jnp.eye(len(cov), dtype=x.dtype)
 
-    # With S = L L^T the distance is Euclidean after z = L^-1 x. The difference x - m is taken before
-    # the solve: whitened vectors are long, and |z|^2 - 2 z.w + |w|^2 would cancel.
+    # With S = L L^T the distance is Euclidean after z = L^-1 x. Differences are squared one by one:
+    # |z|^2 - 2 z.w + |w|^2 would cancel. Centring first keeps z short.
     factor = jnp.linalg.cholesky(cov)
+    centre = jnp.mean(moments.mean, axis=0, where=mask[:, None])[None, :]
 
-    def squared_distance(mean):
-        z = jax.scipy.linalg.solve_triangular(factor, (x - mean[None, :]).T, lower=True)
-        return jnp.sum(z * z, axis=0)
+    def whiten(x):
+        return jax.scipy.linalg.solve_triangular(factor, (x - centre).T, lower=True).T
 
-    squared = lax.map(squared_distance, moments.mean).T
+    z, means = whiten(x), whiten(moments.mean)
+    squared = lax.map(lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1), means).T
     squared = jnp.where((moments.count > 0)[None, :], squared, jnp.nan)
     nearest = jnp.min(jnp.where(mask[None, :], squared, jnp.inf), axis=1)
     # The gradient of the root is infinite at 0, where an image lies on a class mean.

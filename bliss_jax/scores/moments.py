@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.scores.class_blocks import class_blocks
 
 _MAX_BLOCK = 256
 
@@ -90,8 +91,7 @@ def fit_moments(
     y = _checks.class_labels("labels", labels, len(x), num_classes, where=counted)
     y = jnp.where(counted & (y >= 0) & (y < num_classes), y, num_classes)
 
-    block = _block_size(len(x), num_classes)
-    rows, valid, block_class = _class_blocks(y, num_classes, block)
+    rows, valid, block_class = class_blocks(y, num_classes, _MAX_BLOCK)
 
     def add_block(moments: ClassMoments, entry) -> tuple[ClassMoments, None]:
         rows, valid, c = entry
@@ -181,36 +181,3 @@ def _centred_moments(
 def _ratio(part: jax.Array, whole: jax.Array, dtype) -> jax.Array:
     """Part / whole, and 0 where whole is 0."""
     return part.astype(dtype) / jnp.maximum(whole, 1).astype(dtype)
-
-
-def _block_size(num_images: int, num_classes: int) -> int:
-    """A power of two near the mean class size, so that few rows of a block are padding."""
-    per_class = max(1, num_images // max(1, num_classes))
-    return min(_MAX_BLOCK, max(8, 1 << (per_class - 1).bit_length()))
-
-
-def _class_blocks(
-    labels: Int[jax.Array, " images"], num_classes: int, block: int
-) -> tuple[
-    Int[jax.Array, "blocks block"], Bool[jax.Array, "blocks block"], Int[jax.Array, " blocks"]
-]:
-    """Cuts the images, sorted by class, into blocks of one class each.
-
-    Returns the rows of each block, which of them are valid, and the block's class. The number of
-    blocks is static: sum_c ceil(n_c / block) is at most n // block + C. Blocks left over have no valid
-    row. Images labelled `num_classes` are in no block.
-    """
-    num_blocks = len(labels) // block + num_classes
-    order = jnp.argsort(labels, stable=True)
-    count = jnp.bincount(labels, length=num_classes)
-    first_row = jnp.cumsum(count) - count
-    last_block = jnp.cumsum((count + block - 1) // block)
-    first_block = last_block - (count + block - 1) // block
-
-    blocks = jnp.arange(num_blocks)
-    block_class = jnp.searchsorted(last_block, blocks, side="right").astype(jnp.int32)
-    block_class = jnp.minimum(block_class, num_classes - 1)
-    in_class = (blocks - first_block[block_class])[:, None] * block + jnp.arange(block)[None, :]
-    valid = in_class < count[block_class][:, None]
-    rows = order[jnp.minimum(first_row[block_class][:, None] + in_class, len(labels) - 1)]
-    return rows, valid, block_class

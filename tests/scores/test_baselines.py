@@ -110,7 +110,7 @@ def test_knn_agrees_with_scikit_learn(chunk_size):
     np.testing.assert_allclose(
         knn_score(X, of_normal, 6, chunk_size=chunk_size), expected, atol=1e-6
     )
-    nearest = nearest_of_class(X, TRAIN, TRAIN_LABELS, 6, num_classes=C, chunk_size=chunk_size)
+    nearest = nearest_of_class(X, TRAIN, TRAIN_LABELS, 6, num_classes=C, block_size=chunk_size)
     np.testing.assert_allclose(knn_score_from_nearest(nearest, MASK), expected, atol=1e-6)
 
 
