@@ -95,7 +95,8 @@ def read_config(directory: Path, dtype: Dtype) -> CLIPConfig | SiglipConfig:
         raise ValueError(f"no config.json in {directory}: not a checkpoint of transformers")
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # transformers 5 checks fields with errors of its own, which are no more than Exceptions.
+    except Exception as error:
         raise ValueError(f"{directory / 'config.json'} is not valid: {error}") from error
     if config.model_type == "clip":
         return CLIPConfig.from_transformers(config, dtype)

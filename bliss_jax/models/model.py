@@ -157,9 +157,9 @@ class Model:
             ValueError: A text is too long.
         """
         tokens = self.tokenize(texts, truncate=truncate)
-        size = min(TEXT_BATCH, len(tokens))
-        batches = [tokens[i : i + size] for i in range(0, len(tokens), size)] if size else [tokens]
-        return jnp.concatenate([self._encode_tokens(batch, size) for batch in batches])
+        size = max(1, min(TEXT_BATCH, len(tokens)))
+        starts = range(0, max(1, len(tokens)), size)
+        return jnp.concatenate([self._encode_tokens(tokens[i : i + size], size) for i in starts])
 
     def tokenize(
         self, texts: Sequence[str], *, truncate: bool = False
@@ -178,6 +178,8 @@ class Model:
     def _pixels(
         self, images: Images | Sequence[UInt8[np.ndarray, "_ _ 3"]], preprocessing: Preprocessing
     ) -> Float[Array, "n size size 3"]:
+        if len(images) == 0:
+            images = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         if isinstance(images, np.ndarray | jax.Array):
             return _preprocess(images, preprocessing)
         by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -230,8 +232,8 @@ def _load_repository(name: str, dtype: Dtype, revision: str | None) -> Model:
     try:
         directory = fetch(name, revision)
     except ValueError as error:
-        near = near_misses(name)
-        hint = f" Registered names like it: {near}." if near and name not in near else ""
+        near = [known for known in near_misses(name) if known != name]
+        hint = f" Registered names like it: {near}." if near else ""
         raise ValueError(f"{error}\n{name!r} is not a directory either.{hint}") from error
     return _load_directory(name, directory, dtype, directory.name)
 

@@ -120,8 +120,8 @@ def torch_embeddings(model, pixels, tokens):
 
     with torch.no_grad():
         out = model(
-            input_ids=torch.from_numpy(tokens).long(),
-            pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            input_ids=torch.tensor(tokens).long(),
+            pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2),
         )
     return out.image_embeds.numpy(), out.text_embeds.numpy()
 
