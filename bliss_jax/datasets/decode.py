@@ -107,4 +107,4 @@ def _to_rgb(image: "Image.Image") -> "Image.Image | UInt8[np.ndarray, 'h w 3']":
     if image.mode == "P" and "transparency" in image.info:
         # The same colours as by the direct way, about which Pillow warns.
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

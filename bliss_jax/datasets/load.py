@@ -57,13 +57,13 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(map(repr, SPLITS))}")
-    data_dir = None if data_dir is None else Path(data_dir).expanduser()
-    manual_dir = None if manual_dir is None else Path(manual_dir).expanduser()
+    data_dir = None if data_dir is None else Path(data_dir)
+    manual_dir = None if manual_dir is None else Path(manual_dir)
     if isinstance(name_or_folder, str) and name_or_folder in _NAMES:
         return _load_named(name_or_folder, split, data_dir, manual_dir, reference_quirks)
 
-    folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir():
+    folder = Path(name_or_folder)
+    if not name_or_folder or not folder.is_dir():
         near = difflib.get_close_matches(str(name_or_folder).lower(), _NAMES, n=2, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(

@@ -18,6 +18,8 @@ tfds stores examples in an order of its own (by a hash of their keys). Here they
 order, by the examples' feature `id`.
 """
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ from bliss_jax.datasets.decode import decode_image
 from bliss_jax.datasets.image_dataset import ImageDataset, LazyImages
 
 _FILE_FORMAT = "array_record"
+_SHARDS = 16
+"""Files written per split. Reading one record takes array_record longer the more its file holds: 61 us of
+50,000, 10 us of 3,000. (tfds ignores the bounds on their size that one may give it.)"""
+
 _INDEXED_AT_ONCE = 1000
 """Records held in memory while their ids and labels are read."""
 
@@ -107,10 +113,15 @@ def _prepare(
             f"manual_dir holds neither {archive.file_name!r} nor a folder {archive.folder!r}"
         )
     config = tfds.download.DownloadConfig(
-        manual_dir=manual_dir, try_download_gcs=False, force_checksums_validation=True
+        manual_dir=manual_dir,
+        try_download_gcs=False,
+        force_checksums_validation=True,
+        num_shards=_SHARDS,
     )
     try:
-        builder.download_and_prepare(download_config=config, file_format=_FILE_FORMAT)
+        # tfds prints what it does; standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(download_config=config, file_format=_FILE_FORMAT)
     except NonMatchingChecksumError as error:
         raise ValueError(f"not the official archive: {error}") from error
     except (RequestException, tfds.download.DownloadError) as error:

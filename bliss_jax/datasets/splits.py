@@ -123,7 +123,7 @@ def load_protocol(name_or_json: str | Path, *, dataset: str, num_classes: int) -
 
     from bliss_jax.datasets.protocol_file import read_protocol
 
-    path = Path(name_or_json).expanduser()
+    path = Path(name_or_json)
     if isinstance(name_or_json, Path) or path.suffix.lower() == ".json" or path.is_file():
         name, rows = read_protocol(path, num_classes=num_classes, reserved=protocol_names())
         splits = tuple(normal_against_rest(row, num_classes) for row in rows)

@@ -94,11 +94,17 @@ def test_transparency_is_dropped_and_hidden_colours_show():
     np.testing.assert_array_equal(image, RGB)
 
 
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bit_grey_keeps_its_high_byte(file_format):
-    image = decode_image(encode(Image.fromarray(GREY16), file_format), "image")
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(encode(Image.fromarray(GREY16), "PNG"), id="PNG"),
+        pytest.param(encode(Image.fromarray(GREY16), "TIFF"), id="TIFF"),
+        pytest.param(b"P5 7 9 65535\n" + GREY16.astype(">u2").tobytes(), id="PGM"),
+    ],
+)
+def test_sixteen_bit_grey_keeps_its_high_byte(content):
     expected = (GREY16 >> 8).astype(np.uint8)
-    np.testing.assert_array_equal(image, np.stack([expected] * 3, axis=-1))
+    np.testing.assert_array_equal(decode_image(content, "image"), np.stack([expected] * 3, axis=-1))
 
 
 def test_sixteen_bit_grey_is_turned_too():

@@ -12,7 +12,7 @@ import pytest
 from conftest import CIFAR10_NAMES, as_binary, point_at, published_as, write_tar
 from PIL import Image
 
-from bliss_jax.datasets import UnreadableImageError, load_dataset
+from bliss_jax.datasets import UnreadableImageError, load_dataset, records
 from bliss_jax.datasets.cifar import CIFAR10, CIFAR100, Cifar10, Cifar100
 from bliss_jax.datasets.tiny_imagenet import TINY_IMAGENET, TinyImagenet, class_table
 
@@ -104,7 +104,8 @@ print(len(dataset), dataset.images[0].sum())
 @pytest.mark.shared_data
 def test_another_process_prepares_it_without_tensorflow_and_without_a_network(cifar10, tmp_path):
     program = """
-from bliss_jax.datasets import cifar, load_dataset
+from bliss_jax.datasets import cifar, load_dataset, records
+records._SHARDS = 1
 cifar.Cifar10.IMAGES = {"train": 50, "test": 10}
 load_dataset("cifar10", "train", data_dir=sys.argv[2], manual_dir=sys.argv[1])
 """
@@ -177,7 +178,9 @@ def cifar100_server(served, monkeypatch):
 
 
 @pytest.mark.parity
-def test_cifar100_is_downloaded_checked_and_read_with_its_fine_labels(cifar100_server, tmp_path):
+def test_cifar100_is_downloaded_checked_and_read_with_its_fine_labels(
+    cifar100_server, tmp_path, capsys
+):
     _, images, fine, names = cifar100_server
     for split in ("train", "test"):
         dataset = load_dataset("cifar100", split, data_dir=tmp_path)
@@ -185,6 +188,7 @@ def test_cifar100_is_downloaded_checked_and_read_with_its_fine_labels(cifar100_s
         np.testing.assert_array_equal(dataset.labels, fine[split])
         assert dataset.class_names == tuple(names)
         assert dataset.source == f"tfds cifar100:3.0.2 {split}"
+    assert capsys.readouterr().out == "", "standard output is for results"
 
 
 def test_a_download_with_another_checksum_is_refused(cifar100_server, tmp_path, monkeypatch):
@@ -346,6 +350,7 @@ def test_tiny_imagenet_unpacked_gives_what_the_archive_gives(
     annotations.write_text(annotations.read_text().splitlines()[0] + "\n")
     monkeypatch.setattr(TinyImagenet, "TRAIN_IMAGES_PER_CLASS", 1)
     monkeypatch.setattr(TinyImagenet, "TEST_IMAGES", 1)
+    monkeypatch.setattr(records, "_SHARDS", 1)
     small = load_dataset("tiny-imagenet", data_dir=tmp_path / "data", manual_dir=folder)
     archive = load_dataset(
         "tiny-imagenet", data_dir=tiny_imagenet.data_dir, manual_dir=tiny_imagenet.manual_dir
@@ -382,6 +387,7 @@ def test_a_damaged_jpeg_in_an_unpacked_archive_is_named_when_it_is_read(
     annotations.write_text("val_0.JPEG\tn01443537\t0\t0\t1\t1\n")
     monkeypatch.setattr(TinyImagenet, "TRAIN_IMAGES_PER_CLASS", 1)
     monkeypatch.setattr(TinyImagenet, "TEST_IMAGES", 1)
+    monkeypatch.setattr(records, "_SHARDS", 1)
     dataset = load_dataset("tiny-imagenet", "test", data_dir=tmp_path / "d", manual_dir=folder)
     with pytest.raises(UnreadableImageError, match="'tiny-imagenet test 0'"):
         dataset.images[0]
@@ -395,5 +401,17 @@ def test_an_unknown_name_lists_near_misses():
         ValueError, match=r"'cifar-10' is neither .*did you mean cifar10 or cifar100"
     ):
         load_dataset("cifar-10")
+    with pytest.raises(ValueError, match="'' is neither a folder nor a data set"):
+        load_dataset("")
     with pytest.raises(ValueError, match="'train', 'test'"):
         load_dataset("cifar10", "val")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = """
+import sys
+import bliss_jax.datasets
+heavy = {"tensorflow_datasets", "tensorflow", "torch", "transformers", "PIL", "requests"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert run_cut_off(program).split() == ["[]"]
