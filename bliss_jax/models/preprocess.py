@@ -9,10 +9,10 @@ Resampling follows Pillow (`libImaging/Resample.c`): a separable filter, widened
 weights normalised in double precision and rounded to 22 fractional bits; a horizontal pass, rounding
 and clipping to 8 bits, a vertical pass, rounding and clipping again. The weights depend on static
 sizes only and are made on the host; the device sees int32 multiply-adds, so the result is the same
-integer on every backend. Older Pillows always run the horizontal pass first; Pillow 13 runs the
-vertical one first for some shapes whose height shrinks (its pull request 9549), which changes some
-pixels. This module keeps the order that CLIP was trained with; two calls of `Image.resize`, first the
-width, then the height, give its pixels in every Pillow.
+integer on every backend. Pillow up to 12 always runs the horizontal pass first; Pillow 13 runs the
+vertical one first where the height loses more than twice as many pixels as the width (its pull request
+9549), which changes some pixels of tall pictures. This module keeps the order that CLIP was trained with;
+two calls of `Image.resize`, first the width, then the height, give its pixels in every Pillow.
 
 Length of the long side and crop offset are those of OpenAI's CLIP, that is of torchvision's `Resize`
 and `CenterCrop`: `int(size * long / short)` and `round(margin / 2)` with ties to even. transformers'
@@ -185,13 +185,7 @@ def resize(
     _check_choice("geometry", geometry, get_args(Geometry))
     _check_choice("resample", resample, get_args(Resample))
     _, height, width, _ = images.shape
-    if geometry == "crop":
-        short = min(height, width)
-        new_height, new_width = int(size * height / short), int(size * width / short)
-    else:
-        new_height, new_width = size, size
-    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
-
+    (new_height, new_width), (top, left) = _target(height, width, size, geometry)
     resized = jnp.asarray(images)
     # As in Pillow, an axis that keeps its length is not filtered.
     if new_width == width:
@@ -203,6 +197,48 @@ def resize(
         return lax.slice_in_dim(resized, top, top + size, axis=1)
     rows = top + np.arange(size)
     return _filter_rows(resized, *_filter_weights(height, new_height, rows, resample))
+
+
+def resize_on_host(
+    image: UInt8[np.ndarray, "h w 3"], preprocessing: Preprocessing
+) -> UInt8[np.ndarray, "size size 3"]:
+    """`resize` of one image by Pillow itself: the same pixels, without a compilation for each new size.
+
+    For images of many different sizes. The result is what `apply_preprocessing` leaves as it is but for
+    the normalisation.
+
+    Args:
+        image: uint8 [h, w, 3].
+        preprocessing: Size, geometry and filter; the statistics are not used.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        ValueError: `image` is not a uint8 array [h, w, 3] with pixels.
+    """
+    from PIL import Image
+
+    _check_images(np.asarray(image)[None])
+    height, width, _ = image.shape
+    size = preprocessing.size
+    (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)
+    resample = Image.Resampling[preprocessing.resample.upper()]
+    # One call for each axis, since the order of the passes within one call depends on the version.
+    resized = Image.fromarray(image).resize((new_width, height), resample)
+    resized = resized.resize((new_width, new_height), resample)
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+def _target(
+    height: int, width: int, size: int, geometry: Geometry
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width after resizing, and the top left corner of the crop (see the module's text)."""
+    if geometry == "squash":
+        return (size, size), (0, 0)
+    short = min(height, width)
+    resized = int(size * height / short), int(size * width / short)
+    return resized, (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
 
 
 _FRACTION_BITS = 22

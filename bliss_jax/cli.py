@@ -1,0 +1,359 @@
+"""The command `bliss-jax`: parse, call, print.
+
+Results go to standard output, progress and notes to standard error. Exit codes: 0 done, 1 the work could
+not be done (the message says what was expected), 2 the command line is wrong.
+"""
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+# Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
+
+_DEFAULT_MODEL = "bliss-jax/untrained"
+_DEFAULT_DATASET = "digits"
+_OF_THE_MODEL = (
+    "model",
+    "revision",
+    "dtype",
+    "preprocess",
+    "prompt",
+    "dictionary",
+    "exclude_labels",
+)
+_OF_THE_DATA = ("data_dir", "manual_dir", "batch_size", "skip_unreadable", "reference_quirks")
+
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Group(click.Group):
+    """Turns the library's errors into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bliss-jax")
+def main() -> None:
+    """Semantic anomaly detection with CLIP and bias-corrected similarity (BLISS)."""
+
+
+def _model_and_data_options(command: Callable) -> Callable:
+    options = [
+        click.option(
+            "--dataset",
+            metavar="NAME|DIR",
+            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, digits, or a folder "
+            "DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: digits]",
+        ),
+        click.option(
+            "--model",
+            metavar="NAME|DIR",
+            help="A CLIP or SigLIP checkpoint: a Hugging Face repository or a directory.  "
+            f"[default: {_DEFAULT_MODEL}, which knows nothing]",
+        ),
+        click.option("--revision", help="Commit, tag or branch of the repository."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16"]),
+            default="float32",
+            show_default=True,
+            help="float32 is the reference, bfloat16 the fast path.",
+        ),
+        click.option(
+            "--preprocess",
+            type=click.Choice(["clip", "reference"]),
+            help="Statistics: CLIP's, or CIFAR's as in the authors' scripts.  [default: the model's own]",
+        ),
+        click.option("--prompt", help="Template.  [default: 'This is a photo of a {label}']"),
+        click.option(
+            "--dictionary",
+            metavar="NAME|FILE",
+            default="imagenet1k",
+            show_default=True,
+            help="imagenet1k, wordnet-nouns, or a text file of one phrase per line.",
+        ),
+        click.option("--exclude-labels", is_flag=True, help="Leave labels out of the dictionary."),
+        click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Where prepared data sets are kept."
+        ),
+        click.option(
+            "--manual-dir",
+            type=click.Path(path_type=Path),
+            help="A folder with the official archive, instead of a download.",
+        ),
+        click.option(
+            "--skip-unreadable", is_flag=True, help="Go on without images that cannot be read."
+        ),
+        click.option(
+            "--reference-quirks",
+            is_flag=True,
+            help="TinyImageNet without the class that the authors' scripts lose (9,950 test images).",
+        ),
+        click.option("--quiet", is_flag=True, help="No progress and no notes."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command(
+    epilog="Example:  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 "
+    "--model openai/clip-vit-base-patch16"
+)
+@_model_and_data_options
+@click.option(
+    "--embeddings",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Score embeddings that `bliss-jax embed` (or you) computed; no model is needed.",
+)
+@click.option(
+    "--protocol",
+    "protocols",
+    multiple=True,
+    default=("one-class",),
+    show_default=True,
+    metavar="NAME|FILE.json",
+    help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, or "
+    "{'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.",
+)
+@click.option("--score", "scores", multiple=True, help="Only these scores. May be repeated.")
+@click.option("--k", type=int, default=10, show_default=True, help="Dictionary texts per image.")
+@click.option(
+    "--lambda", "weight", type=float, default=0.5, show_default=True, help="Weight of their score."
+)
+@click.option(
+    "--shrinkage",
+    type=float,
+    metavar="N0",
+    help="Also BLISS with variances shrunk as by N0 images.  [default: 20 with --shots]",
+)
+@click.option(
+    "--shots", type=int, multiple=True, help="Few-shot: normal images per class. May be repeated."
+)
+@click.option("--draws", type=int, help="Few-shot draws.  [default: 20 with --shots]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of draws and of NegLabel.")
+@click.option("--per-split", is_flag=True, help="A column for each split.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write a line per split.")
+@click.pass_context
+def evaluate(ctx: click.Context, **options: Any) -> None:
+    """Measure how well BLISS and its baselines find anomalies on a benchmark."""
+    from bliss_jax import results
+    from bliss_jax.datasets import load_protocol
+    from bliss_jax.evaluation import SCORES, Settings
+    from bliss_jax.evaluation import evaluate as evaluate_protocol
+    from bliss_jax.report import print_evaluation
+
+    shots = options["shots"] or (None,)
+    few = bool(options["shots"])
+    n0 = options["shrinkage"] if options["shrinkage"] is not None else (20.0 if few else None)
+    if options["draws"] is not None and not few:
+        raise click.UsageError("--draws needs --shots")
+    settings = [
+        Settings(
+            scores=options["scores"] or SCORES,
+            k=options["k"],
+            weight=options["weight"],
+            shrinkages=(0.0, n0) if n0 else (0.0,),
+            shots=number,
+            draws=(options["draws"] or 20) if few else 1,
+            seed=options["seed"],
+        )
+        for number in shots
+    ]
+    quiet = options["quiet"]
+    if options["embeddings"] is not None:
+        given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
+        if given:
+            raise click.UsageError(f"--embeddings leaves nothing to do for {', '.join(given)}")
+        embeddings, protocols = _read(
+            options["embeddings"], options["dataset"], options["protocols"]
+        )
+    else:
+        train, test = _load_data(options)
+        protocols = [
+            load_protocol(name, dataset=train.name, num_classes=len(train.class_names))
+            for name in options["protocols"]
+        ]
+        splits = [split for protocol in protocols for split in protocol.splits]
+        normal = {c for split in splits for c in split.normal}
+        both = normal | {c for split in splits for c in split.anomalous}
+        embeddings = _embed(options, train, test, train_classes=normal, test_classes=both)
+    console = Console(highlight=False)
+    evaluations = []
+    for protocol in protocols:
+        for setting in settings:
+            evaluations.append(evaluate_protocol(embeddings, protocol, setting))
+            print_evaluation(evaluations[-1], console, per_split=options["per_split"])
+    command = shlex.join(["bliss-jax", *sys.argv[1:]])
+    if options["json_file"] is not None:
+        _write(options["json_file"], results.to_json(evaluations, command=command))
+    if options["csv_file"] is not None:
+        _write(options["csv_file"], results.to_csv(evaluations))
+    if not quiet and options["embeddings"] is None and options["model"] is None:
+        notes.print(
+            f"\nThe weights of {_DEFAULT_MODEL} are random: these numbers show that the machinery runs, "
+            "and nothing else.\n"
+            "For a trained model: --model openai/clip-vit-base-patch16, or --embeddings FILE.npz."
+        )
+
+
+@main.command(
+    epilog="Example:  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 "
+    "-o cifar10.npz"
+)
+@_model_and_data_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE.npz",
+    help="Where to write the embeddings; see bliss_jax/embedding_set.py for the arrays.",
+)
+def embed(**options: Any) -> None:
+    """Embed a data set, its labels and a dictionary, for `evaluate --embeddings`."""
+    from bliss_jax.embedding_set import save_embeddings
+
+    if options["output"].suffix != ".npz":
+        raise click.UsageError(f"--output: expected a file ending in .npz, got {options['output']}")
+    train, test = _load_data(options)
+    save_embeddings(_embed(options, train, test), options["output"])
+    if not options["quiet"]:
+        notes.print(f"wrote {options['output']}")
+
+
+def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
+    """Options among `names` that stand on the command line."""
+    default = click.core.ParameterSource.DEFAULT
+    return [
+        "--" + name.replace("_", "-")
+        for name in names
+        if ctx.get_parameter_source(name) not in (default, None)
+    ]
+
+
+def _read(path: Path, dataset: str | None, names: tuple[str, ...]) -> tuple[Any, list[Any]]:
+    """Embeddings of a file, and protocols of the data set that the file or the command line names."""
+    from bliss_jax.datasets import load_protocol
+    from bliss_jax.embedding_set import load_embeddings
+
+    embeddings = load_embeddings(path)
+    recorded = embeddings.provenance.get("dataset", {})
+    name = dataset or (recorded.get("name") if isinstance(recorded, dict) else None) or path.stem
+    return embeddings, [
+        load_protocol(protocol, dataset=name, num_classes=embeddings.num_classes)
+        for protocol in names
+    ]
+
+
+def _load_data(options: dict[str, Any]) -> tuple[Any, Any]:
+    from bliss_jax.datasets import dataset_names, load_dataset
+
+    name = options["dataset"] or _DEFAULT_DATASET
+    own = {"data_dir": options["data_dir"], "manual_dir": options["manual_dir"]}
+    name = name if name in dataset_names() else Path(name)
+    return (
+        load_dataset(name, "train", **own),
+        load_dataset(name, "test", **own, reference_quirks=options["reference_quirks"]),
+    )
+
+
+def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> Any:
+    from bliss_jax.embed import embed_dataset
+    from bliss_jax.models import load_model
+    from bliss_jax.text import PROMPT, exclude_labels, find_overlap, load_dictionary
+
+    quiet = options["quiet"]
+    model = load_model(
+        options["model"] or _DEFAULT_MODEL, dtype=options["dtype"], revision=options["revision"]
+    )
+    dictionary = load_dictionary(options["dictionary"])
+    overlap = find_overlap(dictionary, train.class_names)
+    if not quiet:
+        notes.print(
+            f"{model.name} on {train.name}; dictionary {options['dictionary']}: {len(dictionary)} texts, "
+            f"which hold {len(overlap)} of the {len(train.class_names)} labels"
+            + (" (left out)" if options["exclude_labels"] and overlap else "")
+        )
+    if options["exclude_labels"]:
+        dictionary = exclude_labels(dictionary, train.class_names)
+    embeddings = embed_dataset(
+        model,
+        train,
+        test,
+        dictionary,
+        dictionary_name=options["dictionary"],
+        labels_excluded=options["exclude_labels"],
+        prompt=options["prompt"] or PROMPT,
+        preprocess=options["preprocess"],
+        batch_size=options["batch_size"],
+        skip_unreadable=options["skip_unreadable"],
+        track=_no_progress if quiet else _progress,
+        **classes,
+    )
+    for problem in embeddings.provenance["dataset"]["unreadable"]:
+        notes.print(f"left out, cannot be read: {problem}", markup=False)
+    return embeddings
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with count, rate and remaining time; one line at the end where there is no terminal."""
+    import time
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    start = time.perf_counter()
+    rate = TextColumn("{task.fields[rate]:.0f}/s")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        rate,
+        Remaining(),
+    )
+    done = 0
+    with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
+        task = bar.add_task(what, total=total, rate=0.0)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.update(task, advance=count, rate=done / (time.perf_counter() - start))
+
+        yield advance
+    seconds = time.perf_counter() - start
+    if not notes.is_terminal:
+        notes.print(f"{what}: {done} in {seconds:.1f} s, {done / seconds:.0f}/s with compilation")
+
+
+@contextmanager
+def _no_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: the text is renamed into place."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Handwritten digits that scikit-learn ships: a real data set that is there without a download.
+
+1,797 grey images of 8 x 8 pixels in 17 levels (Alpaydin and Kaynak 1998, the test part of UCI's "Optical
+Recognition of Handwritten Digits"). It has no official division: here every third image is for testing.
+"""
+
+import numpy as np
+
+from bliss_jax.datasets.image_dataset import ImageDataset
+
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_WHITE = 16
+
+
+def load_digits(split: str) -> ImageDataset:
+    """The split `"train"` or `"test"`; grey levels are scaled to 0..255 and repeated for R, G and B."""
+    import sklearn
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    grey = np.round(digits.images * (255 / _WHITE)).astype(np.uint8)
+    in_test = np.arange(len(grey)) % 3 == 2
+    chosen = in_test if split == "test" else ~in_test
+    return ImageDataset(
+        name="digits",
+        images=np.repeat(grey[chosen][..., None], 3, axis=-1),
+        labels=digits.target[chosen],
+        class_names=_NAMES,
+        source=f"scikit-learn {sklearn.__version__} load_digits, {split}: "
+        + ("every third image" if split == "test" else "all but every third image"),
+    )

@@ -1,0 +1,72 @@
+"""Tables of an evaluation for the terminal: AUROC x 100, mean and population std over the splits."""
+
+from rich.console import Console
+from rich.table import Table
+
+from bliss_jax.results import Evaluation, Row
+
+
+def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: bool = False) -> None:
+    """Prints one table, what its marks mean, and which scores are missing and why.
+
+    Args:
+        evaluation: Rows of one protocol.
+        console: Where to print.
+        per_split: Add a column for each split.
+    """
+    protocol = evaluation.provenance["protocol"]
+    rows = evaluation.rows
+    splits = rows[0].splits
+    drawn = f", {rows[0].settings['draws']} draws" if rows[0].settings["draws"] > 1 else ""
+    shots = rows[0].settings["shots"]
+    images = f"{shots} images per normal class{drawn}" if shots else "all normal images"
+    title = (
+        f"{protocol['name']} (family {protocol['family']}): {len(splits)} splits, "
+        f"{_range([len(split.normal) for split in splits])} normal classes, {images}"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for heading in ("AUROC", "std", "AUPR anomaly", "AUPR normal", "FPR95"):
+        table.add_column(heading, justify="right")
+    if per_split:
+        for split in splits:
+            table.add_column(_classes(split.normal), justify="right")
+    for row in rows:
+        means = [_mean(row, name) for name in ("aupr_anomaly", "aupr_normal", "fpr95")]
+        cells = [row.auroc, row.auroc_std, *means]
+        cells += [split.auroc for split in row.splits] if per_split else []
+        mark = " *" if row.is_near_chance else ""
+        table.add_row(_name(row) + mark, *(f"{100 * value:.1f}" for value in cells))
+    console.print(table)
+    console.print(
+        "All x 100; the anomaly is positive; FPR95 is the share of normal images flagged when 95 % of the "
+        "anomalies are caught."
+    )
+    if any(row.is_near_chance for row in rows):
+        console.print(
+            "* within 5 points of chance (50): this score hardly tells normal from anomalous here."
+        )
+    for name, reason in evaluation.left_out.items():
+        console.print(f"{name} is left out: {reason}.")
+
+
+def _name(row: Row) -> str:
+    if row.score == "bliss" and row.settings["shrinkage"]:
+        return f"bliss, shrinkage {row.settings['shrinkage']:g}"
+    if row.score == "mcm" and row.settings["prompt"] == "labels":
+        return "mcm (prompt of the labels)"
+    return row.score
+
+
+def _mean(row: Row, name: str) -> float:
+    return sum(getattr(split, name) for split in row.splits) / len(row.splits)
+
+
+def _classes(normal: tuple[int, ...]) -> str:
+    shown = ",".join(map(str, normal[:10]))
+    return f"{shown},..." if len(normal) > 10 else shown
+
+
+def _range(sizes: list[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,120 @@
+"""What an evaluation gives: rows of AUROCs with everything that produced them, as JSON and CSV.
+
+JSON: {"provenance": {...}, "rows": [{"protocol": "zoc-6", "score": "bliss", "auroc": 0.956,
+"auroc_std": 0.01, "splits": [{"normal": [0, 1, ...], "auroc": 0.95, "interval": [0.93, 0.97], ...}]}]}
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """One split of a protocol; each value is a mean over few-shot draws, if there were any."""
+
+    normal: tuple[int, ...]
+    auroc: float
+    interval: tuple[float, float]
+    """95 %: DeLong's for one evaluation, the 2.5 and 97.5 % quantiles over few-shot draws."""
+    aupr_anomaly: float
+    aupr_normal: float
+    fpr95: float
+    draws: tuple[float, ...] = ()
+    """AUROC of each few-shot draw."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score on one protocol; AUROCs in [0, 1]."""
+
+    protocol: str
+    score: str
+    settings: Mapping[str, Any]
+    splits: tuple[SplitResult, ...]
+
+    @property
+    def auroc(self) -> float:
+        """Mean over the splits."""
+        return float(np.mean([split.auroc for split in self.splits]))
+
+    @property
+    def auroc_std(self) -> float:
+        """Population standard deviation over the splits."""
+        return float(np.std([split.auroc for split in self.splits]))
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether the mean AUROC is within 5 points of 50: the score tells the sides hardly apart."""
+        return abs(self.auroc - 0.5) < 0.05
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows, and everything that produced them (JSON values)."""
+
+    provenance: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Scores that could not be computed, with the reason."""
+
+
+def to_json(evaluations: Sequence[Evaluation], **provenance: Any) -> str:
+    """One JSON document of all rows; further provenance by name. Not-a-number becomes null."""
+    document = {
+        "provenance": {**provenance, "evaluations": [dict(e.provenance) for e in evaluations]},
+        "rows": [_row(row) for evaluation in evaluations for row in evaluation.rows],
+        "left_out": {name: reason for e in evaluations for name, reason in e.left_out.items()},
+    }
+    return json.dumps(_without_nan(document), indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(evaluations: Sequence[Evaluation]) -> str:
+    """One line per split of each row, and a header."""
+    file = io.StringIO()
+    columns = ("protocol", "score", "settings", "split", "normal", "auroc", "low", "high")
+    columns += ("aupr_anomaly", "aupr_normal", "fpr95")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for row in _rows(evaluations):
+        for number, split in enumerate(row.splits):
+            normal = " ".join(map(str, split.normal))
+            settings = json.dumps(dict(row.settings))
+            measured = (
+                split.auroc,
+                *split.interval,
+                split.aupr_anomaly,
+                split.aupr_normal,
+                split.fpr95,
+            )
+            writer.writerow([row.protocol, row.score, settings, number, normal, *measured])
+    return file.getvalue()
+
+
+def _rows(evaluations: Iterable[Evaluation]) -> Iterable[Row]:
+    return (row for evaluation in evaluations for row in evaluation.rows)
+
+
+def _row(row: Row) -> dict[str, Any]:
+    splits = [asdict(split) for split in row.splits]
+    for split in splits:
+        if not split["draws"]:
+            del split["draws"]
+    summary = {"auroc": row.auroc, "auroc_std": row.auroc_std, "near_chance": row.is_near_chance}
+    head = {"protocol": row.protocol, "score": row.score, "settings": dict(row.settings)}
+    return {**head, **summary, "splits": splits}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
