@@ -71,7 +71,13 @@ def read_tensors(directory: Path) -> Tensors:
             for name, tensor in read_safetensors(file)
             for converted in to_flax(name, tensor)
         )
-    return {name: tensor for name, tensor in named if name not in IGNORED}
+    tensors: Tensors = {}
+    for name, tensor in named:
+        if name in tensors:
+            raise ValueError(f"two tensors in {directory} are named {name}")
+        if name not in IGNORED:
+            tensors[name] = tensor
+    return tensors
 
 
 def has_safetensors(directory: Path) -> bool:
@@ -171,7 +177,7 @@ def to_flax(name: str, tensor: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """
     path, _, leaf = name.rpartition(".")
     prefix = path.replace(".", "/") + "/" if path else ""
-    if leaf.startswith("in_proj_"):
+    if leaf in ("in_proj_weight", "in_proj_bias") and tensor.size % 3 == 0:
         for part, block in zip("qkv", np.split(tensor, 3), strict=True):
             yield from to_flax(f"{path}.{part}_proj.{leaf.removeprefix('in_proj_')}", block)
     elif leaf != "weight":

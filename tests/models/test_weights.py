@@ -174,6 +174,14 @@ def test_a_missing_shard_is_named(tmp_path):
         load(tmp_path)
 
 
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    tiny_clip_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    first, second, *_ = sorted(tmp_path.glob("model-*"))
+    save_file(load_file(first) | load_file(second), second)
+    with pytest.raises(ValueError, match=r"two tensors in .* are named"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd"])
 def test_shards_outside_the_directory_are_refused(saved, shard):
     (saved / "model.safetensors").unlink()
