@@ -193,7 +193,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         normal = {c for split in splits for c in split.normal}
         both = normal | {c for split in splits for c in split.anomalous}
         embeddings = _embed(options, train, test, train_classes=normal, test_classes=both)
-    console = Console(highlight=False)
+    # A file or a pipe has no width: do not fold tables to that of a terminal.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
     evaluations = []
     for protocol in protocols:
         for setting in settings:

@@ -23,6 +23,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# The fixtures `cifar10` and `tiny_imagenet`: official archives built from real pixels.
+pytest_plugins = ["official_archives"]
+
 SHARED = Path(os.environ.get("BLISS_JAX_SHARED", Path(__file__).parents[2] / "shared"))
 
 

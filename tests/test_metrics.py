@@ -158,14 +158,14 @@ def test_vmap_over_splits(metric):
 def test_undefined_is_nan_while_tracing_and_an_error_otherwise(metric):
     scores, is_anomaly = sample()
     with_nan = np.where(np.arange(500) == 9, np.float32(np.nan), scores)
-    for given, message in [
+    for inputs, message in [
         ((with_nan, is_anomaly), "scores: 1 of 500 are NaN"),
         ((scores, np.ones(500, bool)), "got 500 anomalous and 0 normal"),
         ((scores, np.zeros(500, bool)), "got 0 anomalous and 500 normal"),
     ]:
-        assert np.isnan(jax.jit(metric)(*given))
+        assert np.isnan(jax.jit(metric)(*inputs))
         with pytest.raises(ValueError, match=message):
-            metric(*given)
+            metric(*inputs)
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ def load_digits(split: str) -> ImageDataset:
     import sklearn
     from sklearn import datasets
 
-    digits = datasets.load_digits()
-    grey = np.round(digits.images * (255 / _WHITE)).astype(np.uint8)
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    grey = np.round(np.asarray(pixels).reshape(-1, 8, 8) * (255 / _WHITE)).astype(np.uint8)
     in_test = np.arange(len(grey)) % 3 == 2
     chosen = in_test if split == "test" else ~in_test
     return ImageDataset(
         name="digits",
         images=np.repeat(grey[chosen][..., None], 3, axis=-1),
-        labels=digits.target[chosen],
+        labels=np.asarray(labels)[chosen],
         class_names=_NAMES,
         source=f"scikit-learn {sklearn.__version__} load_digits, {split}: "
         + ("every third image" if split == "test" else "all but every third image"),

@@ -2,6 +2,7 @@
 
 cifar10, cifar100     official training and test set
 tiny-imagenet         training set; the test split is the official validation set
+digits                handwritten digits that scikit-learn ships: no download
 cifar10+cifar100      for CIFAR+10 and CIFAR+50: the training split is CIFAR-10's, the test split both
                       test sets, CIFAR-100's fine classes at ids 10 to 109
 """
@@ -15,7 +16,7 @@ import numpy as np
 from bliss_jax.datasets.folder import SPLITS, load_folder
 from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
 
-_NAMES = ("cifar10", "cifar100", "cifar10+cifar100", "tiny-imagenet")
+_NAMES = ("cifar10", "cifar100", "cifar10+cifar100", "tiny-imagenet", "digits")
 _LOST_CLASS = "African elephant"
 
 
@@ -77,6 +78,11 @@ def load_dataset(
 def _load_named(
     name: str, split: str, data_dir: Path | None, manual_dir: Path | None, reference_quirks: bool
 ) -> ImageDataset:
+    if name == "digits":
+        from bliss_jax.datasets.digits import load_digits
+
+        return load_digits(split)
+
     from bliss_jax.datasets.cifar import Cifar10, Cifar100
     from bliss_jax.datasets.records import load_prepared
     from bliss_jax.datasets.tiny_imagenet import TinyImagenet

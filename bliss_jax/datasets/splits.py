@@ -24,7 +24,7 @@ from bliss_jax.datasets import split_tables as tables
 
 _PLUS = "cifar10+cifar100"
 _CIFAR10_CLASSES = 10
-_CLASSES = {"cifar10": 10, "cifar100": 100, _PLUS: 110, "tiny-imagenet": 200}
+_CLASSES = {"cifar10": 10, "cifar100": 100, _PLUS: 110, "tiny-imagenet": 200, "digits": 10}
 
 # The normal classes of each split, by family and data set; all other classes are anomalous.
 _NORMAL: dict[str, dict[str, tables.Rows]] = {

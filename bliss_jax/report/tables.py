@@ -22,9 +22,10 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
     images = f"{shots} images per normal class{drawn}" if shots else "all normal images"
     title = (
         f"{protocol['name']} (family {protocol['family']}): {len(splits)} splits, "
-        f"{_range([len(split.normal) for split in splits])} normal classes, {images}"
+        f"{_range([len(split.normal) for split in splits])} normal, {images}"
     )
-    table = Table(title=title, title_justify="left")
+    console.print(title, soft_wrap=True)
+    table = Table()
     table.add_column("score")
     for heading in ("AUROC", "std", "AUPR anomaly", "AUPR normal", "FPR95"):
         table.add_column(heading, justify="right")
@@ -40,14 +41,16 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
     console.print(table)
     console.print(
         "All x 100; the anomaly is positive; FPR95 is the share of normal images flagged when 95 % of the "
-        "anomalies are caught."
+        "anomalies are caught.",
+        soft_wrap=True,
     )
     if any(row.is_near_chance for row in rows):
         console.print(
-            "* within 5 points of chance (50): this score hardly tells normal from anomalous here."
+            "* within 5 points of chance (50): this score hardly tells normal from anomalous here.",
+            soft_wrap=True,
         )
     for name, reason in evaluation.left_out.items():
-        console.print(f"{name} is left out: {reason}.")
+        console.print(f"{name} is left out: {reason}.", soft_wrap=True)
 
 
 def _name(row: Row) -> str:
@@ -69,4 +72,4 @@ def _classes(normal: tuple[int, ...]) -> str:
 
 def _range(sizes: list[int]) -> str:
     low, high = min(sizes), max(sizes)
-    return str(low) if low == high else f"{low} to {high}"
+    return f"{low} class{'es' * (low > 1)}" if low == high else f"{low} to {high} classes"

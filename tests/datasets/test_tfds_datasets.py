@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import CIFAR10_NAMES, as_binary, point_at, published_as, write_tar
+from official_archives import CIFAR10_NAMES, as_binary, point_at, published_as, write_tar
 from PIL import Image
 
 from bliss_jax.datasets import UnreadableImageError, load_dataset, records

@@ -1,0 +1,144 @@
+"""The command line as a person meets it: exit codes, files, and what is said where."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bliss_jax.cli import main
+
+QUICK = ["--score", "bliss", "--score", "max_cosine"]
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    file = tmp_path_factory.mktemp("words") / "words.txt"
+    file.write_text("\n".join(f"word {i}" for i in range(30)) + "\nzero\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def embeddings(words, tmp_path_factory):
+    file = tmp_path_factory.mktemp("embeddings") / "digits.npz"
+    result = run("embed", "--dictionary", words, "-o", file)
+    assert result.exit_code == 0, result.output
+    return file
+
+
+def test_the_default_runs_without_a_download_and_says_that_it_knows_nothing(words):
+    result = run("evaluate", "--dictionary", words, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "bliss" in result.stdout
+    assert "max_cosine" in result.stdout
+    assert "are random: these numbers show that the machinery runs" in result.stderr
+    assert "--embeddings FILE.npz" in result.stderr
+    assert "hold 1 of the 10 labels" in result.stderr
+
+
+def test_embedding_and_evaluating_is_evaluating(embeddings, words, tmp_path):
+    direct, from_file = tmp_path / "direct.json", tmp_path / "file.json"
+    result = run("evaluate", "--dictionary", words, *QUICK, "--json", direct)
+    assert result.exit_code == 0, result.output
+    result = run("evaluate", "--embeddings", embeddings, *QUICK, "--json", from_file)
+    assert result.exit_code == 0, result.output
+    assert "are random" not in result.stderr
+    rows = [json.loads(file.read_text())["rows"] for file in (direct, from_file)]
+    assert rows[0] == rows[1]
+    [provenance] = json.loads(from_file.read_text())["provenance"]["evaluations"]
+    assert provenance["embeddings"]["model"]["name"] == "bliss-jax/untrained"
+    assert provenance["embeddings"]["dictionary"]["labels_in_it"] == ["zero"]
+    assert provenance["embeddings"]["dataset"]["name"] == "digits"
+
+
+def test_several_protocols_shots_and_a_file_of_ones_own(embeddings, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"name": "even", "splits": [[0, 2, 4, 6, 8]]}))
+    out, table = tmp_path / "r.json", tmp_path / "r.csv"
+    arguments = ["--protocol", own, "--protocol", "leave-one-out", "--shots", 2, "--shots", 5]
+    result = run(
+        "evaluate", "--embeddings", embeddings, *QUICK, *arguments,
+        "--draws", 3, "--per-split", "--json", out, "--csv", table,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads(out.read_text())["rows"]
+    found = [
+        (row["protocol"], row["settings"]["shots"], row["score"], row["settings"].get("shrinkage"))
+        for row in rows
+    ]
+    assert found == [
+        (protocol, shots, score, n0)
+        for protocol in ("even", "leave-one-out")
+        for shots in (2, 5)
+        for score, n0 in (("bliss", 0.0), ("bliss", 20.0), ("max_cosine", None))
+    ]
+    assert all(len(split["draws"]) == 3 for row in rows for split in row["splits"])
+    with table.open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(len(row["splits"]) for row in rows)
+    assert float(lines[0]["auroc"]) == rows[0]["splits"][0]["auroc"]
+    assert "0,2,4,6,8" in result.stdout
+
+
+def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
+    file = tmp_path / "e.npz"
+    result = run("embed", "--dictionary", words, "--exclude-labels", "-o", file)
+    assert result.exit_code == 0, result.output
+    with np.load(file) as arrays:
+        assert "zero" not in arrays["dictionary"]
+        assert len(arrays["dictionary"]) == 30
+
+
+def test_quiet_says_nothing_but_the_result(embeddings, words):
+    result = run("evaluate", "--dictionary", words, "--quiet", *QUICK)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert "bliss" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--dataset", "cifar11"], 1, "did you mean cifar10"),
+        (["--model", "no/such-dir", "--dataset", "digits"], 1, "no/such-dir"),
+        (["--protocol", "zoc6"], 1, "did you mean zoc-6"),
+        (["--protocol", "zoc-6"], 1, "has splits of cifar10, not of 'digits'"),
+        (["--score", "blis"], 1, "did you mean bliss"),
+        (["--prompt", "a {labl}"], 1, "a prompt template must hold {label}"),
+        (["--dictionary", "imagenet"], 1, "imagenet1k"),
+        (["--embeddings", "missing.npz"], 1, "missing.npz"),
+        (["--draws", "3"], 2, "--draws needs --shots"),
+        (["--dtype", "float64"], 2, "float64"),
+        (["--embeddings", "x.npz", "--model", "m", "--k", "3"], 2, "nothing to do for --model"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message):
+    result = run("evaluate", *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(embeddings, tmp_path):
+    target = tmp_path / "missing" / "r.json"
+    result = run("evaluate", "--embeddings", embeddings, *QUICK, "--json", target)
+    assert result.exit_code == 1
+    assert "missing" in result.stderr
+    assert run("embed", "-o", tmp_path / "e.txt").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_jax():
+    program = (
+        "import sys\nfrom click.testing import CliRunner\nfrom bliss_jax.cli import main\n"
+        "assert CliRunner().invoke(main, ['evaluate', '--help']).exit_code == 0\n"
+        "assert not {'jax', 'flax', 'transformers', 'tensorflow_datasets'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)  # noqa: S603
