@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Int32, UInt8
 from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.layers import Dtype
-from bliss_jax.models.preprocess import Preprocessing, apply_preprocessing
+from bliss_jax.models.preprocess import Preprocessing, apply_preprocessing, resize_on_host
 from bliss_jax.models.registry import REGISTRY, UNTRAINED, NamedCheckpoint, near_misses
 from bliss_jax.models.siglip import SiglipConfig
 from bliss_jax.models.tokenize import Tokenizer, clean_clip, load_tokenizer
@@ -128,8 +128,8 @@ class Model:
         Every new shape is compiled once. Memory grows with n: cut large sets into batches.
 
         Args:
-            images: uint8 [n, h, w, 3] of any n, or a list of uint8 [h, w, 3] of any sizes. Images
-                are preprocessed in groups of equal size and encoded together.
+            images: uint8 [n, h, w, 3] of any n, or a list of uint8 [h, w, 3]. Images of one size are
+                resized on the device, a list of several sizes on the host, to the same pixels.
             preprocess: None for what the checkpoint asks for. Else a name in
                 `bliss_jax.models.preprocess.STATS`: the checkpoint's geometry with those
                 statistics, "clip" or "reference" (CIFAR's). That also holds for SigLIP, which was
@@ -182,15 +182,10 @@ class Model:
             images = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         if isinstance(images, np.ndarray | jax.Array):
             return _preprocess(images, preprocessing)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(images):
-            by_shape.setdefault(np.shape(image), []).append(index)
-        groups = [
-            _preprocess(np.stack([images[index] for index in indices]), preprocessing)
-            for indices in by_shape.values()
-        ]
-        order = np.argsort([index for indices in by_shape.values() for index in indices])
-        return jnp.concatenate(groups)[order]
+        if len({np.shape(image) for image in images}) > 1:
+            # One size after the other on the device would compile anew for each.
+            images = [resize_on_host(image, preprocessing) for image in images]
+        return _preprocess(np.stack(images), preprocessing)
 
 
 def load_model(

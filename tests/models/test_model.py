@@ -147,7 +147,7 @@ def test_repeated_calls_do_not_compile_again(untrained, caplog):
         return model.encode_images(images(3, 33, 35)), model.encode_texts(texts)
 
     first_count, first = compilations(lambda: run(untrained, ["a cat", "b"]))
-    assert first_count >= 2
+    assert first_count >= 1, "an encoder may have met this shape in another test"
     second_count, second = compilations(lambda: run(untrained, ["a cat", "b"]))
     # Nor for another model of the same configuration, nor for other texts of about this length.
     again = load_model(UNTRAINED)
