@@ -1,0 +1,58 @@
+"""Runs the benchmarks and prints their tables in Markdown.
+
+    python -m benchmarks.run [--quick] [--only NAME]... [--threads N] [--json FILE]
+
+From the repository's root. Each benchmark runs in a process of its own, with as many threads for NumPy as for
+JAX. What is measured, what was expected and what came of it: README.md beside this file.
+"""
+
+import json
+import os
+import time
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from benchmarks.measure import Table, in_fresh_process, machine, set_threads
+
+BENCHMARKS = {
+    "cifar10": "benchmarks.scores:cifar10",
+    "ask": "benchmarks.scores:ask",
+    "scale": "benchmarks.scale:scale",
+}
+"""Name: the function that takes `quick` and returns a `Table`."""
+
+
+def run_benchmark(name: str, quick: bool) -> Table:
+    """Runs one benchmark in this process."""
+    module, function = BENCHMARKS[name].split(":")
+    return getattr(import_module(module), function)(quick)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Smaller sizes and fewer runs: minutes.")
+@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="May be repeated.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers."
+)
+def main(quick: bool, only: tuple[str, ...], threads: int, json_file: Path | None) -> None:
+    """Measure the library beside what people would use instead."""
+    set_threads(threads)
+    facts = in_fresh_process(machine)
+    click.echo("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    numbers = {"machine": facts, "quick": quick, "benchmarks": {}}
+    for name in only or BENCHMARKS:
+        start = time.perf_counter()
+        table = in_fresh_process(run_benchmark, name, quick)
+        took = time.perf_counter() - start
+        click.echo(f"\n{table.markdown()}")
+        click.echo(f"- `{name}` took {took:.0f} s; load, 1 minute: {os.getloadavg()[0]:.2f}")
+        numbers["benchmarks"][name] = {"title": table.title, "took_s": took, **table.data}
+    if json_file is not None:
+        json_file.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

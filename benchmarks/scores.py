@@ -1,0 +1,245 @@
+"""Scores at CIFAR-10's sizes: against plain NumPy, and what it costs to change one's mind after the fit.
+
+50,000 normal and 10,000 test embeddings of 512 dimensions, 1,860 texts, 10 classes, and all 25 splits of the
+three CIFAR-10 settings (one-class, zoc-6, leave-one-out), the AUROC of each split included.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool
+
+import bliss_jax as bj
+from benchmarks import peers
+from benchmarks.measure import Table, compiled, median, repeat, seconds, spread
+from benchmarks.synthetic import Embeddings, embeddings
+
+CLASSES = 10
+SIZES = {"train": 50_000, "test": 10_000, "texts": 1_860}
+STAGES = ("fit", "score", "auroc")
+
+
+def splits() -> Bool[np.ndarray, "25 10"]:
+    """The normal classes of every split of the three CIFAR-10 settings."""
+    protocols = [
+        bj.load_protocol(name, dataset="cifar10", num_classes=CLASSES)
+        for name in ("one-class", "zoc-6", "leave-one-out")
+    ]
+    rows = [split.normal for protocol in protocols for split in protocol.splits]
+    return np.stack([np.isin(np.arange(CLASSES), row) for row in rows])
+
+
+class Library:
+    """The library's side: three compiled programs, one for each stage."""
+
+    def __init__(self, e: Embeddings, normal: Bool[np.ndarray, "splits classes"]):
+        self.arrays = jax.device_put(e)
+        self.normal = jnp.asarray(normal)
+        self.is_anomaly = ~self.normal[:, self.arrays.test_labels]
+        a, compile_seconds = self.arrays, {}
+        fit = partial(bj.fit_moments, num_classes=len(e.labels))
+        self.fit, compile_seconds["fit"] = compiled(fit, a.train, a.train_labels)
+        moments = self.fit(a.train, a.train_labels)
+        self.score, compile_seconds["score"] = compiled(
+            _score_splits, a.test, a.labels, a.dictionary, moments, self.normal
+        )
+        scores = self.score(a.test, a.labels, a.dictionary, moments, self.normal)
+        self.auroc, compile_seconds["auroc"] = compiled(jax.vmap(bj.auroc), scores, self.is_anomaly)
+        self.compile_seconds = compile_seconds
+
+    def run(self) -> peers.Run:
+        """Fit, score and AUROC of every split, each waited for."""
+        a, watch = self.arrays, peers.Stopwatch()
+        with watch.stage("fit"):
+            moments = jax.block_until_ready(self.fit(a.train, a.train_labels))
+        with watch.stage("score"):
+            scores = self.score(a.test, a.labels, a.dictionary, moments, self.normal)
+            jax.block_until_ready(scores)
+        with watch.stage("auroc"):
+            aurocs = jax.block_until_ready(self.auroc(scores, self.is_anomaly))
+        return peers.Run(np.asarray(scores), np.asarray(aurocs), dict(watch))
+
+
+def _score_splits(test, labels, dictionary, moments, normal):
+    return jax.vmap(lambda n: bj.bliss_score(test, labels, dictionary, moments, normal=n))(normal)
+
+
+class Agreement(NamedTuple):
+    """How far two runs are apart, over all splits."""
+
+    score: float
+    """Largest difference of a score, over the images whose k texts are beyond doubt."""
+    doubtful: int
+    """Images whose k-th and next cosine are so near that rounding chooses between two texts."""
+    doubtful_score: float
+    """Largest difference of a score of theirs."""
+    auroc: float
+    """Largest difference of an AUROC."""
+
+
+def agreement(e: Embeddings, first: peers.Run, second: peers.Run, k: int = 10) -> Agreement:
+    """Compares two runs; which images are in doubt is decided in float64, within 1e-6 of a tie."""
+    cosines = e.test.astype(np.float64) @ e.dictionary.astype(np.float64).T
+    largest = np.sort(
+        np.partition(cosines, (-k - 1, -k), axis=1)[:, -k - 1 : -k + 1 or None], axis=1
+    )
+    doubtful = largest[:, 1] - largest[:, 0] < 1e-6
+    apart = np.abs(first.scores - second.scores).max(axis=0)
+    return Agreement(
+        float(apart[~doubtful].max(initial=0)),
+        int(doubtful.sum()),
+        float(apart[doubtful].max(initial=0)),
+        float(np.abs(first.aurocs - second.aurocs).max()),
+    )
+
+
+def cifar10(quick: bool) -> Table:
+    """The NumPy procedure in its two forms against the library, one after the other in every round."""
+    rounds, slow_rounds = (3, 1) if quick else (9, 3)
+    e, normal = embeddings(**SIZES, classes=CLASSES), splits()
+    library = Library(e, normal)
+    library.run()
+    runs: dict[str, list[peers.Run]] = {
+        "NumPy, split by split": [],
+        "NumPy, shared": [],
+        "bliss_jax": [],
+    }
+    slow, fast, ours = runs
+    for i in range(rounds):
+        if i < slow_rounds:
+            runs[slow].append(peers.split_by_split(e, normal))
+        runs[fast].append(peers.shared(e, normal))
+        runs[ours].append(library.run())
+
+    totals = {name: [sum(run.seconds.values()) for run in of] for name, of in runs.items()}
+    rows = []
+    for name, of in runs.items():
+        stages = [median([run.seconds[stage] for run in of]) for stage in STAGES]
+        ratio = median(totals[name]) / median(totals[ours])
+        rows.append(
+            (
+                name,
+                *(f"{value:.3f}" for value in stages),
+                f"{median(totals[name]):.3f}",
+                spread(totals[name]),
+                str(len(of)),
+                f"{ratio:.1f}",
+            )
+        )
+    agreed = {name: agreement(e, runs[name][-1], runs[ours][-1]) for name in (slow, fast)}
+    compile_seconds = library.compile_seconds
+    return Table(
+        "CIFAR-10's sizes, 25 splits: plain NumPy against the library",
+        (
+            "",
+            *(f"{s}, s" for s in STAGES),
+            "total, s",
+            "smallest to largest",
+            "runs",
+            "ratio to bliss_jax",
+        ),
+        tuple(rows),
+        (
+            "medians; the ratio is that of the medians of the totals, of runs that took turns",
+            "compilation, once and not in the table: "
+            + ", ".join(f"{stage} {compile_seconds[stage]:.2f} s" for stage in STAGES)
+            + f", together {sum(compile_seconds.values()):.2f} s",
+            *(
+                f"{name}, and bliss_jax: scores differ by at most {a.score:.1e}, but for {a.doubtful} of "
+                f"{len(e.test)} images where rounding chooses the last of the k texts (at most "
+                f"{a.doubtful_score:.1e}); the AUROC of a split by at most {a.auroc:.1e}"
+                for name, a in agreed.items()
+            ),
+            f"mean AUROC of these synthetic embeddings {runs[ours][-1].aurocs.mean():.3f}; scores lie "
+            f"between {runs[ours][-1].scores.min():.1f} and {runs[ours][-1].scores.max():.1f}",
+        ),
+        {
+            "seconds": {name: [run.seconds for run in of] for name, of in runs.items()},
+            "compile_seconds": compile_seconds,
+            "agreement": {name: a._asdict() for name, a in agreed.items()},
+        },
+    )
+
+
+def ask(quick: bool) -> Table:
+    """After one fit: the seconds until 10,000 images, or one, are scored under a changed setting."""
+    times = 5 if quick else 15
+    e = jax.device_put(embeddings(**SIZES, classes=CLASSES))
+    other = embeddings(train=1, test=1, texts=SIZES["texts"], classes=CLASSES, seed=1)
+    fit, _ = compiled(partial(bj.fit_moments, num_classes=CLASSES), e.train, e.train_labels)
+    moments = fit(e.train, e.train_labels)
+    fit_seconds = repeat(lambda: fit(e.train, e.train_labels), times)
+    refit = median(fit_seconds)
+    programs = []
+
+    @partial(jax.jit, static_argnames="k")
+    def score(*args, **kwargs):
+        programs.append(kwargs)  # runs while tracing, that is, once for each program compiled
+        return bj.bliss_score(*args, **kwargs)
+
+    # Without shrinkage the pooled variances are not computed at all: 0 is static, n0 > 0 is traced.
+    settings = {"label_embeddings": e.labels, "dictionary_embeddings": e.dictionary}
+    changes: dict[str, dict] = {
+        "nothing": {},
+        "lambda": {"weight": 0.7},
+        "k": {"k": 20},
+        "shrinkage": {"shrinkage": 20.0},
+        "labels": {"label_embeddings": jnp.asarray(other.labels)},
+        "dictionary": {"dictionary_embeddings": jnp.asarray(other.dictionary)},
+        "dictionary's size": {"dictionary_embeddings": e.dictionary[: SIZES["texts"] // 2]},
+    }
+    rows, data = [], {}
+    for name, change in changes.items():
+        given = {"weight": 0.5, **settings, **change, "moments": moments}
+        with_images = [partial(score, images, **given) for images in (e.test, e.test[:1])]
+        before = len(programs)
+        first = [seconds(function) for function in with_images]
+        compiles = len(programs) > before
+        many, one = (repeat(function, times) for function in with_images)
+        data[name] = {"first": first[0], "many": many, "one": one, "compiles": compiles}
+        rows.append(
+            (
+                name,
+                f"{1e3 * median(many):.0f}",
+                f"{1e3 * (refit + median(many)):.0f}",
+                f"{1 + refit / median(many):.1f}",
+                f"{1e3 * median(one):.2f}",
+                f"{1 + refit / median(one):.0f}",
+                f"{first[0]:.2f} s" if compiles else "none",
+            )
+        )
+    grid, kept = _weights_of_kept_parts(e, moments)
+    kept_seconds = repeat(grid, times)
+    headings = ("changed", "10,000 images, ms", "with a refit, ms", "ratio")
+    return Table(
+        "Fit once, ask often: milliseconds until an answer under a changed setting",
+        (*headings, "one image, ms", "ratio to a refit", "compiles anew"),
+        tuple(rows),
+        (
+            f"a refit is `fit_moments` of 50,000 embeddings once more, {1e3 * refit:.0f} ms "
+            f"({spread([1e3 * s for s in fit_seconds])}); none of these changes needs one",
+            "an answer is a whole scoring of the images, their product with the dictionary included",
+            f"with the internal and external parts of 10,000 images kept, {kept} values of lambda "
+            f"together take {1e3 * median(kept_seconds):.1f} ms",
+        ),
+        {"fit": fit_seconds, "changes": data, "weights_of_kept_parts": kept_seconds},
+    )
+
+
+def _weights_of_kept_parts(
+    e: Embeddings, moments: bj.ClassMoments
+) -> tuple[Callable[[], jax.Array], int]:
+    """Scores under a grid of lambda, from parts computed before; and the size of the grid."""
+    internal = bj.internal_class_score(e.test, e.labels, moments)
+    external = bj.external_text_score(e.test, e.dictionary, moments)
+    weights = jnp.linspace(0, 2, 21)
+
+    @jax.jit
+    def of_weights(internal, external, weights):
+        return jax.vmap(lambda weight: jnp.min(internal + weight * external, axis=1))(weights)
+
+    return lambda: of_weights(internal, external, weights), len(weights)
