@@ -5,6 +5,8 @@ label ranges) can only be looked at where they are concrete: inside `jit`, `vmap
 are skipped, and the functions say what they return instead.
 """
 
+import warnings
+
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -21,28 +23,36 @@ def is_concrete(array: Array) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
+def as_jax(name: str, array: Array) -> jax.Array:
+    """`jnp.asarray`, which rounds float64 to float32 while JAX's x64 mode is off, but not silently."""
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype and array.dtype == np.float64:
+        warnings.warn(
+            f"{name}: float64 is rounded to float32, since JAX's x64 mode is off; pass float32, or set "
+            "jax_enable_x64 to compute in float64",
+            stacklevel=4,
+        )
+    return jnp.asarray(array)
+
+
 def embeddings_as_float(name: str, embeddings: Array, *, unit_norm: bool = True) -> jax.Array:
     """Checks a matrix of embeddings and returns it in the precision that scores are computed in.
 
-    float32 and float64 stay as they are; float16 and bfloat16, which float32 holds exactly, become
-    float32.
+    float32 and (in x64 mode) float64 stay as they are; float16 and bfloat16, which float32 holds
+    exactly, become float32.
 
     Raises:
-        ValueError: not a floating [n, dim] array; float64 while JAX's x64 mode is off (it would be
-            rounded); and, where values are concrete, rows that are not finite or not of unit norm.
+        ValueError: not a floating [n, dim] array; and, where values are concrete, rows that are not
+            finite or (unless `unit_norm` is False) not of unit norm.
     """
     shape, dtype = np.shape(embeddings), np.dtype(getattr(embeddings, "dtype", np.object_))
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name}: expected a floating [n, dim] array, got {dtype} {list(shape)}")
-    if dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(
-            f"{name}: got float64 while JAX's x64 mode is off; pass {name}.astype('float32') or set "
-            "jax_enable_x64"
-        )
-    array = jnp.asarray(embeddings)
-    array = array.astype(jnp.float32 if dtype.itemsize < 4 else dtype)
+    array = as_jax(name, embeddings)
+    array = array.astype(jnp.float32 if dtype.itemsize < 4 else array.dtype)
     if is_concrete(array) and array.size:
-        norms = np.asarray(jnp.linalg.norm(array, axis=1))
+        # Also where a function that is being traced has closed over the array.
+        with jax.ensure_compile_time_eval():
+            norms = np.asarray(jnp.linalg.norm(array, axis=1))
         if not np.isfinite(norms).all():
             row = int(np.flatnonzero(~np.isfinite(norms))[0])
             raise ValueError(f"{name}: row {row} holds NaN or infinite values")

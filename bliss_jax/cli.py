@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,18 @@ def _model_and_data_options(command: Callable) -> Callable:
     "--protocol",
     "protocols",
     multiple=True,
-    default=("one-class",),
-    show_default=True,
     metavar="NAME|FILE.json",
     help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, or "
-    "{'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.",
+    "{'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.  "
+    "[default: one-class]",
+)
+@click.option(
+    "--normal",
+    "own_splits",
+    multiple=True,
+    metavar="CLASS,...",
+    help="A split of your own: the normal classes, by name or id; all others are anomalous. May be "
+    "repeated, one split each; replaces the default protocol.",
 )
 @click.option("--score", "scores", multiple=True, help="Only these scores. May be repeated.")
 @click.option("--k", type=int, default=10, show_default=True, help="Dictionary texts per image.")
@@ -153,7 +161,7 @@ def _model_and_data_options(command: Callable) -> Callable:
 def evaluate(ctx: click.Context, **options: Any) -> None:
     """Measure how well BLISS and its baselines find anomalies on a benchmark."""
     from bliss_jax import results
-    from bliss_jax.datasets import load_protocol
+    from bliss_jax.embedding_set import load_embeddings
     from bliss_jax.evaluation import SCORES, Settings
     from bliss_jax.evaluation import evaluate as evaluate_protocol
     from bliss_jax.report import print_evaluation
@@ -180,15 +188,12 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:
             raise click.UsageError(f"--embeddings leaves nothing to do for {', '.join(given)}")
-        embeddings, protocols = _read(
-            options["embeddings"], options["dataset"], options["protocols"]
-        )
+        embeddings = load_embeddings(options["embeddings"])
+        dataset = options["dataset"] or _recorded_dataset(embeddings) or options["embeddings"].stem
+        protocols = _protocols(options, dataset, embeddings.class_names)
     else:
         train, test = _load_data(options)
-        protocols = [
-            load_protocol(name, dataset=train.name, num_classes=len(train.class_names))
-            for name in options["protocols"]
-        ]
+        protocols = _protocols(options, train.name, train.class_names)
         splits = [split for protocol in protocols for split in protocol.splits]
         normal = {c for split in splits for c in split.normal}
         both = normal | {c for split in splits for c in split.anomalous}
@@ -248,18 +253,46 @@ def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _read(path: Path, dataset: str | None, names: tuple[str, ...]) -> tuple[Any, list[Any]]:
-    """Embeddings of a file, and protocols of the data set that the file or the command line names."""
-    from bliss_jax.datasets import load_protocol
-    from bliss_jax.embedding_set import load_embeddings
+def _recorded_dataset(embeddings: Any) -> str | None:
+    """The data set that a file of embeddings names in its provenance."""
+    recorded = embeddings.provenance.get("dataset")
+    name = recorded.get("name") if isinstance(recorded, dict) else None
+    return name if isinstance(name, str) else None
 
-    embeddings = load_embeddings(path)
-    recorded = embeddings.provenance.get("dataset", {})
-    name = dataset or (recorded.get("name") if isinstance(recorded, dict) else None) or path.stem
-    return embeddings, [
-        load_protocol(protocol, dataset=name, num_classes=embeddings.num_classes)
-        for protocol in names
+
+def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ...]) -> list[Any]:
+    """The protocols asked for by name or file, and one of the splits given by their normal classes."""
+    from bliss_jax.datasets import Protocol, load_protocol
+    from bliss_jax.datasets.splits import normal_against_rest
+
+    names = options["protocols"] or (() if options["own_splits"] else ("one-class",))
+    protocols = [
+        load_protocol(name, dataset=dataset, num_classes=len(class_names)) for name in names
     ]
+    if options["own_splits"]:
+        splits = tuple(
+            normal_against_rest(_class_ids(classes, class_names), len(class_names))
+            for classes in options["own_splits"]
+        )
+        protocols.append(Protocol("command-line", "custom", None, splits))
+    return protocols
+
+
+def _class_ids(classes: str, class_names: tuple[str, ...]) -> list[int]:
+    """Ids of the classes in a list such as `cat,dog` or `3,5`; a name wins over a number."""
+    ids = []
+    for word in (word.strip() for word in classes.split(",")):
+        if word in class_names:
+            ids.append(class_names.index(word))
+        elif word.isdecimal() and int(word) < len(class_names):
+            ids.append(int(word))
+        else:
+            near = get_close_matches(word, class_names, n=3)
+            known = " or ".join(near) if near else ", ".join(class_names[:20])
+            raise click.UsageError(
+                f"--normal: {word!r} is no class; expected {known}, or an id below {len(class_names)}"
+            )
+    return ids
 
 
 def _load_data(options: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,8 +1,9 @@
 """How well a score separates anomalous from normal images.
 
-One convention throughout: scores [n], higher = more anomalous; `is_anomaly` bool [n]; **the anomaly is
-the positive class**. Every function is pure and jittable, so that `vmap` evaluates all splits of a
-benchmark in one call; `where` leaves images out (a split that does not use all of the test set).
+One convention throughout: scores [n], higher = more anomalous; `is_anomaly` [n], bool (or integers 0 and
+1); **the anomaly is the positive class**. Every function is pure and jittable, so that `vmap` evaluates
+all splits of a benchmark in one call; `where` leaves images out (a split that does not use all of the
+test set).
 
 Where values are concrete, NaN scores and a missing class raise ValueError; while tracing they give NaN.
 """
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.stats import norm
-from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Key, PRNGKeyArray, Shaped
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+
+Labels = Bool[Array, " images"] | Integer[Array, " images"]
 
 
 class Interval(NamedTuple):
@@ -29,7 +32,7 @@ class Interval(NamedTuple):
 
 def auroc(
     scores: Float[Array, " images"],
-    is_anomaly: Bool[Array, " images"],
+    is_anomaly: Labels,
     *,
     where: Bool[Array, " images"] | None = None,
 ) -> Float[jax.Array, ""]:
@@ -56,7 +59,7 @@ def auroc(
 
 def auroc_interval(
     scores: Float[Array, " images"],
-    is_anomaly: Bool[Array, " images"],
+    is_anomaly: Labels,
     *,
     where: Bool[Array, " images"] | None = None,
     confidence: float = 0.95,
@@ -95,7 +98,7 @@ def auroc_interval(
 
 def aupr(
     scores: Float[Array, " images"],
-    is_anomaly: Bool[Array, " images"],
+    is_anomaly: Labels,
     *,
     where: Bool[Array, " images"] | None = None,
 ) -> Float[jax.Array, ""]:
@@ -125,7 +128,7 @@ def aupr(
 
 def fpr_at_tpr(
     scores: Float[Array, " images"],
-    is_anomaly: Bool[Array, " images"],
+    is_anomaly: Labels,
     tpr: float = 0.95,
     *,
     where: Bool[Array, " images"] | None = None,
@@ -162,7 +165,7 @@ def fpr_at_tpr(
 def bootstrap_interval(
     metric,
     scores: Float[Array, " images"],
-    is_anomaly: Bool[Array, " images"],
+    is_anomaly: Labels,
     *,
     key: PRNGKeyArray | Key[jax.Array, ""],
     draws: int = 1000,
@@ -190,7 +193,7 @@ def bootstrap_interval(
     if not _checks.is_concrete(is_anomaly):
         raise ValueError("is_anomaly: expected concrete values, since class sizes must be known")
     _rank(scores, is_anomaly, None)  # for its checks
-    groups = [np.flatnonzero(np.asarray(is_anomaly) == value) for value in (False, True)]
+    groups = [np.flatnonzero(np.asarray(is_anomaly, bool) == value) for value in (False, True)]
     scores = jnp.asarray(scores)
     resampled_is_anomaly = jnp.arange(len(scores)) >= len(groups[0])
 
@@ -227,11 +230,11 @@ class _Ranked(NamedTuple):
 
 def _rank(
     scores: Float[Array, " images"],
-    is_anomaly: Bool[Array, " images"],
+    is_anomaly: Labels,
     where: Bool[Array, " images"] | None,
 ) -> _Ranked:
     counted = jnp.ones(np.shape(scores), bool) if where is None else jnp.asarray(where)
-    scores, is_anomaly = jnp.asarray(scores), jnp.asarray(is_anomaly)
+    scores, is_anomaly = _checks.as_jax("scores", scores), _as_bool(is_anomaly)
     _check_inputs(scores, is_anomaly, counted)
     missing = jnp.any(counted & jnp.isnan(scores))
     # Images left out sort to the end, as one group of equals that no count includes.
@@ -282,6 +285,18 @@ def _variance_of_mean(
     size = where.sum().astype(values.dtype)
     centred = jnp.where(where, values - jnp.mean(values, where=where), 0)
     return jnp.sum(centred**2) / jnp.where(size > 1, size - 1, jnp.nan) / size
+
+
+def _as_bool(is_anomaly: Labels) -> Shaped[jax.Array, "..."]:
+    """Integers 0 and 1 as bool; what is neither stays as it is, to be refused by its dtype."""
+    array = jnp.asarray(is_anomaly)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        return array
+    if _checks.is_concrete(array) and not np.isin(np.asarray(array), (0, 1)).all():
+        raise ValueError(
+            "is_anomaly: expected bool, or integers that are 0 or 1, got other integers"
+        )
+    return array != 0
 
 
 def _check_confidence(confidence: float) -> None:

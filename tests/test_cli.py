@@ -87,6 +87,18 @@ def test_several_protocols_shots_and_a_file_of_ones_own(embeddings, tmp_path):
     assert "0,2,4,6,8" in result.stdout
 
 
+def test_splits_by_class_name_and_id(embeddings, tmp_path):
+    out = tmp_path / "r.json"
+    result = run(
+        "evaluate", "--embeddings", embeddings, *QUICK, "--json", out,
+        "--normal", "zero, two,4", "--normal", "nine",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["protocol"] for row in rows} == {"command-line"}
+    assert [split["normal"] for split in rows[0]["splits"]] == [[0, 2, 4], [9]]
+
+
 def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
     file = tmp_path / "e.npz"
     result = run("embed", "--dictionary", words, "--exclude-labels", "-o", file)
@@ -115,6 +127,9 @@ def test_quiet_says_nothing_but_the_result(embeddings, words):
         (["--dictionary", "imagenet"], 1, "imagenet1k"),
         (["--embeddings", "missing.npz"], 1, "missing.npz"),
         (["--draws", "3"], 2, "--draws needs --shots"),
+        (["--normal", "one,tow"], 2, "'tow' is no class; expected two"),
+        (["--normal", "10"], 2, "'10' is no class"),
+        (["--normal", "one,one"], 1, "repeat"),
         (["--dtype", "float64"], 2, "float64"),
         (["--embeddings", "x.npz", "--model", "m", "--k", "3"], 2, "nothing to do for --model"),
     ],

@@ -173,11 +173,9 @@ def test_undefined_is_nan_while_tracing_and_an_error_otherwise(metric):
     [
         (lambda s, a: auroc(s[None], a), r"scores: expected a floating \[n\] array"),
         (lambda s, a: auroc(a, a), r"scores: expected a floating \[n\] array, got bool"),
+        (lambda s, a: auroc(s, 2 * a.astype(int)), "expected bool, or integers that are 0 or 1"),
+        (lambda s, a: auroc(s, s), r"is_anomaly: expected a bool \[500\] array, got float"),
         (lambda s, a: auroc(s, a[:-1]), r"is_anomaly: expected a bool \[500\] array"),
-        (
-            lambda s, a: auroc(s, a.astype(int)),
-            r"is_anomaly: expected a bool \[500\] array, got int",
-        ),
         (lambda s, a: auroc(s, a, where=a[:4]), r"where: expected a bool \[500\] array"),
         (lambda s, a: fpr_at_tpr(s, a, 0.0), r"tpr: expected a share in \(0, 1\], got 0"),
         (lambda s, a: auroc_interval(s, a, confidence=1.0), "confidence: expected a share"),
@@ -187,6 +185,14 @@ def test_undefined_is_nan_while_tracing_and_an_error_otherwise(metric):
 def test_refused(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call(*sample())
+
+
+def test_integer_labels_and_float64_scores():
+    scores, is_anomaly = sample()
+    for metric in METRICS:
+        assert metric(scores, is_anomaly.astype(int)) == metric(scores, is_anomaly)
+    with pytest.warns(UserWarning, match="scores: float64 is rounded"):
+        assert auroc(scores.astype(np.float64), is_anomaly) == auroc(scores, is_anomaly)
 
 
 def test_bfloat16_scores():

@@ -17,6 +17,7 @@ No function here jits, and none builds a classes-by-texts or images-by-texts tab
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float
 
@@ -185,8 +186,8 @@ def bliss_score(
 
     Raises:
         ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, k outside 1..texts, negative shrinkage, no normal class, or a normal class of which
-            no image was fitted.
+            norm, moments of embeddings that were not, k outside 1..texts, negative shrinkage, no normal
+            class, or a normal class of which no image was fitted.
     """
     mask = _checks.normal_mask(normal, len(moments.count), moments.count)
     internal = internal_class_score(
@@ -285,3 +286,14 @@ def _check_moments(
     if texts is not None:
         given["dictionary_embeddings"] = texts
     _checks.same_dim(**given)
+    if all(map(_checks.is_concrete, jax.tree.leaves(moments))):
+        # The mean squared norm of the fitted embeddings: E|x|^2 = tr C + |m|^2.
+        with jax.ensure_compile_time_eval():
+            squared = jnp.trace(moments.cov, axis1=1, axis2=2) + jnp.sum(moments.mean**2, axis=1)
+        squared = np.where(np.asarray(moments.count) > 0, np.asarray(squared), 1)
+        if not np.allclose(squared, 1, rtol=0, atol=0.04):
+            c = int(np.argmax(np.abs(squared - 1)))
+            raise ValueError(
+                "moments: expected those of unit-norm embeddings, but the fitted images of class "
+                f"{c} have a mean squared norm of {squared[c]:.4g}"
+            )

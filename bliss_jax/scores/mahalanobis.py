@@ -30,7 +30,7 @@ def mahalanobis_score(
     """min_c sqrt((x - m_c)^T S^-1 (x - m_c)), S the within-class covariance pooled over normal classes.
 
     Args:
-        embeddings: Unit-norm image embeddings [images, dim].
+        embeddings: Image embeddings [images, dim], of any norm.
         moments: Fitted on normal images.
         normal: Mask of the normal classes [classes]; all by default.
         ridge: Added to S, as a share of its mean eigenvalue; 0 is the plain distance, which is
@@ -41,12 +41,12 @@ def mahalanobis_score(
         NaN.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, a negative ridge, no normal class, or a normal class of which no image was fitted.
+        ValueError: shapes or dtypes that do not fit, embeddings that are not finite, a negative ridge,
+            no normal class, or a normal class of which no image was fitted.
     """
     if isinstance(ridge, int | float) and not 0 <= ridge < float("inf"):
         raise ValueError(f"ridge: expected a finite number >= 0, got {ridge}")
-    x = _checks.embeddings_as_float("embeddings", embeddings)
+    x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=False)
     _checks.same_dim(**{"embeddings": x, "moments.mean": moments.mean})
     mask = _checks.normal_mask(normal, len(moments.count), moments.count)
 

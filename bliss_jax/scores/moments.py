@@ -67,7 +67,8 @@ def fit_moments(
     classes, and no difference of large sums is ever taken.
 
     Args:
-        embeddings: Unit-norm embeddings [images, dim].
+        embeddings: Embeddings [images, dim]. Moments exist of any vectors; the scores want them of
+            unit-norm ones, and can tell (tr C_c + |m_c|^2 = 1).
         labels: Class of each image [images], in 0..num_classes-1. While tracing, where the range
             cannot be checked, a label outside belongs to no class.
         num_classes: C, static under `jit`.
@@ -77,14 +78,13 @@ def fit_moments(
         ClassMoments with count [C], mean [C, dim], cov [C, dim, dim].
 
     Raises:
-        ValueError: wrong shapes or dtypes, rows not finite or not of unit norm, labels out of range.
+        ValueError: wrong shapes or dtypes, rows that are not finite, labels out of range, no images.
     """
     if where is not None and (where.shape != (len(embeddings),) or where.dtype != jnp.bool_):
         raise ValueError(
             f"where: expected a bool [{len(embeddings)}] array, got {where.dtype} {list(where.shape)}"
         )
-    # Padding rows are usually zeros, so the norm is asked only where every row counts.
-    x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=where is None)
+    x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=False)
     if not len(x):
         raise ValueError("embeddings: expected at least one image, got none")
     counted = jnp.ones(len(x), bool) if where is None else jnp.asarray(where)

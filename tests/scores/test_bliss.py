@@ -340,6 +340,16 @@ def test_traces_once_for_many_calls(problem):
     assert traces == 1
 
 
+def test_arrays_that_a_jitted_function_closes_over_are_checked_as_constants(problem):
+    labels, words = jnp.asarray(problem.labels), jnp.asarray(problem.words)
+    score = jax.jit(lambda x: bliss_score(x, labels, words, problem.moments))
+    expected = bliss_score(problem.test, labels, words, problem.moments)
+    np.testing.assert_allclose(score(problem.test), expected, rtol=1e-4, atol=1e-4)
+    doubled = 2 * labels
+    with pytest.raises(ValueError, match="label_embeddings: expected rows of unit norm"):
+        jax.jit(lambda x: bliss_score(x, doubled, words, problem.moments))(problem.test)
+
+
 def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(problem):
     moments = fit_moments(problem.train[:2], np.array([0, 2]), num_classes=C)
     arrays = problem.test, problem.labels, problem.words, moments
@@ -372,6 +382,13 @@ def test_refused(problem, change, message, unchecked):
         labels = labels[: change.pop("labels")]
     with pytest.raises(ValueError, match=message):
         bliss_score(x, labels, problem.words, problem.moments, **change)
+
+
+def test_moments_of_embeddings_that_were_not_normalised_are_refused(problem):
+    """Only the moments are at hand, but tr C + |m|^2 is the mean squared norm of what was fitted."""
+    moments = fit_moments(1.1 * problem.train, problem.train_labels, num_classes=C)
+    with pytest.raises(ValueError, match=r"class \d have a mean squared norm of 1\.21"):
+        bliss_score(problem.test, problem.labels, problem.words, moments)
 
 
 def test_an_empty_dictionary_is_refused(problem, unchecked):
