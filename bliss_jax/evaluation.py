@@ -116,7 +116,7 @@ def evaluate(
     if not names:
         raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
     neighbours = _neighbours(embeddings, normal, rows, settings)
-    values = _evaluate_draws(
+    measured_columns = _evaluate_draws(
         _arrays(embeddings),
         jnp.asarray(rows),
         jnp.asarray(normal),
@@ -129,8 +129,9 @@ def evaluate(
         shrinkages=settings.shrinkages,
         neighbours=neighbours,
     )
+    values = {metric: np.asarray(array) for metric, array in measured_columns.items()}
     table = []
-    for (name, n0), measured in zip(_columns(names, settings.shrinkages), values, strict=True):
+    for column, (name, n0) in enumerate(_columns(names, settings.shrinkages)):
         own = {"shots": settings.shots, "draws": settings.draws}
         if name in ("bliss", "external"):
             own["k"] = settings.k
@@ -140,7 +141,8 @@ def evaluate(
             own["k"] = neighbours
         if name == "mcm":
             own["prompt"] = "mcm" if embeddings.mcm_label_embeddings is not None else "labels"
-        splits = _split_results(protocol, jax.tree.map(np.asarray, measured))
+        measured = {metric: array[:, column] for metric, array in values.items()}
+        splits = _split_results(protocol, measured)
         table.append(Row(protocol.name, name, own, splits))
     return Evaluation(_provenance(embeddings, protocol, settings), tuple(table), left_out)
 
@@ -185,7 +187,7 @@ def _evaluate_draws(
     k: int,
     shrinkages: tuple[float, ...],
     neighbours: int,
-) -> list[dict[str, Float[jax.Array, "draws splits"]]]:
+) -> dict[str, Float[jax.Array, "draws columns splits"]]:
     """The metrics of every column (see `_columns`), for every draw and split."""
     is_anomaly = anomalous[:, arrays.test_labels]
     counted = is_anomaly | normal[:, arrays.test_labels]
@@ -202,7 +204,9 @@ def _evaluate_draws(
             shrinkages=shrinkages,
             neighbours=neighbours,
         )
-        return [jax.vmap(_measure)(column, is_anomaly, counted) for column in columns]
+        # All columns as one array: the metrics are compiled once, not once for each score.
+        of_splits = jax.vmap(_measure)
+        return jax.vmap(of_splits, in_axes=(0, None, None))(columns, is_anomaly, counted)
 
     return lax.map(one_draw, rows)
 
@@ -234,7 +238,7 @@ def _score_splits(
     k: int,
     shrinkages: tuple[float, ...],
     neighbours: int,
-) -> list[Float[jax.Array, "splits test"]]:
+) -> Float[jax.Array, "columns splits test"]:
     """Every column of `_columns`: one score for all splits."""
     x, labels = a.test, a.labels
     moments = scores.fit_moments(a.train, a.train_labels, num_classes=num_classes)
@@ -282,10 +286,11 @@ def _score_splits(
             lambda n: scores.neglabel_score(x, labels, a.dictionary, key, n), normal
         ),
     }
-    return [
+    columns = [
         bliss(n0) if name == "bliss" else compute[name]()
         for name, n0 in _columns(names, shrinkages)
     ]
+    return jnp.stack(columns)
 
 
 def _columns(names: Sequence[str], shrinkages: Sequence[float]) -> list[tuple[str, float]]:

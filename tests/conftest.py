@@ -1,5 +1,6 @@
 """What all tests share: shape checks at run time, simulated devices, the folder of real data."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,14 @@ def pytest_runtest_makereport(item, call):
 def shared() -> Path:
     """The folder of real data; a test that asks for it is marked `shared_data`."""
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_memory():
+    """Compilations for eight devices and models of full size add up to gigabytes otherwise."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
