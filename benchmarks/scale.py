@@ -13,6 +13,7 @@ The floating-point operations of the two products that BLISS needs,
 say beforehand what the ratio to the first of them ought to be.
 """
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -107,7 +108,10 @@ FULL = (
 
 def scale(quick: bool) -> Table:
     """All cases, one after the other."""
-    costs = {case: in_fresh_process(measure_case, case) for case in (QUICK if quick else FULL)}
+    costs = {}
+    for case in QUICK if quick else FULL:
+        print(f"scale: {case}", file=sys.stderr)
+        costs[case] = in_fresh_process(measure_case, case)
     headings = (
         "texts",
         "classes",
