@@ -1,9 +1,19 @@
 """The equations of the paper in plain NumPy, from the images themselves: what the library is held to.
 
-Nothing here knows of moments, chunks, masks or JAX. float64 throughout.
+The equations know nothing of moments, chunks, masks or JAX. float64 throughout.
 """
 
+import jax
 import numpy as np
+
+
+def x64():
+    """A context in which JAX computes in float64; its name moved between releases of JAX."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64(True)
 
 
 def unit(x):

@@ -227,7 +227,7 @@ def _load_repository(name: str, dtype: Dtype, revision: str | None) -> Model:
     try:
         directory = fetch(name, revision)
     except ValueError as error:
-        near = [known for known in near_misses(name) if known != name]
+        near = [] if name in REGISTRY else near_misses(name)
         hint = f" Registered names like it: {near}." if near else ""
         raise ValueError(f"{error}\n{name!r} is not a directory either.{hint}") from error
     return _load_directory(name, directory, dtype, directory.name)

@@ -261,7 +261,7 @@ def test_half_precision_inputs(problem, dtype):
 @pytest.mark.parametrize("argument", ["embeddings", "labels", "words", "train"])
 def test_gradients_are_finite_and_right(problem, argument):
     """Against a central difference along a random direction, in float64."""
-    with jax.enable_x64(True):
+    with reference.x64():
         to64 = lambda a: jnp.asarray(reference.unit(a))
         arrays = {
             "embeddings": to64(problem.test[:20]),

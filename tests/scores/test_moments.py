@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
-from reference import random_embeddings
+from reference import random_embeddings, x64
 
 from bliss_jax.scores import fit_moments, init_moments, merge_moments, psum_moments, update_moments
 
@@ -172,7 +172,7 @@ def test_half_precision_is_accumulated_in_float32(data, dtype):
 def test_float64_stays_float64(data):
     x, y = data[0].astype(np.float64), data[1]
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    with jax.enable_x64(True):
+    with x64():
         moments = fit_moments(x, y, num_classes=C)
         assert moments.cov.dtype == jnp.float64
         assert_moments(moments, numpy_moments(x, y), atol=1e-14)
