@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, split_into_chunks, top_k_similar
+from bliss_jax.scores.top_k import CHUNK_SIZE, fold_chunks, similarity, top_k_similar
 
 EPSILON = 1e-8
 """Added to every standard deviation, as in the reference."""
@@ -97,9 +97,9 @@ def external_text_score(
         k: Texts per image, 1 <= k <= texts; static.
         normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
         shrinkage: n0 of `bliss_score`.
-        chunk_size: Texts handled at once; static. Memory is bounded by
-            images x (chunk_size + 2 k + k classes) + 2 chunk_size x classes numbers; the result is the
-            same for every chunk size.
+        chunk_size: Texts handled at once; static. Beside inputs and result, memory is bounded by a few
+            arrays of images x chunk_size, images x k x classes and chunk_size x (dim + classes)
+            numbers; the result is the same for every chunk size.
 
     Returns:
         Scores [images, classes]; NaN for a class of which no image was fitted.
@@ -115,32 +115,34 @@ def external_text_score(
 
     values, indices = top_k_similar(x, texts, k, chunk_size=chunk_size)
     prior = _dictionary_mean_variance(texts, moments) if _is_on(shrinkage) else None
-    if indices.size < len(texts):
-        # Fewer places than texts: the chosen texts, one for each place, are the smaller dictionary.
-        texts = texts[indices.reshape(-1)]
-        indices = jnp.arange(indices.size, dtype=jnp.int32).reshape(indices.shape)
+    places = indices.size
+    if places < len(texts):
+        # Fewer places than texts: go through the chosen texts, one for each place, not through all.
+        chosen, length = indices.reshape(-1), places
+        indices = jnp.arange(places, dtype=jnp.int32).reshape(indices.shape)
+    else:
+        chosen, length = None, len(texts)
 
-    def add_chunk(total, chunk):
-        texts, start = chunk
-        mean, variance = _text_moments(texts, moments)
+    def take(start, size):
+        if chosen is None:
+            return lax.dynamic_slice_in_dim(texts, start, size)
+        return texts[lax.dynamic_slice_in_dim(chosen, start, size)]
+
+    def add_chunk(total, start, size):
+        mean, variance = _text_moments(take(start, size), moments)
         if prior is not None:
-            weights = _pooling_weights(moments, mask)
-            images = jnp.sum(jnp.where(mask, moments.count, 0)).astype(variance.dtype)
-            pooled = jnp.matmul(variance, weights, precision=_HIGHEST)
-            pooled = (images * pooled + _PRIOR_IMAGES * jnp.dot(prior, weights)) / (
-                images + _PRIOR_IMAGES
-            )
+            pooled = _pooled_dictionary_variance(variance, prior, moments, mask)
             share = _shrinkage_share(moments, shrinkage)[None, :]
             variance = variance + share * (pooled[:, None] - variance)
         deviation = _standard_deviation(variance)
         row = indices - start
-        inside = (row >= 0) & (row < len(texts))
-        row = jnp.clip(row, 0, len(texts) - 1)
+        inside = (row >= 0) & (row < size)
+        row = jnp.clip(row, 0, size - 1)
         z = (values[:, :, None] - mean[row]) / deviation[row]
-        return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1), None
+        return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1)
 
     total = jnp.zeros((len(x), len(moments.count)), x.dtype)
-    total, _ = lax.scan(add_chunk, total, split_into_chunks(texts, chunk_size))
+    total = fold_chunks(add_chunk, total, length, min(chunk_size, length))
     return _nan_where_empty(total / k, moments)
 
 
@@ -225,6 +227,19 @@ def _dictionary_mean_variance(
     """Mean over the texts of t^T C_c t, which is the trace of C_c times their second moment."""
     second_moment = jnp.matmul(texts.T, texts, precision=_HIGHEST) / len(texts)
     return jnp.einsum("cde,de->c", moments.cov, second_moment, precision=_HIGHEST)
+
+
+def _pooled_dictionary_variance(
+    variance: Float[jax.Array, "texts classes"],
+    prior: Float[jax.Array, " classes"],
+    moments: ClassMoments,
+    mask: Bool[jax.Array, " classes"],
+) -> Float[jax.Array, " texts"]:
+    """The variance pooled over the normal classes, drawn toward its mean over the dictionary."""
+    weights = _pooling_weights(moments, mask)
+    images = jnp.sum(jnp.where(mask, moments.count, 0)).astype(variance.dtype)
+    pooled = jnp.matmul(variance, weights, precision=_HIGHEST)
+    return (images * pooled + _PRIOR_IMAGES * jnp.dot(prior, weights)) / (images + _PRIOR_IMAGES)
 
 
 def _standard_deviation(variance: jax.Array) -> jax.Array:
