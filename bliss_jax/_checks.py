@@ -6,6 +6,7 @@ are skipped, and the functions say what they return instead.
 """
 
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.core
@@ -49,10 +50,8 @@ def embeddings_as_float(name: str, embeddings: Array, *, unit_norm: bool = True)
         raise ValueError(f"{name}: expected a floating [n, dim] array, got {dtype} {list(shape)}")
     array = as_jax(name, embeddings)
     array = array.astype(jnp.float32 if dtype.itemsize < 4 else array.dtype)
-    if is_concrete(array) and array.size:
-        # Also where a function that is being traced has closed over the array.
-        with jax.ensure_compile_time_eval():
-            norms = np.asarray(jnp.linalg.norm(array, axis=1))
+    norms = look_at(lambda x: jnp.linalg.norm(x, axis=1), array)
+    if norms is not None and norms.size:
         if not np.isfinite(norms).all():
             row = int(np.flatnonzero(~np.isfinite(norms))[0])
             raise ValueError(f"{name}: row {row} holds NaN or infinite values")
@@ -63,6 +62,33 @@ def embeddings_as_float(name: str, embeddings: Array, *, unit_norm: bool = True)
                 "divide each row by its norm"
             )
     return array
+
+
+def look_at(compute: Callable[..., jax.Array], *arrays: jax.Array) -> np.ndarray | None:
+    """`compute(*arrays)` as values, or None where the arrays have none yet.
+
+    Works also where a function that is being jitted has closed over concrete arrays. Inside `shard_map`
+    that runs eagerly even those cannot be looked at.
+    """
+    if not all(map(is_concrete, arrays)):
+        return None
+    try:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(compute(*arrays))
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
+def scalar(
+    name: str, value: float | Array, *, minimum: float = -np.inf, exclusive: bool = False
+) -> None:
+    """Raises ValueError unless a number is finite and at least (or above) `minimum`; tracers pass."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = float(np.asarray(value))
+    if not np.isfinite(number) or number < minimum or (exclusive and number == minimum):
+        bound = "" if minimum == -np.inf else f" {'>' if exclusive else '>='} {minimum:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {number:g}")
 
 
 def same_dim(**embeddings: jax.Array) -> None:

@@ -6,7 +6,6 @@ not be done (the message says what was expected), 2 the command line is wrong.
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -15,6 +14,8 @@ from typing import Any
 
 import click
 from rich.console import Console
+
+from bliss_jax.files import check_writable, replacing
 
 # Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
 
@@ -103,7 +104,11 @@ def _model_and_data_options(command: Callable) -> Callable:
             is_flag=True,
             help="TinyImageNet without the class that the authors' scripts lose (9,950 test images).",
         ),
-        click.option("--quiet", is_flag=True, help="No progress and no notes."),
+        click.option(
+            "--quiet",
+            is_flag=True,
+            help="No progress, no notes but on what is left out.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -171,6 +176,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     n0 = options["shrinkage"] if options["shrinkage"] is not None else (20.0 if few else None)
     if options["draws"] is not None and not few:
         raise click.UsageError("--draws needs --shots")
+    draws = 1 if not few else 20 if options["draws"] is None else options["draws"]
     settings = [
         Settings(
             scores=options["scores"] or SCORES,
@@ -178,12 +184,13 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             weight=options["weight"],
             shrinkages=(0.0, n0) if n0 else (0.0,),
             shots=number,
-            draws=(options["draws"] or 20) if few else 1,
+            draws=draws,
             seed=options["seed"],
         )
         for number in shots
     ]
-    quiet = options["quiet"]
+    for file in filter(None, (options["json_file"], options["csv_file"])):
+        check_writable(file)
     if options["embeddings"] is not None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:
@@ -210,10 +217,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         _write(options["json_file"], results.to_json(evaluations, command=command))
     if options["csv_file"] is not None:
         _write(options["csv_file"], results.to_csv(evaluations))
-    if not quiet and options["embeddings"] is None and options["model"] is None:
+    if not options["quiet"] and options["embeddings"] is None and options["model"] is None:
         notes.print(
-            f"\nThe weights of {_DEFAULT_MODEL} are random: these numbers show that the machinery runs, "
-            "and nothing else.\n"
             "For a trained model: --model openai/clip-vit-base-patch16, or --embeddings FILE.npz."
         )
 
@@ -237,6 +242,7 @@ def embed(**options: Any) -> None:
 
     if options["output"].suffix != ".npz":
         raise click.UsageError(f"--output: expected a file ending in .npz, got {options['output']}")
+    check_writable(options["output"])
     train, test = _load_data(options)
     save_embeddings(_embed(options, train, test), options["output"])
     if not options["quiet"]:
@@ -310,7 +316,7 @@ def _load_data(options: dict[str, Any]) -> tuple[Any, Any]:
 def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> Any:
     from bliss_jax.embed import embed_dataset
     from bliss_jax.models import load_model
-    from bliss_jax.text import PROMPT, exclude_labels, find_overlap, load_dictionary
+    from bliss_jax.text import PROMPT, find_overlap, load_dictionary
 
     quiet = options["quiet"]
     model = load_model(
@@ -324,16 +330,14 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
             f"which hold {len(overlap)} of the {len(train.class_names)} labels"
             + (" (left out)" if options["exclude_labels"] and overlap else "")
         )
-    if options["exclude_labels"]:
-        dictionary = exclude_labels(dictionary, train.class_names)
     embeddings = embed_dataset(
         model,
         train,
         test,
         dictionary,
         dictionary_name=options["dictionary"],
-        labels_excluded=options["exclude_labels"],
-        prompt=options["prompt"] or PROMPT,
+        exclude_labels=options["exclude_labels"],
+        prompt=PROMPT if options["prompt"] is None else options["prompt"],
         preprocess=options["preprocess"],
         batch_size=options["batch_size"],
         skip_unreadable=options["skip_unreadable"],
@@ -383,10 +387,8 @@ def _no_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: the text is renamed into place."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from bliss_jax.datasets import ImageDataset, UnreadableImageError
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.models import Model
+from bliss_jax.models.model import TEXT_BATCH
 from bliss_jax.models.preprocess import resize_on_host
 from bliss_jax.text import (
     CLIP_AD_ANOMALY,
@@ -30,6 +31,8 @@ from bliss_jax.text import (
     fill_prompt,
     find_overlap,
 )
+from bliss_jax.text import exclude_labels as without_labels
+from bliss_jax.versions import versions
 
 Progress = Callable[[int], None]
 """Called after each batch with the number of images or texts done since the last call."""
@@ -128,9 +131,13 @@ def embed_texts(
     """
     if not texts:
         raise ValueError("texts: expected at least one text, got none")
+    starts = list(range(0, len(texts), _TEXTS_AT_ONCE))
+    if len(starts) > 1 and len(texts) - starts[-1] < TEXT_BATCH:
+        # A rest of less than a batch would be a shape of its own to compile; it joins its neighbour.
+        starts.pop()
     done = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        some = list(texts[start : start + _TEXTS_AT_ONCE])
+    for start, end in zip(starts, [*starts[1:], len(texts)], strict=True):
+        some = list(texts[start:end])
         done.append(np.asarray(model.encode_texts(some, truncate=truncate)))
         if progress is not None:
             progress(len(some))
@@ -144,7 +151,7 @@ def embed_dataset(
     dictionary: Sequence[str],
     *,
     dictionary_name: str = "custom",
-    labels_excluded: bool = False,
+    exclude_labels: bool = False,
     prompt: str = PROMPT,
     preprocess: str | None = None,
     batch_size: int = BATCH_SIZE,
@@ -159,9 +166,9 @@ def embed_dataset(
         model: The encoder.
         train: Labelled normal images (of every class that is normal in some split).
         test: Labelled images, with the same class names.
-        dictionary: Phrases, already without any that are to be left out.
+        dictionary: Phrases.
         dictionary_name: For provenance.
-        labels_excluded: For provenance: whether labels were left out of it.
+        exclude_labels: Leave phrases that are labels out of the dictionary.
         prompt: Template with `{label}`, for labels and dictionary alike.
         preprocess: As `Model.encode_images`.
         batch_size: As `embed_images`.
@@ -180,6 +187,9 @@ def embed_dataset(
     """
     if train.class_names != test.class_names:
         raise ValueError(f"training and test set differ in class names: {train.name}, {test.name}")
+    labels_in_it = sorted(find_overlap(dictionary, train.class_names))
+    if exclude_labels:
+        dictionary = without_labels(dictionary, train.class_names)
     # Texts first: they are quick, and a prompt that is too long should not cost the images.
     texts = {
         "label_embeddings": fill_prompt(prompt, train.class_names),
@@ -205,8 +215,10 @@ def embed_dataset(
         arrays[f"{side}_embeddings"] = embedded.embeddings
         arrays[f"{side}_labels"] = dataset.labels[embedded.rows]
         unreadable += embedded.unreadable
-    if unreadable and not skip_unreadable:
-        raise ValueError(f"{len(unreadable)} images cannot be used:\n" + "\n".join(unreadable))
+        if unreadable and not skip_unreadable:
+            raise ValueError(
+                f"{len(unreadable)} {side} images cannot be used:\n" + "\n".join(unreadable)
+            )
     statistics = (
         model.preprocessing if preprocess is None else model.preprocessing.with_stats(preprocess)
     )
@@ -227,8 +239,8 @@ def embed_dataset(
                 "name": dictionary_name,
                 "texts": len(dictionary),
                 "sha256": dictionary_hash(dictionary),
-                "labels_in_it": sorted(find_overlap(dictionary, train.class_names)),
-                "labels_excluded": labels_excluded,
+                "labels_found": labels_in_it,
+                "labels_excluded": exclude_labels,
             },
             "dataset": {
                 "name": train.name,
@@ -236,6 +248,7 @@ def embed_dataset(
                 "test": test.source,
                 "unreadable": unreadable,
             },
+            "versions": versions(),
         },
     )
 

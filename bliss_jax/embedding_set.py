@@ -1,6 +1,6 @@
 """Everything an evaluation needs of a data set and a model: embeddings, labels, texts, provenance.
 
-`EmbeddingSet` is what `embed.py` makes and `evaluate.py` scores, and it is one `.npz` file:
+`EmbeddingSet` is what `embed.py` makes and `evaluation.py` scores, and it is one `.npz` file:
 
     train_embeddings [n, d]       train_labels [n] int      test_embeddings [q, d]   test_labels [q] int
     class_names [C]               label_embeddings [C, d]
@@ -13,9 +13,6 @@ what MCM and CLIP-AD need beside the labels and may be missing. No array may hol
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from bliss_jax.files import replacing
 
 _REQUIRED = (
     "train_embeddings",
@@ -107,22 +106,14 @@ def save_embeddings(embeddings: EmbeddingSet, path: str | Path) -> None:
     """Writes the `.npz` file described above, whole or not at all.
 
     Raises:
-        OSError: the file cannot be written; an earlier file of that name is left as it was.
+        ValueError, OSError: the file cannot be written; an earlier file of that name is left as it was.
     """
     path = Path(path)
     arrays = {name: getattr(embeddings, name) for name in (*_REQUIRED, *_OPTIONAL[:-1])}
     arrays = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
     arrays["provenance"] = np.asarray(json.dumps(dict(embeddings.provenance)))
-    # Beside the target, so that the replacement is one rename on one file system.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        try:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def load_embeddings(path: str | Path) -> EmbeddingSet:
@@ -172,11 +163,13 @@ def load_embeddings(path: str | Path) -> EmbeddingSet:
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, KeyError) as error:
-        # AttributeError: a bare .npy file, which is an array and no archive.
+    # Damaged archives raise what zipfile, zlib, tokenize and NumPy come upon.
+    except Exception as error:
         raise ValueError(f"{path.name}: not an .npz file of plain arrays ({error})") from error
 
 

@@ -8,12 +8,10 @@ Protocol: Goodge et al. 2024 (arXiv 2407.17083): AUROC with the anomaly positive
 and population standard deviation over the splits.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +24,9 @@ from bliss_jax import metrics, scores
 from bliss_jax.datasets import Protocol
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.results import Evaluation, Row, SplitResult
+from bliss_jax.scores.neglabel import NEGATIVE_FRACTION
+from bliss_jax.scores.reductions import min_over_classes
+from bliss_jax.versions import versions
 
 SCORES = (
     "bliss",
@@ -61,7 +62,7 @@ class Settings:
     shrinkages: tuple[float, ...] = (0.0,)
     """n0 of `bliss`, one row each; 0 is the reference."""
     neighbours: int = 10
-    """k of `knn`; fewer where a split has fewer normal images, and the result says so."""
+    """k of `knn`; fewer for all splits where one has fewer normal images, and the result says so."""
     shots: int | None = None
     """Normal images per class, drawn at random; all by default."""
     draws: int = 1
@@ -73,8 +74,12 @@ class Settings:
         for name in self.scores:
             if name not in SCORES:
                 near = get_close_matches(name, SCORES)
-                hint = f", did you mean {' or '.join(near)}?" if near else ""
-                raise ValueError(f"scores: unknown score {name!r}{hint} Known: {', '.join(SCORES)}")
+                hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+                raise ValueError(
+                    f"scores: unknown score {name!r}{hint}; known: {', '.join(SCORES)}"
+                )
+        if not np.isfinite(self.weight):
+            raise ValueError(f"weight: expected a finite number, got {self.weight}")
         if not self.scores or not self.shrinkages:
             raise ValueError("scores, shrinkages: expected at least one of each")
         for name in ("k", "neighbours", "draws"):
@@ -111,7 +116,7 @@ def evaluate(
     settings = settings or Settings()
     normal, anomalous = _masks(protocol, embeddings)
     rows = _training_rows(embeddings, np.any(normal, axis=0, keepdims=True)[0], settings)
-    left_out = _left_out(embeddings, settings)
+    left_out = _left_out(embeddings, rows, settings)
     names = tuple(name for name in settings.scores if name not in left_out)
     if not names:
         raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
@@ -143,7 +148,7 @@ def evaluate(
             own["prompt"] = "mcm" if embeddings.mcm_label_embeddings is not None else "labels"
         measured = {metric: array[:, column] for metric, array in values.items()}
         splits = _split_results(protocol, measured)
-        table.append(Row(protocol.name, name, own, splits))
+        table.append(Row(protocol.name, protocol.family, name, own, splits))
     return Evaluation(_provenance(embeddings, protocol, settings), tuple(table), left_out)
 
 
@@ -243,10 +248,13 @@ def _score_splits(
     x, labels = a.test, a.labels
     moments = scores.fit_moments(a.train, a.train_labels, num_classes=num_classes)
     internal = scores.internal_class_score(x, labels, moments)
-    external = scores.external_text_score(x, a.dictionary, moments, k)
+    if {"bliss", "external"} & set(names):
+        external = scores.external_text_score(x, a.dictionary, moments, k)
+    else:
+        external = jnp.zeros_like(internal)
 
     def nearest_class(per_class):
-        return jax.vmap(lambda n: jnp.min(jnp.where(n[None, :], per_class, jnp.inf), axis=1))(
+        return jax.vmap(lambda n: min_over_classes(jnp.where(n[None, :], per_class, jnp.inf)))(
             normal
         )
 
@@ -353,12 +361,19 @@ def _neighbours(
     return int(min(settings.neighbours, (normal @ count).min()))
 
 
-def _left_out(embeddings: EmbeddingSet, settings: Settings) -> dict[str, str]:
+def _left_out(
+    embeddings: EmbeddingSet, rows: Int[np.ndarray, "draws chosen"], settings: Settings
+) -> dict[str, str]:
     reasons = {}
     if "clip_ad" in settings.scores and embeddings.something_embedding is None:
         reasons["clip_ad"] = "the embeddings lack something_embedding"
-    if "neglabel" in settings.scores and len(embeddings.dictionary) < 7:
-        reasons["neglabel"] = "15 % of the dictionary is less than one text"
+    if (
+        "mahalanobis" in settings.scores
+        and np.bincount(embeddings.train_labels[rows[0]]).max() == 1
+    ):
+        reasons["mahalanobis"] = "one image per class has no covariance"
+    if "neglabel" in settings.scores and int(NEGATIVE_FRACTION * len(embeddings.dictionary)) < 1:
+        reasons["neglabel"] = "its share of the dictionary is less than one text"
     return reasons
 
 
@@ -412,27 +427,10 @@ def _provenance(embeddings: EmbeddingSet, protocol: Protocol, settings: Settings
             "seed": settings.seed,
             "neglabel_lexicon": "the dictionary",
         },
+        "class_names": list(embeddings.class_names),
         "images": {
             "train": len(embeddings.train_labels),
             "test": len(embeddings.test_labels),
         },
         "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that take part in a result, and the device."""
-    packages = (
-        "bliss-jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "transformers",
-        "numpy",
-        "tensorflow-datasets",
-    )
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
     }

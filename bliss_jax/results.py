@@ -7,7 +7,7 @@ JSON: {"provenance": {...}, "rows": [{"protocol": "zoc-6", "score": "bliss", "au
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class Row:
     """One score on one protocol; AUROCs in [0, 1]."""
 
     protocol: str
+    family: str
+    """The split family, without which a protocol's name says too little."""
     score: str
     settings: Mapping[str, Any]
     splits: tuple[SplitResult, ...]
@@ -75,16 +77,16 @@ def to_json(evaluations: Sequence[Evaluation], **provenance: Any) -> str:
 
 
 def to_csv(evaluations: Sequence[Evaluation]) -> str:
-    """One line per split of each row, and a header."""
+    """One line per split of each row, and a header; settings and provenance are JSON in their cells."""
     file = io.StringIO()
-    columns = ("protocol", "score", "settings", "split", "normal", "auroc", "low", "high")
-    columns += ("aupr_anomaly", "aupr_normal", "fpr95")
+    columns = ("protocol", "family", "score", "settings", "split", "normal", "auroc", "low", "high")
+    columns += ("aupr_anomaly", "aupr_normal", "fpr95", "provenance")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    for row in _rows(evaluations):
+    for row, provenance in ((row, e.provenance) for e in evaluations for row in e.rows):
         for number, split in enumerate(row.splits):
+            head = (row.protocol, row.family, row.score, json.dumps(dict(row.settings)), number)
             normal = " ".join(map(str, split.normal))
-            settings = json.dumps(dict(row.settings))
             measured = (
                 split.auroc,
                 *split.interval,
@@ -92,12 +94,9 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
                 split.aupr_normal,
                 split.fpr95,
             )
-            writer.writerow([row.protocol, row.score, settings, number, normal, *measured])
+            made_with = json.dumps(_without_nan(dict(provenance)))
+            writer.writerow([*head, normal, *measured, made_with])
     return file.getvalue()
-
-
-def _rows(evaluations: Iterable[Evaluation]) -> Iterable[Row]:
-    return (row for evaluation in evaluations for row in evaluation.rows)
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -106,8 +105,8 @@ def _row(row: Row) -> dict[str, Any]:
         if not split["draws"]:
             del split["draws"]
     summary = {"auroc": row.auroc, "auroc_std": row.auroc_std, "near_chance": row.is_near_chance}
-    head = {"protocol": row.protocol, "score": row.score, "settings": dict(row.settings)}
-    return {**head, **summary, "splits": splits}
+    head = {"protocol": row.protocol, "family": row.family, "score": row.score}
+    return {**head, "settings": dict(row.settings), **summary, "splits": splits}
 
 
 def _without_nan(value: Any) -> Any:

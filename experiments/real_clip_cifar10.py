@@ -21,7 +21,8 @@ import numpy as np
 
 from bliss_jax.datasets import load_protocol
 from bliss_jax.embedding_set import EmbeddingSet
-from bliss_jax.evaluation import Settings, evaluate, versions
+from bliss_jax.evaluation import Settings, evaluate
+from bliss_jax.versions import versions
 
 PROTOCOLS = {"1 of 10": "one-class", "6 of 10": "zoc-6", "9 of 10": "leave-one-out"}
 SCORES = ("max_cosine", "msp", "mcm", "energy", "entropy", "mahalanobis", "knn", "neglabel")

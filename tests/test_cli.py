@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -38,7 +39,7 @@ def test_the_default_runs_without_a_download_and_says_that_it_knows_nothing(word
     assert result.exit_code == 0, result.output
     assert "bliss" in result.stdout
     assert "max_cosine" in result.stdout
-    assert "are random: these numbers show that the machinery runs" in result.stderr
+    assert "are random: these numbers show that the machinery runs" in result.stdout
     assert "--embeddings FILE.npz" in result.stderr
     assert "hold 1 of the 10 labels" in result.stderr
 
@@ -49,12 +50,12 @@ def test_embedding_and_evaluating_is_evaluating(embeddings, words, tmp_path):
     assert result.exit_code == 0, result.output
     result = run("evaluate", "--embeddings", embeddings, *QUICK, "--json", from_file)
     assert result.exit_code == 0, result.output
-    assert "are random" not in result.stderr
+    assert "are random" in result.stdout, "the file says which model made it"
     rows = [json.loads(file.read_text())["rows"] for file in (direct, from_file)]
     assert rows[0] == rows[1]
     [provenance] = json.loads(from_file.read_text())["provenance"]["evaluations"]
     assert provenance["embeddings"]["model"]["name"] == "bliss-jax/untrained"
-    assert provenance["embeddings"]["dictionary"]["labels_in_it"] == ["zero"]
+    assert provenance["embeddings"]["dictionary"]["labels_found"] == ["zero"]
     assert provenance["embeddings"]["dataset"]["name"] == "digits"
 
 
@@ -106,6 +107,9 @@ def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
     with np.load(file) as arrays:
         assert "zero" not in arrays["dictionary"]
         assert len(arrays["dictionary"]) == 30
+        found = json.loads(str(arrays["provenance"]))["dictionary"]
+    assert found["labels_found"] == ["zero"]
+    assert found["labels_excluded"]
 
 
 def test_quiet_says_nothing_but_the_result(embeddings, words):
@@ -127,6 +131,10 @@ def test_quiet_says_nothing_but_the_result(embeddings, words):
         (["--dictionary", "imagenet"], 1, "imagenet1k"),
         (["--embeddings", "missing.npz"], 1, "missing.npz"),
         (["--draws", "3"], 2, "--draws needs --shots"),
+        (["--shots", "1", "--draws", "0"], 1, "draws: expected at least 1, got 0"),
+        (["--prompt", ""], 1, "a prompt template must hold {label}"),
+        (["--lambda", "nan"], 1, "weight: expected a finite number, got nan"),
+        (["--json", "no/such/folder/r.json"], 1, "there is no folder no/such/folder"),
         (["--normal", "one,tow"], 2, "'tow' is no class; expected two"),
         (["--normal", "10"], 2, "'10' is no class"),
         (["--normal", "one,one"], 1, "repeat"),
@@ -141,11 +149,23 @@ def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message):
     assert "Traceback" not in result.output
 
 
+def test_what_is_written_can_be_read_by_others(embeddings, tmp_path):
+    out = tmp_path / "r.json"
+    mask = os.umask(0o022)
+    try:
+        assert run("evaluate", "--embeddings", embeddings, *QUICK, "--json", out).exit_code == 0
+    finally:
+        os.umask(mask)
+    assert out.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(embeddings, tmp_path):
-    target = tmp_path / "missing" / "r.json"
-    result = run("evaluate", "--embeddings", embeddings, *QUICK, "--json", target)
-    assert result.exit_code == 1
-    assert "missing" in result.stderr
+    for command, option, name in [("evaluate", "--csv", "r.csv"), ("embed", "-o", "e.npz")]:
+        result = run(command, option, tmp_path / "missing" / name)
+        assert result.exit_code == 1
+        assert "there is no folder" in result.stderr
+        assert "done" not in result.stderr, "it is refused before the work, not after it"
     assert run("embed", "-o", tmp_path / "e.txt").exit_code == 2
     assert list(tmp_path.iterdir()) == []
 

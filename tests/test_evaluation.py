@@ -1,5 +1,6 @@
 """The evaluation of a protocol against the same thing done by hand, split by split."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -183,6 +184,21 @@ def test_scores_without_their_texts_are_left_out_by_name(embeddings):
         )
 
 
+def test_one_image_per_class_has_no_mahalanobis_distance(embeddings):
+    evaluated = evaluate(embeddings, PROTOCOL, Settings(shots=1, draws=2))
+    assert evaluated.left_out == {"mahalanobis": "one image per class has no covariance"}
+    assert all(np.isfinite(split.auroc) for row in evaluated.rows for split in row.splits)
+
+
+def test_a_small_dictionary_hinders_only_what_uses_it(embeddings):
+    small = replace(
+        embeddings, dictionary=("a",), dictionary_embeddings=embeddings.dictionary_embeddings[:1]
+    )
+    evaluated = evaluate(small, PROTOCOL, Settings(scores=("knn", "internal", "neglabel")))
+    assert [row.score for row in evaluated.rows] == ["knn", "internal"]
+    assert list(evaluated.left_out) == ["neglabel"]
+
+
 def test_json_and_csv_hold_every_row(embeddings):
     evaluated = evaluate(embeddings, PROTOCOL)
     document = json.loads(to_json([evaluated], command="a command"))
@@ -197,8 +213,11 @@ def test_json_and_csv_hold_every_row(embeddings):
     assert provenance["protocol"]["family"] == "custom"
     assert provenance["settings"]["lambda"] == 0.5
     assert provenance["embeddings"]["model"] == {"name": "none"}
-    lines = to_csv([evaluated]).splitlines()
-    assert len(lines) == 1 + len(SCORES) * 3
+    lines = list(csv.DictReader(to_csv([evaluated]).splitlines()))
+    assert len(lines) == len(SCORES) * 3
+    assert lines[0]["family"] == row["family"] == "custom"
+    assert json.loads(lines[0]["provenance"])["embeddings"]["model"] == {"name": "none"}
+    assert provenance["class_names"] == list("abcde")
 
 
 @pytest.mark.parametrize(
@@ -299,6 +318,24 @@ def test_files_refused(embeddings, tmp_path, change, message, unchecked):
     np.savez(tmp_path / "e.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         load_embeddings(tmp_path / "e.npz")
+
+
+def test_a_damaged_byte_is_an_error_that_names_the_file(embeddings, tmp_path):
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    whole = (tmp_path / "e.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, len(whole), 8):
+            damaged[position] = rng.integers(256)
+        (tmp_path / "e.npz").write_bytes(damaged)
+        try:
+            load_embeddings(tmp_path / "e.npz")
+        except ValueError as error:
+            assert str(error).startswith("e.npz: ")
+            refused += 1
+    assert refused > 250
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"\x93NUMPY", b"hello"])

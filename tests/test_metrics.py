@@ -60,6 +60,16 @@ def test_agrees_with_scikit_learn(ties):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize(("size", "tpr"), [(460, 0.95), (920, 0.95), (100, 0.99), (100, 0.8)])
+def test_the_threshold_is_exact_where_a_quotient_in_float32_is_not(size, tpr):
+    rng = np.random.default_rng(size)
+    is_anomaly = np.arange(2 * size) < size
+    scores = (rng.normal(size=2 * size) + is_anomaly).astype(np.float32)
+    expected = sklearn_fpr(is_anomaly, scores, tpr)
+    assert fpr_at_tpr(scores, is_anomaly, tpr) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parity
 def test_a_million_images_lose_no_digits():
     rng = np.random.default_rng(0)
     is_anomaly = rng.random(1_000_000) < 0.5

@@ -11,8 +11,8 @@ PACKAGE = Path(bliss_jax.__file__).parent
 
 # An import only ever points to a room that stands earlier in this list.
 ROOMS = [
-    "_checks", "scores", "metrics", "text", "models", "datasets", "embedding_set", "embed",
-    "results", "evaluation", "report", "cli",
+    "_checks", "files", "versions", "scores", "metrics", "text", "models", "datasets",
+    "embedding_set", "embed", "results", "evaluation", "report", "cli",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ of Pillow's list is rare, and some of it runs other programs (EPS).
 """
 
 import io
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 MAX_PIXELS = 89_478_485
 """Pillow's own bound on a decoded image (a quarter of a GiB of RGB), here an error and not a warning."""
+
+
+_REGISTERING = threading.Lock()
 
 
 class UnreadableImageError(ValueError):
@@ -82,7 +86,9 @@ def _formats() -> list[str]:
     """`FORMATS`, as far as this build of Pillow has them (AVIF came with 11.3)."""
     from PIL import Image
 
-    if "AVIF" not in Image.OPEN:
+    # Images are read in threads, and Pillow registers its formats one after the other: a thread that
+    # came between would find some of them missing.
+    with _REGISTERING:
         Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 

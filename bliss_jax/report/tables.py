@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
+from bliss_jax.models.registry import UNTRAINED
 from bliss_jax.results import Evaluation, Row
 
 
@@ -19,9 +20,9 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
     splits = rows[0].splits
     drawn = f", {rows[0].settings['draws']} draws" if rows[0].settings["draws"] > 1 else ""
     shots = rows[0].settings["shots"]
-    images = f"{shots} images per normal class{drawn}" if shots else "all normal images"
+    images = f"{_count(shots, 'image')} per normal class{drawn}" if shots else "all normal images"
     title = (
-        f"{protocol['name']} (family {protocol['family']}): {len(splits)} splits, "
+        f"{protocol['name']} (family {protocol['family']}): {_count(len(splits), 'split')}, "
         f"{_range([len(split.normal) for split in splits])} normal, {images}"
     )
     console.print(title, soft_wrap=True)
@@ -49,6 +50,13 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
             "* within 5 points of chance (50): this score hardly tells normal from anomalous here.",
             soft_wrap=True,
         )
+    made_with = evaluation.provenance["embeddings"].get("model", {})
+    if made_with.get("name") == UNTRAINED:
+        console.print(
+            f"The weights of {UNTRAINED} are random: these numbers show that the machinery runs, "
+            "and nothing else.",
+            soft_wrap=True,
+        )
     for name, reason in evaluation.left_out.items():
         console.print(f"{name} is left out: {reason}.", soft_wrap=True)
 
@@ -68,6 +76,10 @@ def _mean(row: Row, name: str) -> float:
 def _classes(normal: tuple[int, ...]) -> str:
     shown = ",".join(map(str, normal[:10]))
     return f"{shown},..." if len(normal) > 10 else shown
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _range(sizes: list[int]) -> str:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
 from bliss_jax.scores.top_k import CHUNK_SIZE, fold_chunks, similarity, top_k_similar
 
 EPSILON = 1e-8
@@ -67,7 +68,8 @@ def internal_class_score(
     product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
     variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
     if _is_on(shrinkage):
-        cov = jnp.einsum("c,cde->de", _pooling_weights(moments, mask), moments.cov)
+        weights = _pooling_weights(moments, mask)
+        cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
         product = jnp.matmul(labels, cov, precision=_HIGHEST)
         pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
         variance = variance + _shrinkage_share(moments, shrinkage) * (pooled - variance)
@@ -141,7 +143,8 @@ def external_text_score(
         z = (values[:, :, None] - mean[row]) / deviation[row]
         return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1)
 
-    total = jnp.zeros((len(x), len(moments.count)), x.dtype)
+    zero = zero_like_inputs(x, texts, moments.mean)
+    total = jnp.zeros((len(x), len(moments.count)), x.dtype) + zero
     total = fold_chunks(add_chunk, total, length, min(chunk_size, length))
     return _nan_where_empty(total / k, moments)
 
@@ -188,9 +191,10 @@ def bliss_score(
 
     Raises:
         ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, moments of embeddings that were not, k outside 1..texts, negative shrinkage, no normal
-            class, or a normal class of which no image was fitted.
+            norm, moments of embeddings that were not, k outside 1..texts, negative shrinkage, a weight
+            that is not finite, no normal class, or a normal class of which no image was fitted.
     """
+    _checks.scalar("weight", weight)
     mask = _checks.normal_mask(normal, len(moments.count), moments.count)
     internal = internal_class_score(
         embeddings, label_embeddings, moments, normal=mask, shrinkage=shrinkage
@@ -204,7 +208,10 @@ def bliss_score(
         shrinkage=shrinkage,
         chunk_size=chunk_size,
     )
-    return jnp.min(jnp.where(mask[None, :], internal + weight * external, jnp.inf), axis=1)
+    # Masked before the sum: what is unknown of other classes must not reach the gradient of the weight.
+    internal = jnp.where(mask[None, :], internal, jnp.inf)
+    external = jnp.where(mask[None, :], external, 0)
+    return min_over_classes(internal + weight * external)
 
 
 def _text_moments(
@@ -272,8 +279,7 @@ def _is_on(shrinkage: float | Array) -> bool:
 def _pooled_classes(
     normal: Bool[Array, " classes"] | None, moments: ClassMoments, shrinkage: float | Array
 ) -> Bool[jax.Array, " classes"]:
-    if isinstance(shrinkage, int | float) and not 0 <= shrinkage < float("inf"):
-        raise ValueError(f"shrinkage: expected a finite number of images >= 0, got {shrinkage}")
+    _checks.scalar("shrinkage", shrinkage, minimum=0.0)
     return _checks.normal_mask(normal, len(moments.count))
 
 
@@ -301,14 +307,18 @@ def _check_moments(
     if texts is not None:
         given["dictionary_embeddings"] = texts
     _checks.same_dim(**given)
-    if all(map(_checks.is_concrete, jax.tree.leaves(moments))):
-        # The mean squared norm of the fitted embeddings: E|x|^2 = tr C + |m|^2.
-        with jax.ensure_compile_time_eval():
-            squared = jnp.trace(moments.cov, axis1=1, axis2=2) + jnp.sum(moments.mean**2, axis=1)
-        squared = np.where(np.asarray(moments.count) > 0, np.asarray(squared), 1)
-        if not np.allclose(squared, 1, rtol=0, atol=0.04):
-            c = int(np.argmax(np.abs(squared - 1)))
-            raise ValueError(
-                "moments: expected those of unit-norm embeddings, but the fitted images of class "
-                f"{c} have a mean squared norm of {squared[c]:.4g}"
-            )
+    # The mean squared norm of the fitted embeddings: E|x|^2 = tr C + |m|^2.
+    squared = _checks.look_at(
+        lambda count, mean, cov: jnp.where(
+            count > 0, jnp.trace(cov, axis1=1, axis2=2) + jnp.sum(mean**2, axis=1), 1
+        ),
+        moments.count,
+        moments.mean,
+        moments.cov,
+    )
+    if squared is not None and not np.allclose(squared, 1, rtol=0, atol=0.04):
+        c = int(np.argmax(np.abs(squared - 1)))
+        raise ValueError(
+            "moments: expected those of unit-norm embeddings, but the fitted images of class "
+            f"{c} have a mean squared norm of {squared[c]:.4g}"
+        )

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.class_blocks import class_blocks
+from bliss_jax.scores.reductions import zero_like_inputs
 from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, top_k_similar
 
 
@@ -91,6 +92,7 @@ def nearest_of_class(
         return nearest.at[c].set(lax.top_k(candidates, k)[0]), None
 
     nothing = jnp.full((num_classes, len(x), k), -jnp.inf, x.dtype)
+    nothing = nothing + zero_like_inputs(x, bank, labels)
     blocks = class_blocks(labels, num_classes, block_size)
     return jnp.swapaxes(lax.scan(add_block, nothing, blocks)[0], 0, 1)
 

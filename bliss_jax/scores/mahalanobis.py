@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.reductions import min_over_classes
 
 RIDGE = 1e-3
 """Relative ridge by default. With fewer images than dimensions the covariance alone is singular."""
@@ -37,21 +38,21 @@ def mahalanobis_score(
             infinite or NaN where S is singular.
 
     Returns:
-        Scores [images], higher = more anomalous. While tracing, a normal class without images gives
-        NaN.
+        Scores [images], higher = more anomalous. NaN where S is zero (one image per class) and, while
+        tracing, where a normal class has no images.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, embeddings that are not finite, a negative ridge,
             no normal class, or a normal class of which no image was fitted.
     """
-    if isinstance(ridge, int | float) and not 0 <= ridge < float("inf"):
-        raise ValueError(f"ridge: expected a finite number >= 0, got {ridge}")
+    _checks.scalar("ridge", ridge, minimum=0.0)
     x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=False)
     _checks.same_dim(**{"embeddings": x, "moments.mean": moments.mean})
     mask = _checks.normal_mask(normal, len(moments.count), moments.count)
 
     count = jnp.where(mask, moments.count, 0).astype(x.dtype)
-    cov = jnp.einsum("c,cde->de", count / jnp.maximum(count.sum(), 1), moments.cov)
+    shares = count / jnp.maximum(count.sum(), 1)
+    cov = jnp.einsum("c,cde->de", shares, moments.cov, precision=lax.Precision.HIGHEST)
     cov = cov + ridge * (jnp.trace(cov) / len(cov)) * jnp.eye(len(cov), dtype=x.dtype)
 
     # With S = L L^T the distance is Euclidean after z = L^-1 x. Differences are squared one by one:
@@ -65,6 +66,6 @@ def mahalanobis_score(
     z, means = whiten(x), whiten(moments.mean)
     squared = lax.map(lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1), means).T
     squared = jnp.where((moments.count > 0)[None, :], squared, jnp.nan)
-    nearest = jnp.min(jnp.where(mask[None, :], squared, jnp.inf), axis=1)
+    nearest = min_over_classes(jnp.where(mask[None, :], squared, jnp.inf))
     # The gradient of the root is infinite at 0, where an image lies on a class mean.
     return jnp.where(nearest > 0, jnp.sqrt(jnp.where(nearest > 0, nearest, 1)), nearest)

@@ -4,10 +4,10 @@ What BLISS corrects: the plain similarity to the nearest label, without any norm
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
+from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.softmax import label_logits
 
 
@@ -30,4 +30,4 @@ def max_cosine_score(
         ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
             norm, no normal class.
     """
-    return -jnp.max(label_logits(embeddings, label_embeddings, 1.0, normal), axis=1)
+    return min_over_classes(-label_logits(embeddings, label_embeddings, 1.0, normal))

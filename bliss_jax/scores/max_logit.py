@@ -5,10 +5,10 @@ with CLIP's similarities as logits. It ranks images exactly as the maximum cosin
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
+from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 
 
@@ -33,4 +33,4 @@ def max_logit_score(
         ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
             norm, a temperature that is not positive, no normal class.
     """
-    return -jnp.max(label_logits(embeddings, label_embeddings, temperature, normal), axis=1)
+    return min_over_classes(-label_logits(embeddings, label_embeddings, temperature, normal))

@@ -13,7 +13,7 @@ LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample v
 Everything here is a pure function of arrays; the caller jits, vmaps and shards.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.class_blocks import class_blocks
+from bliss_jax.scores.reductions import zero_like_inputs
 
 _MAX_BLOCK = 256
 
@@ -80,6 +81,9 @@ def fit_moments(
     Raises:
         ValueError: wrong shapes or dtypes, rows that are not finite, labels out of range, no images.
     """
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+    where = None if where is None else jnp.asarray(where)
     if where is not None and (where.shape != (len(embeddings),) or where.dtype != jnp.bool_):
         raise ValueError(
             f"where: expected a bool [{len(embeddings)}] array, got {where.dtype} {list(where.shape)}"
@@ -100,8 +104,13 @@ def fit_moments(
         return jax.tree.map(lambda leaf, new: leaf.at[c].set(new[0]), moments, merged), None
 
     # The state takes the precision of the embeddings (float64 where x64 mode gives it).
-    start = init_moments(num_classes, x.shape[1])
-    start = replace(start, mean=start.mean.astype(x.dtype), cov=start.cov.astype(x.dtype))
+    zero = zero_like_inputs(x, y)
+    empty = init_moments(num_classes, x.shape[1])
+    start = ClassMoments(
+        count=empty.count + zero.astype(jnp.int32),
+        mean=empty.mean.astype(x.dtype) + zero,
+        cov=empty.cov.astype(x.dtype) + zero,
+    )
     return lax.scan(add_block, start, (rows, valid, block_class))[0]
 
 

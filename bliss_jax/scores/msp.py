@@ -6,10 +6,10 @@ class the score is constant.
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
+from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 
 
@@ -35,4 +35,4 @@ def msp_score(
             norm, a temperature that is not positive, no normal class.
     """
     logits = label_logits(embeddings, label_embeddings, temperature, normal)
-    return -jnp.max(jax.nn.softmax(logits, axis=1), axis=1)
+    return min_over_classes(-jax.nn.softmax(logits, axis=1))

@@ -19,13 +19,16 @@ from bliss_jax._checks import Array
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 from bliss_jax.scores.top_k import similarity
 
+NEGATIVE_FRACTION = 0.15
+"""Share of the lexicon that becomes negative labels, as in the paper."""
+
 
 def negative_labels(
     label_embeddings: Float[Array, "classes dim"],
     lexicon_embeddings: Float[Array, "words dim"],
     normal: Bool[Array, " classes"] | None = None,
     *,
-    fraction: float = 0.15,
+    fraction: float = NEGATIVE_FRACTION,
     quantile: float = 0.95,
 ) -> Int[jax.Array, " negatives"]:
     """The words least similar to the normal labels, by the quantile of their cosines to them.
@@ -69,7 +72,7 @@ def neglabel_score(
     normal: Bool[Array, " classes"] | None = None,
     *,
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
-    fraction: float = 0.15,
+    fraction: float = NEGATIVE_FRACTION,
     quantile: float = 0.95,
     groups: int = 100,
 ) -> Float[jax.Array, " images"]:

@@ -28,8 +28,7 @@ def label_logits(
         ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
             norm, a temperature that is not positive, no normal class.
     """
-    if isinstance(temperature, int | float) and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number > 0, got {temperature}")
+    _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
     x = _checks.embeddings_as_float("embeddings", embeddings)
     labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
     _checks.same_dim(embeddings=x, label_embeddings=labels)

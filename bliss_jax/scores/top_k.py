@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.scores.reductions import zero_like_inputs
 
 CHUNK_SIZE = 4096
 """Texts per chunk by default: 160 MB of similarities for 10,000 images."""
@@ -86,5 +87,9 @@ def top_k_similar(
         values, position = lax.top_k(values, k)
         return values, jnp.take_along_axis(indices, position, axis=1)
 
-    nothing = jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), jnp.int32)
+    zero = zero_like_inputs(x, texts)
+    nothing = (
+        jnp.full((len(x), k), -jnp.inf, x.dtype) + zero,
+        jnp.zeros((len(x), k), jnp.int32) + zero.astype(jnp.int32),
+    )
     return fold_chunks(add_chunk, nothing, len(texts), min(chunk_size, len(texts)))

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -217,3 +219,20 @@ def test_a_truncated_file_is_never_a_picture_of_part_of_it():
 def test_only_the_listed_formats_are_tried():
     assert set(decode._formats()) <= set(decode.FORMATS)
     assert {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"} <= set(decode._formats())
+
+
+def test_the_first_images_of_a_process_can_be_read_from_many_threads(tmp_path):
+    """Pillow registers its formats when the first image is opened, which eight threads do at once."""
+    for number in range(16):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    program = (
+        "import sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from bliss_jax.datasets.decode import decode_image\n"
+        "files = sorted(Path(sys.argv[1]).iterdir())\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    assert len(list(pool.map(lambda f: decode_image(f, f.name), files))) == 16\n"
+    )
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", program, tmp_path], check=True, timeout=60)  # noqa: S603

@@ -298,6 +298,10 @@ def test_gradients_are_finite_without_variance(problem):
             argnums=(0, 1, 2),
         )(problem.test, problem.labels, problem.words, seen)
         assert all(np.isfinite(g).all() for g in gradients)
+    by_weight = jax.grad(
+        lambda w: bliss_score(problem.test, problem.labels, problem.words, seen, 10, w, mask).sum()
+    )(0.5)
+    assert np.isfinite(by_weight)
 
 
 def test_sharded_over_eight_devices(problem):
@@ -310,7 +314,6 @@ def test_sharded_over_eight_devices(problem):
             mesh=mesh,
             in_specs=(spec, whole, whole, whole),
             out_specs=spec,
-            check_vma=False,
         )
     )(images, problem.labels, problem.words, problem.moments)
     np.testing.assert_allclose(
@@ -351,6 +354,8 @@ def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(prob
     moments = fit_moments(problem.train[:2], np.array([0, 2]), num_classes=C)
     arrays = problem.test, problem.labels, problem.words, moments
     assert np.isnan(jax.jit(bliss_score)(*arrays)).all()
+    many = np.tile(problem.test, (10, 1)), *arrays[1:]  # a vectorised minimum would skip NaN
+    assert np.isnan(jax.jit(bliss_score)(*many)).all()
     with pytest.raises(
         ValueError, match=r"no images were fitted of the normal classes \[1, 3, 4, 5\]"
     ):
@@ -363,7 +368,10 @@ def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(prob
         ({"k": 0}, r"k: expected an integer in 1..230 \(the texts of the dictionary\), got 0"),
         ({"k": 231}, r"k: expected an integer in 1..230 .* got 231"),
         ({"k": 2.5}, r"k: expected an integer"),
-        ({"shrinkage": -1.0}, "shrinkage: expected a finite number of images >= 0, got -1"),
+        ({"shrinkage": -1.0}, "shrinkage: expected a finite number >= 0, got -1"),
+        ({"shrinkage": np.float32(-1)}, "shrinkage: expected a finite number >= 0, got -1"),
+        ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
+        ({"chunk_size": 0}, "chunk_size: expected at least 1, got 0"),
         ({"normal": np.zeros(C, bool)}, "at least one normal class, got none"),
         ({"normal": np.ones(C + 1, bool)}, r"normal: expected a bool \[6\] array"),
         ({"normal": np.ones(C, int)}, r"normal: expected a bool \[6\] array.*got int"),

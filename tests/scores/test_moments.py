@@ -135,11 +135,7 @@ def test_merged_over_eight_devices(data):
         return psum_moments(fit_moments(x, y, num_classes=C), "data")
 
     spec = PartitionSpec("data")
-    fit = jax.jit(
-        jax.shard_map(
-            local, mesh=mesh, in_specs=(spec, spec), out_specs=PartitionSpec(), check_vma=False
-        )
-    )
+    fit = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(spec, spec), out_specs=PartitionSpec()))
     assert_moments(fit(jnp.asarray(x), jnp.asarray(y)), numpy_moments(x, y))
 
 
