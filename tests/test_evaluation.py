@@ -223,7 +223,7 @@ def test_json_and_csv_hold_every_row(embeddings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scores": ("blis",)}, "unknown score 'blis', did you mean bliss"),
+        ({"scores": ("blis",)}, r"unknown score 'blis' \(did you mean bliss\?\)"),
         ({"k": 0}, "k: expected at least 1, got 0"),
         ({"shots": 0}, "shots: expected at least 1, got 0"),
         ({"draws": 3}, "draws: 3 draws of all images are one"),
