@@ -4,6 +4,7 @@ Results go to standard output, progress and notes to standard error. Exit codes:
 not be done (the message says what was expected), 2 the command line is wrong.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ class _Group(click.Group):
 @click.version_option(package_name="bliss-jax")
 def main() -> None:
     """Semantic anomaly detection with CLIP and bias-corrected similarity (BLISS)."""
+    # transformers would advise to install PyTorch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def _model_and_data_options(command: Callable) -> Callable:
