@@ -7,6 +7,7 @@ not be done (the message says what was expected), 2 the command line is wrong.
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -355,8 +356,6 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with count, rate and remaining time; one line at the end where there is no terminal."""
-    import time
-
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 

@@ -11,7 +11,7 @@ and population standard deviation over the splits.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -128,11 +128,7 @@ def evaluate(
         jnp.asarray(anomalous),
         settings.weight,
         jax.random.key(settings.seed),
-        names=names,
-        num_classes=embeddings.num_classes,
-        k=settings.k,
-        shrinkages=settings.shrinkages,
-        neighbours=neighbours,
+        _Choices(names, embeddings.num_classes, settings.k, settings.shrinkages, neighbours),
     )
     values = {metric: np.asarray(array) for metric, array in measured_columns.items()}
     table = []
@@ -150,6 +146,16 @@ def evaluate(
         splits = _split_results(protocol, measured)
         table.append(Row(protocol.name, protocol.family, name, own, splits))
     return Evaluation(_provenance(embeddings, protocol, settings), tuple(table), left_out)
+
+
+class _Choices(NamedTuple):
+    """What is static under jit."""
+
+    names: tuple[str, ...]
+    num_classes: int
+    k: int
+    shrinkages: tuple[float, ...]
+    neighbours: int
 
 
 class _Arrays(NamedTuple):
@@ -178,7 +184,7 @@ def _arrays(e: EmbeddingSet) -> _Arrays:
     return _Arrays(*(None if array is None else jnp.asarray(array) for array in arrays))  # pyright: ignore[reportArgumentType]
 
 
-@partial(jax.jit, static_argnames=("names", "num_classes", "k", "shrinkages", "neighbours"))
+@partial(jax.jit, static_argnames="choices")
 def _evaluate_draws(
     arrays: _Arrays,
     rows: Int[jax.Array, "draws chosen"],
@@ -186,12 +192,7 @@ def _evaluate_draws(
     anomalous: Bool[jax.Array, "splits classes"],
     weight: Float[jax.Array, ""] | float,
     key: jax.Array,
-    *,
-    names: tuple[str, ...],
-    num_classes: int,
-    k: int,
-    shrinkages: tuple[float, ...],
-    neighbours: int,
+    choices: _Choices,
 ) -> dict[str, Float[jax.Array, "draws columns splits"]]:
     """The metrics of every column (see `_columns`), for every draw and split."""
     is_anomaly = anomalous[:, arrays.test_labels]
@@ -203,11 +204,7 @@ def _evaluate_draws(
             normal,
             weight,
             key,
-            names=names,
-            num_classes=num_classes,
-            k=k,
-            shrinkages=shrinkages,
-            neighbours=neighbours,
+            choices,
         )
         # All columns as one array: the metrics are compiled once, not once for each score.
         of_splits = jax.vmap(_measure)
@@ -237,21 +234,21 @@ def _score_splits(
     normal: Bool[jax.Array, "splits classes"],
     weight: Float[jax.Array, ""] | float,
     key: jax.Array,
-    *,
-    names: tuple[str, ...],
-    num_classes: int,
-    k: int,
-    shrinkages: tuple[float, ...],
-    neighbours: int,
+    choices: _Choices,
 ) -> Float[jax.Array, "columns splits test"]:
     """Every column of `_columns`: one score for all splits."""
     x, labels = a.test, a.labels
+    names, num_classes, k, shrinkages, neighbours = choices
     moments = scores.fit_moments(a.train, a.train_labels, num_classes=num_classes)
-    internal = scores.internal_class_score(x, labels, moments)
-    if {"bliss", "external"} & set(names):
-        external = scores.external_text_score(x, a.dictionary, moments, k)
-    else:
-        external = jnp.zeros_like(internal)
+
+    # Computed when a score first asks for them, and once for all that do.
+    @cache
+    def internal():
+        return scores.internal_class_score(x, labels, moments)
+
+    @cache
+    def external():
+        return scores.external_text_score(x, a.dictionary, moments, k)
 
     def nearest_class(per_class):
         return jax.vmap(lambda n: min_over_classes(jnp.where(n[None, :], per_class, jnp.inf)))(
@@ -260,7 +257,7 @@ def _score_splits(
 
     def bliss(n0):
         if n0 == 0:
-            return nearest_class(internal + weight * external)
+            return nearest_class(internal() + weight * external())
         # Shrinkage pools over the split's own classes, so nothing is shared: one split at a time.
         return lax.map(
             lambda n: scores.bliss_score(
@@ -279,8 +276,8 @@ def _score_splits(
         return jax.vmap(lambda n: score(x, labels, normal=n, **options))(normal)
 
     compute = {
-        "internal": lambda: nearest_class(internal),
-        "external": lambda: nearest_class(external),
+        "internal": lambda: nearest_class(internal()),
+        "external": lambda: nearest_class(external()),
         "max_cosine": lambda: of_labels(scores.max_cosine_score),
         "msp": lambda: of_labels(scores.msp_score),
         "mcm": lambda: of_labels(scores.mcm_score, a.mcm_labels),

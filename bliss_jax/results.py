@@ -83,7 +83,13 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
     columns += ("aupr_anomaly", "aupr_normal", "fpr95", "provenance")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    for row, provenance in ((row, e.provenance) for e in evaluations for row in e.rows):
+    made_with = [json.dumps(_without_nan(dict(e.provenance))) for e in evaluations]
+    rows = [
+        (row, provenance)
+        for evaluation, provenance in zip(evaluations, made_with, strict=True)
+        for row in evaluation.rows
+    ]
+    for row, provenance in rows:
         for number, split in enumerate(row.splits):
             head = (row.protocol, row.family, row.score, json.dumps(dict(row.settings)), number)
             normal = " ".join(map(str, split.normal))
@@ -94,8 +100,7 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
                 split.aupr_normal,
                 split.fpr95,
             )
-            made_with = json.dumps(_without_nan(dict(provenance)))
-            writer.writerow([*head, normal, *measured, made_with])
+            writer.writerow([*head, normal, *measured, provenance])
     return file.getvalue()
 
 
