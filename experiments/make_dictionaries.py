@@ -1,9 +1,10 @@
-"""Makes the dictionaries that bliss_jax ships, from WordNet 3.0 and ImageNet's list of synsets.
+"""Makes the dictionaries that bliss_jax ships, from WordNet 3.0, ImageNet's synsets and DejaVu Sans.
 
     apt-get install wordnet-base        # or unpack WordNet-3.0.tar.gz from wordnet.princeton.edu
     python experiments/make_dictionaries.py /usr/share/wordnet/data.noun
 
-The wnids of ImageNet-1k, in order, are tensorflow-datasets' label file for imagenet2012.
+The wnids of ImageNet-1k, in order, are tensorflow-datasets' label file for imagenet2012; the characters
+of DejaVu Sans are those of the font that matplotlib ships.
 """
 
 import gzip
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import click
 
+from bliss_jax.datasets.glyph_scenes import characters
+from bliss_jax.datasets.glyphs import glyph_name
 from bliss_jax.text.dictionaries import dictionary_hash
 from bliss_jax.text.wordnet import noun_phrases, phrases_of_wnids, read_licence, read_noun_synsets
 
@@ -36,6 +39,7 @@ def main(data_noun: Path, output: Path) -> None:
     for name, phrases in {
         "imagenet1k": phrases_of_wnids(synsets, imagenet1k_wnids()),
         "wordnet-nouns": noun_phrases(synsets),
+        "unicode-names": tuple(map(glyph_name, characters())),
     }.items():
         text = "".join(f"{phrase}\n" for phrase in phrases)
         packed = gzip.compress(text.encode(), mtime=0)

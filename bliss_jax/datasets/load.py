@@ -2,6 +2,7 @@
 
 cifar10, cifar100     official training and test set
 tiny-imagenet         training set; the test split is the official validation set
+glyphs                symbols with their Unicode names, rendered from a seed: no download
 digits                handwritten digits that scikit-learn ships: no download
 cifar10+cifar100      for CIFAR+10 and CIFAR+50: the training split is CIFAR-10's, the test split both
                       test sets, CIFAR-100's fine classes at ids 10 to 109
@@ -16,7 +17,7 @@ import numpy as np
 from bliss_jax.datasets.folder import SPLITS, load_folder
 from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
 
-_NAMES = ("cifar10", "cifar100", "cifar10+cifar100", "tiny-imagenet", "digits")
+_NAMES = ("cifar10", "cifar100", "cifar10+cifar100", "tiny-imagenet", "glyphs", "digits")
 _LOST_CLASS = "African elephant"
 
 
@@ -78,6 +79,10 @@ def load_dataset(
 def _load_named(
     name: str, split: str, data_dir: Path | None, manual_dir: Path | None, reference_quirks: bool
 ) -> ImageDataset:
+    if name == "glyphs":
+        from bliss_jax.datasets.glyphs import load_glyphs
+
+        return load_glyphs(split)
     if name == "digits":
         from bliss_jax.datasets.digits import load_digits
 

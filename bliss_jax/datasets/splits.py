@@ -8,6 +8,7 @@
     cifar+10-zoc    4 normal of CIFAR-10, 10 anomalous of CIFAR-100    cifar10+cifar100
     cifar+50-zoc    the same with 50 anomalous classes                 cifar10+cifar100
     cifar+10-cac    CAC's ten                                          cifar10+cifar100
+    glyphs-...      six protocols of symbols, see `glyph_splits.py`    glyphs
     FILE.json       {"name": ..., "splits": [[ids of the normal classes], ...]}
 
 Images of classes that a split names neither normal nor anomalous take no part in it. Split families are
@@ -20,11 +21,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bliss_jax.datasets import glyph_splits
 from bliss_jax.datasets import split_tables as tables
 
 _PLUS = "cifar10+cifar100"
 _CIFAR10_CLASSES = 10
-_CLASSES = {"cifar10": 10, "cifar100": 100, _PLUS: 110, "tiny-imagenet": 200, "digits": 10}
+_CLASSES = {
+    "cifar10": 10,
+    "cifar100": 100,
+    _PLUS: 110,
+    "tiny-imagenet": 200,
+    "digits": 10,
+    "glyphs": 259,
+}
 
 # The normal classes of each split, by family and data set; all other classes are anomalous.
 _NORMAL: dict[str, dict[str, tables.Rows]] = {
@@ -78,7 +87,8 @@ class Protocol:
 
     Attributes:
         name: As it was asked for, or as a JSON file names it.
-        family: `"zoc"`, `"cac"`, `"one-class"`, `"leave-one-out"`, or `"custom"` for a JSON file.
+        family: `"zoc"`, `"cac"`, `"one-class"`, `"leave-one-out"`, `"glyphs"`, or `"custom"` for a
+            JSON file.
         dataset: The data set its class ids belong to; None where they were made for any.
         splits: At least one.
 
@@ -98,7 +108,7 @@ class Protocol:
 
 def protocol_names() -> tuple[str, ...]:
     """The names that `load_protocol` knows."""
-    return (*_GENERATED, *_NORMAL, *_PLUS_ANOMALOUS)
+    return (*_GENERATED, *_NORMAL, *_PLUS_ANOMALOUS, *glyph_splits.NAMES)
 
 
 def load_protocol(name_or_json: str | Path, *, dataset: str, num_classes: int) -> Protocol:
@@ -150,6 +160,11 @@ def _named(name: str, dataset: str, num_classes: int) -> Protocol:
         splits = tuple(Split(tuple(j for j in everything if j != i), (i,)) for i in everything)
         return Protocol(name, name, None, splits)
 
+    if name in glyph_splits.NAMES:
+        if dataset != "glyphs":
+            raise ValueError(_of_another_dataset(name, ("glyphs",), dataset))
+        rows = glyph_splits.glyph_splits(name)
+        return Protocol(name, "glyphs", dataset, tuple(Split(*row) for row in rows))
     owners = tuple(_NORMAL[name]) if name in _NORMAL else (_PLUS,)
     if dataset not in owners:
         raise ValueError(_of_another_dataset(name, owners, dataset))
@@ -166,6 +181,7 @@ def _named(name: str, dataset: str, num_classes: int) -> Protocol:
 def _of_another_dataset(name: str, owners: tuple[str, ...], dataset: str) -> str:
     own = [n for n, data in _NORMAL.items() if dataset in data]
     own += _PLUS_ANOMALOUS if dataset == _PLUS else []
+    own += glyph_splits.NAMES if dataset == "glyphs" else []
     return (
         f"protocol {name!r} has splits of {', '.join(owners)}, not of {dataset!r}, "
         f"for which there are {', '.join((*own, *_GENERATED))}"

@@ -4,9 +4,11 @@
                     1,860 phrases, 1,842 distinct, nothing removed; the dictionary of BLISS
     wordnet-nouns   all 119,034 noun lemmas of WordNet 3.0, in the order in which `data.noun` first
                     names them; "China" and "china" are two of them
+    unicode-names   the names of the 5,575 characters of DejaVu Sans that leave a mark by themselves, in
+                    lower case, in the order of their codes; the dictionary of the data set `glyphs`
     a text file     one phrase per line
 
-Both packaged lists are made by `experiments/make_dictionaries.py`; WordNet's licence lies beside
+The packaged lists are made by `experiments/make_dictionaries.py`; WordNet's licence lies beside
 them. Phrases may repeat: a repeated phrase counts as often as it occurs, as in the reference.
 
 Sources: WordNet 3.0, Princeton University 2006; Goodge et al., "When Text and Images Don't Mix", BMVC
@@ -23,7 +25,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-_PACKAGED = ("imagenet1k", "wordnet-nouns")
+_PACKAGED = ("imagenet1k", "wordnet-nouns", "unicode-names")
 
 
 def dictionary_names() -> tuple[str, ...]:

@@ -1,0 +1,299 @@
+"""Scenes of `glyphs`: one large glyph over a textured ground, clutter and noise; and captions for them.
+
+An image holds far more than its caption says: small glyphs, a texture in two colours, position, size,
+rotation, stroke, face, noise; the caption names the large glyph and only sometimes a colour, the place or
+the ground. Such an imbalance of information is a known origin of CLIP's modality gap (Schrodi et al.,
+"Two effects, one trigger", ICLR 2025; Liang et al., "Mind the gap", NeurIPS 2022).
+
+A scene is drawn in NumPy, many at once: glyph masks made by FreeType are rotated, scaled and moved with
+bilinear interpolation, then laid over the ground one after the other. All randomness comes from uniform
+numbers of one `numpy.random.Generator`.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+SIZE = 32
+LARGE, SMALL = 32, 12
+"""Sides of the masks of large and of small glyphs, in pixels."""
+MAX_CLUTTER = 5
+STROKES = (0, 2, 4)
+"""Widths added to the outline, where a glyph is 96 pixels high."""
+
+# Corners of the shades of each colour: two RGB values between which a shade lies.
+COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "red": ((150, 0, 0), (255, 60, 50)),
+    "orange": ((225, 95, 0), (255, 150, 50)),
+    "yellow": ((220, 195, 0), (255, 245, 90)),
+    "green": ((0, 90, 10), (70, 190, 80)),
+    "blue": ((0, 20, 120), (50, 100, 255)),
+    "purple": ((85, 0, 110), (165, 60, 200)),
+    "pink": ((235, 110, 160), (255, 180, 215)),
+    "brown": ((80, 45, 10), (140, 85, 45)),
+    "grey": ((95, 95, 95), (165, 165, 165)),
+    "black": ((0, 0, 0), (40, 40, 40)),
+    "white": ((225, 225, 225), (255, 255, 255)),
+    "cyan": ((0, 160, 170), (90, 230, 240)),
+}
+SHADES = 16
+_SHADES_OF = {"train": range(0, 12), "validation": range(12, 14), "test": range(14, 16)}
+PLACES = (
+    ("upper left corner", "top", "upper right corner"),
+    ("left side", "middle", "right side"),
+    ("lower left corner", "bottom", "lower right corner"),
+)
+TEXTURES = ("plain", "gradient", "striped", "checked", "dotted")
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """What is seen in n scenes; the ids point into `symbols`, `faces`, COLOURS, TEXTURES."""
+
+    symbol: Int[np.ndarray, " n"]
+    face: Int[np.ndarray, " n"]
+    stroke: Int[np.ndarray, " n"]
+    size: Float[np.ndarray, " n"]
+    """Side of the large glyph's box, in pixels."""
+    centre: Float[np.ndarray, "n 2"]
+    """(x, y) of its middle, in pixels."""
+    angle: Float[np.ndarray, " n"]
+    """Of its rotation, in radians."""
+    colour: Int[np.ndarray, "n 3"]
+    """Of the glyph, of the ground, and of the ground's texture."""
+    shade: Int[np.ndarray, "n 3"]
+    texture: Int[np.ndarray, " n"]
+    period: Float[np.ndarray, " n"]
+    """Of the texture, in pixels."""
+    direction: Float[np.ndarray, " n"]
+    clutter: Int[np.ndarray, "n clutter"]
+    """Ids of the small glyphs; -1 where there is none."""
+    clutter_size: Float[np.ndarray, "n clutter"]
+    clutter_centre: Float[np.ndarray, "n clutter 2"]
+    clutter_angle: Float[np.ndarray, "n clutter"]
+    clutter_colour: Int[np.ndarray, "n clutter"]
+    clutter_shade: Int[np.ndarray, "n clutter"]
+    noise: Float[np.ndarray, "n 32 32 3"]
+
+    def __len__(self) -> int:
+        return len(self.symbol)
+
+
+def draw_scenes(
+    rng: np.random.Generator,
+    symbol: Int[np.ndarray, " n"],
+    split: str,
+    *,
+    num_faces: int,
+    num_small: int,
+) -> Scenes:
+    """Random scenes around the given symbols.
+
+    Args:
+        rng: The only source of randomness.
+        symbol: Id of each scene's large glyph.
+        split: "train", "validation" or "test": which shades are used.
+        num_faces: Faces to choose from.
+        num_small: Small glyphs to choose from.
+    """
+    n = len(symbol)
+
+    def uniform(low: float, high: float, *shape: int) -> np.ndarray:
+        return low + (high - low) * rng.random((n, *shape))
+
+    def choose(count: int, *shape: int) -> np.ndarray:
+        return (rng.random((n, *shape)) * count).astype(np.int32)
+
+    size = uniform(17, 27)
+    margin = (SIZE - size) / 2 + 1.5
+    clutter = choose(num_small, MAX_CLUTTER)
+    absent = np.arange(MAX_CLUTTER) >= choose(MAX_CLUTTER + 1)[:, None]
+    colour, shade = _contrasting(choose(len(COLOURS), 8), _shade(choose, split, 8))
+    return Scenes(
+        symbol=np.asarray(symbol, np.int32),
+        face=choose(num_faces),
+        stroke=choose(len(STROKES)),
+        size=size,
+        centre=SIZE / 2 + margin[:, None] * uniform(-1, 1, 2),
+        angle=uniform(-0.3, 0.3),
+        colour=colour,
+        shade=shade,
+        texture=choose(len(TEXTURES)),
+        period=uniform(3, 10),
+        direction=uniform(0, np.pi),
+        clutter=np.where(absent, -1, clutter),
+        clutter_size=uniform(6, 11, MAX_CLUTTER),
+        clutter_centre=uniform(0, SIZE, MAX_CLUTTER, 2),
+        clutter_angle=uniform(-np.pi, np.pi, MAX_CLUTTER),
+        clutter_colour=choose(len(COLOURS), MAX_CLUTTER),
+        clutter_shade=_shade(choose, split, MAX_CLUTTER),
+        noise=uniform(0, 24)[:, None, None, None] * uniform(-1, 1, SIZE, SIZE, 3),
+    )
+
+
+def _shade(choose, split: str, count: int) -> Int[np.ndarray, "n count"]:
+    shades = _SHADES_OF[split]
+    return shades.start + choose(len(shades), count)
+
+
+def _contrasting(colours: Int[np.ndarray, "n 8"], shades: Int[np.ndarray, "n 8"]):
+    """Glyph, ground, texture: the ground is the candidate that differs most from the glyph or nearly."""
+    values = palette()[colours, shades].astype(np.float64)
+    luma = values @ np.array([0.299, 0.587, 0.114])
+    far = np.abs(luma - luma[:, :1]) > 70
+    far[:, :2] = False
+    order = np.argmax(far[:, 2:7], axis=1) + 2
+    fallback = np.argmax(np.abs(luma - luma[:, :1]), axis=1)
+    ground = np.where(far[:, 2:7].any(axis=1), order, fallback)
+    chosen = np.stack([np.zeros_like(ground), ground, np.full_like(ground, 7)], axis=1)
+    pick = np.take_along_axis
+    return pick(colours, chosen, axis=1), pick(shades, chosen, axis=1)
+
+
+@cache
+def palette() -> UInt8[np.ndarray, "colours shades 3"]:
+    """RGB of every shade: points of the box between a colour's corners, from a fixed sequence."""
+    # Weyl's sequence: evenly spread, with no generator to depend on.
+    steps = np.arange(1, SHADES + 1)[:, None] * np.sqrt([2.0, 3.0, 5.0])
+    steps = steps - np.floor(steps)
+    corners = np.asarray(list(COLOURS.values()), np.float64)
+    low, high = corners[:, :1], corners[:, 1:]
+    return np.round(low + (high - low) * steps).astype(np.uint8)
+
+
+def render(
+    scenes: Scenes,
+    large: UInt8[np.ndarray, "symbols faces strokes 32 32"],
+    small: UInt8[np.ndarray, "small 12 12"],
+) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """The images of scenes, from masks made by `glyph_masks`."""
+    colours = palette().astype(np.float32)
+    image = _ground(scenes, colours[scenes.colour[:, 1:], scenes.shade[:, 1:]])
+    for i in range(MAX_CLUTTER):
+        there = np.flatnonzero(scenes.clutter[:, i] >= 0)
+        cover = _placed(
+            small[scenes.clutter[there, i]],
+            scenes.clutter_size[there, i],
+            scenes.clutter_centre[there, i],
+            scenes.clutter_angle[there, i],
+        )
+        paint = colours[scenes.clutter_colour[there, i], scenes.clutter_shade[there, i]]
+        image[there] += 0.8 * cover[..., None] * (paint[:, None, None] - image[there])
+    masks = large[scenes.symbol, scenes.face, scenes.stroke]
+    cover = _placed(masks, scenes.size, scenes.centre, scenes.angle)
+    paint = colours[scenes.colour[:, 0], scenes.shade[:, 0]]
+    image += cover[..., None] * (paint[:, None, None] - image)
+    return np.clip(np.round(image + scenes.noise), 0, 255).astype(np.uint8)
+
+
+def _ground(scenes: Scenes, pair: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarray, "n 32 32 3"]:
+    """The ground's colour with its texture: a third of the way to the texture's colour."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    cos, sin = np.cos(scenes.direction), np.sin(scenes.direction)
+    along = x * cos[:, None, None] + y * sin[:, None, None]
+    across = y * cos[:, None, None] - x * sin[:, None, None]
+    period = scenes.period[:, None, None]
+    phase, other = (np.mod(z / period, 1) for z in (along, across))
+    kinds = np.stack(
+        [
+            np.zeros_like(phase),
+            (along - along.min()) / (along.max() - along.min()),
+            phase < 0.5,
+            (phase < 0.5) ^ (other < 0.5),
+            (phase - 0.5) ** 2 + (other - 0.5) ** 2 < 0.09,
+        ]
+    )
+    amount = 0.35 * kinds[scenes.texture, np.arange(len(scenes))][..., None]
+    first, second = pair[:, 0, None, None], pair[:, 1, None, None]
+    return (first + amount * (second - first)).astype(np.float32)
+
+
+def _placed(
+    masks: UInt8[np.ndarray, "n side side"],
+    size: Float[np.ndarray, " n"],
+    centre: Float[np.ndarray, "n 2"],
+    angle: Float[np.ndarray, " n"],
+) -> Float[np.ndarray, "n 32 32"]:
+    """Masks scaled to `size`, rotated and moved, in [0, 1]; bilinear, 0 outside."""
+    n, side = masks.shape[:2]
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
+    dx = x - centre[:, 0, None, None].astype(np.float32)
+    dy = y - centre[:, 1, None, None].astype(np.float32)
+    scale = (side / size).astype(np.float32)
+    cos = (np.cos(angle) * scale).astype(np.float32)[:, None, None]
+    sin = (np.sin(angle) * scale).astype(np.float32)[:, None, None]
+    # One pixel of nothing around each mask, so that neighbours of the border need no cases.
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1))).reshape(n, (side + 2) ** 2)
+    u = np.clip(cos * dx + sin * dy + side / 2 + 0.5, 0, side + 0.999)
+    v = np.clip(cos * dy - sin * dx + side / 2 + 0.5, 0, side + 0.999)
+    left, top = u.astype(np.int32), v.astype(np.int32)
+    u, v = u - left, v - top
+    at = (top * (side + 2) + left).reshape(n, SIZE**2)
+
+    def corner(offset: int) -> np.ndarray:
+        return np.take_along_axis(padded, at + offset, axis=1).reshape(u.shape)
+
+    upper = corner(0) * (1 - u) + corner(1) * u
+    lower = corner(side + 2) * (1 - u) + corner(side + 3) * u
+    return (upper * (1 - v) + lower * v) / np.float32(255)
+
+
+def font_path(face: str) -> Path:
+    """The file of a face that matplotlib ships."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
+
+
+@cache
+def characters(face: str = "DejaVuSans") -> tuple[str, ...]:
+    """The characters of a face that have a Unicode name and leave a mark by themselves, in order."""
+    from matplotlib.ft2font import FT2Font
+
+    drawn = (chr(code) for code in sorted(FT2Font(str(font_path(face))).get_charmap()))
+    return tuple(
+        char
+        for char in drawn
+        if unicodedata.name(char, "") and unicodedata.category(char)[0] not in "MZC"
+    )
+
+
+def glyph_masks(
+    symbols: Sequence[str], faces: Sequence[str], strokes: Sequence[int], side: int
+) -> UInt8[np.ndarray, "symbols faces strokes side side"]:
+    """Coverage of each symbol, its larger side scaled to fill the mask.
+
+    A symbol that a face lacks is taken from DejaVu Sans.
+    """
+    masks = np.zeros((len(symbols), len(faces), len(strokes), side, side), np.uint8)
+    for f, face in enumerate(faces):
+        font, fallback, known = _font(face), _font("DejaVuSans"), set(characters(face))
+        for i, symbol in enumerate(symbols):
+            for s, stroke in enumerate(strokes):
+                masks[i, f, s] = _mask(symbol, font if symbol in known else fallback, stroke, side)
+    return masks
+
+
+@cache
+def _font(face: str) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(font_path(face)), 96, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _mask(symbol: str, font: Any, stroke: int, side: int) -> UInt8[np.ndarray, "side side"]:
+    from PIL import Image, ImageDraw
+
+    left, top, right, bottom = font.getbbox(symbol, stroke_width=stroke)
+    width, height = right - left, bottom - top
+    extent = max(width, height, 1)
+    canvas = Image.new("L", (extent, extent))
+    corner = ((extent - width) // 2 - left, (extent - height) // 2 - top)
+    ImageDraw.Draw(canvas).text(corner, symbol, 255, font, stroke_width=stroke)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))
