@@ -43,7 +43,7 @@ COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "cyan": ((0, 160, 170), (90, 230, 240)),
 }
 SHADES = 16
-_SHADES_OF = {"train": range(0, 12), "validation": range(12, 14), "test": range(14, 16)}
+_SHADES_OF = {"train": range(12), "validation": range(12, 14), "test": range(14, 16)}
 PLACES = (
     ("upper left corner", "top", "upper right corner"),
     ("left side", "middle", "right side"),
@@ -110,8 +110,8 @@ def draw_scenes(
     def choose(count: int, *shape: int) -> np.ndarray:
         return (rng.random((n, *shape)) * count).astype(np.int32)
 
-    size = uniform(17, 27)
-    margin = (SIZE - size) / 2 + 1.5
+    size = uniform(19, 28)
+    margin = (SIZE - size) / 2 + 1
     clutter = choose(num_small, MAX_CLUTTER)
     absent = np.arange(MAX_CLUTTER) >= choose(MAX_CLUTTER + 1)[:, None]
     colour, shade = _contrasting(choose(len(COLOURS), 8), _shade(choose, split, 8))
@@ -133,7 +133,7 @@ def draw_scenes(
         clutter_angle=uniform(-np.pi, np.pi, MAX_CLUTTER),
         clutter_colour=choose(len(COLOURS), MAX_CLUTTER),
         clutter_shade=_shade(choose, split, MAX_CLUTTER),
-        noise=uniform(0, 24)[:, None, None, None] * uniform(-1, 1, SIZE, SIZE, 3),
+        noise=uniform(0, 20)[:, None, None, None] * uniform(-1, 1, SIZE, SIZE, 3),
     )
 
 

@@ -1,0 +1,87 @@
+"""Captions for the scenes of `glyphs`: they say little of what is to be seen, and not always the truth.
+
+    This is a photo of a white chess king
+    a picture of a red umbrella with rain drops on a grey background in the upper left corner
+    the saturn and a small cyrillic capital letter zhe
+    a symbol
+
+Most name the large glyph; a colour, the ground, the place or a small glyph now and then. Some are generic,
+and some name a small glyph instead: noise as in captions from the web.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bliss_jax.datasets.glyph_scenes import COLOURS, PLACES, SIZE, TEXTURES, Scenes
+
+TEMPLATES = (
+    "This is a photo of a {}",
+    "a photo of a {}",
+    "a photo of the {}",
+    "{}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a drawing of a {}",
+    "the {}",
+    "a {}",
+    "This is a {}",
+    "a photo of {}",
+    "a sign with a {}",
+    "one {}",
+)
+GENERIC = (
+    "a symbol",
+    "a photo of something",
+    "a photo of a symbol",
+    "a picture",
+    "a small picture with a sign",
+    "something",
+    "an image",
+    "This is a photo of a thing",
+    "a photo of an object",
+)
+# How often a caption is generic, names a small glyph instead of the large one, or adds a detail.
+_GENERIC, _MISTAKEN = 0.08, 0.04
+_COLOUR, _GROUND, _TEXTURE, _PLACE, _SMALL = 0.35, 0.15, 0.06, 0.12, 0.10
+# Where the second and the third row and column of PLACES begin, in pixels.
+_THIRDS = (SIZE / 2 - 2, SIZE / 2 + 2)
+
+
+def draw_captions(
+    rng: np.random.Generator, scenes: Scenes, names: Sequence[str], small_names: Sequence[str]
+) -> list[str]:
+    """One caption for each scene.
+
+    Args:
+        rng: The only source of randomness.
+        scenes: What is seen.
+        names: Of the large glyphs, by `scenes.symbol`.
+        small_names: Of the small ones, by `scenes.clutter`.
+    """
+    draws = rng.random((len(scenes), 9))
+    return [_caption(scenes, i, draw, names, small_names) for i, draw in enumerate(draws)]
+
+
+def _caption(scenes: Scenes, i: int, draw, names: Sequence[str], small_names: Sequence[str]) -> str:
+    generic, mistaken, colour, template, ground, texture, place, small, which = draw
+    if generic < _GENERIC:
+        return GENERIC[int(which * len(GENERIC))]
+    colours = list(COLOURS)
+    first = scenes.clutter[i, 0]
+    small_name = small_names[first] if first >= 0 else None
+    phrase = small_name if mistaken < _MISTAKEN and small_name else names[scenes.symbol[i]]
+    if colour < _COLOUR:
+        phrase = f"{colours[scenes.colour[i, 0]]} {phrase}"
+    # The power makes the first templates more frequent.
+    caption = TEMPLATES[int(template**1.5 * len(TEMPLATES))].format(phrase)
+    if ground < _GROUND:
+        caption += f" on a {colours[scenes.colour[i, 1]]} background"
+    if texture < _TEXTURE:
+        caption += f", {TEXTURES[scenes.texture[i]]}"
+    if place < _PLACE:
+        column, row = np.digitize(scenes.centre[i], _THIRDS)
+        caption += f" in the {PLACES[row][column]}"
+    if small < _SMALL and small_name:
+        caption += f" and a small {small_name}"
+    return caption
