@@ -1,9 +1,6 @@
 """Variants of the BLISS score, as short pure functions: what `score_variants.py` compares.
 
-Every variant is `function(task, *setting) -> scores [images]`, higher = more anomalous. A `Task` is one split
-under one fit: cosines of the images to be scored, cosines of the normal training images, and which of these
-were fitted. Classes are the split's normal classes alone, padded so that all splits of a protocol have the
-same shapes. A task's `n0` is the shrinkage that every variance goes through, 0 for the paper's score.
+Every variant is `function(task, *setting) -> scores [images]`, higher = more anomalous.
 """
 
 from collections.abc import Callable
@@ -13,151 +10,32 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
+from score_parts import (
+    NEAREST,
+    SIZES,
+    WEIGHT,
+    Images,
+    K,
+    Moments,
+    Task,
+    combined,
+    count,
+    deviation,
+    external,
+    internal,
+    nearest_class,
+    of_labels,
+    of_size,
+    of_sizes,
+    of_words,
+    raw_moments,
+    shares,
+    z_nearest,
+)
 
-K, WEIGHT = 10, 0.5
-NEAREST = 100
-"""How many words of each image, by falling cosine, a variant may look at."""
-SIZES = (1, 2, 5, 10, 20, 50, 100)
-"""The k for which external scores are at hand."""
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-_PRIOR_IMAGES = 5.0
-
-
-class Images(NamedTuple):
-    """Images and their cosines to a split's normal labels and to the dictionary."""
-
-    embeddings: Float[jax.Array, "images dim"]
-    to_labels: Float[jax.Array, "images classes"]
-    to_words: Float[jax.Array, "images words"]
-    nearest: Int[jax.Array, "images nearest"]
-    """The words of largest cosine, falling."""
-
-
-class Task(NamedTuple):
-    """One split under one fit."""
-
-    test: Images
-    train: Images
-    """Of the split's normal classes; which of them were fitted says `member`."""
-    member: Float[jax.Array, "classes train"]
-    """1 where a training image of this class was fitted, else 0."""
-    normal: Bool[jax.Array, " classes"]
-    """False for padding."""
-    labels: Float[jax.Array, "classes dim"]
-    words: Float[jax.Array, "words dim"]
-    n0: Float[jax.Array, ""]
-
-
-class Moments(NamedTuple):
-    """Of the cosines to some texts, per class; variances shrunk."""
-
-    mean: Float[jax.Array, "classes texts"]
-    variance: Float[jax.Array, "classes texts"]
-    pooled: Float[jax.Array, " texts"]
-    """Variance within classes, over all of them."""
-
-
-# --- What the variants are made of ---
-
-
-def count(t: Task) -> Float[jax.Array, " classes"]:
-    """Fitted images per class (1 for padding, which no score looks at)."""
-    return jnp.maximum(t.member.sum(axis=1), 1)
-
-
-def shares(t: Task) -> Float[jax.Array, " classes"]:
-    """Each class's share of the fitted images."""
-    return t.member.sum(axis=1) / jnp.maximum(t.member.sum(), 1)
-
-
-def raw_moments(
-    t: Task, cosines: Float[jax.Array, "train texts"]
-) -> tuple[Float[jax.Array, "classes texts"], Float[jax.Array, "classes texts"]]:
-    """Mean and variance (ddof 0) of each class's cosines to each text."""
-    centre = (t.member.sum(axis=0) @ cosines) / jnp.maximum(t.member.sum(), 1)
-    centred = cosines - centre[None, :]
-    mean = t.member @ centred / count(t)[:, None]
-    variance = t.member @ centred**2 / count(t)[:, None] - mean**2
-    return mean + centre[None, :], jnp.maximum(variance, 0)
-
-
-def shrink(t: Task, variance: jax.Array, pooled: jax.Array, n0: jax.Array | None = None):
-    """(n v + n0 v_pooled) / (n + n0) for variances [classes, texts]."""
-    n0 = t.n0 if n0 is None else n0
-    n = count(t)[:, None]
-    return (n * variance + n0 * pooled[None, :]) / (n + n0)
-
-
-def moments(
-    t: Task, cosines: Float[jax.Array, "train texts"], *, prior: float = 0.0, n0=None
-) -> Moments:
-    """Shrunk moments; `prior` images stand for the mean over the texts in the pooled variance."""
-    mean, variance = raw_moments(t, cosines)
-    pooled, images = shares(t) @ variance, t.member.sum()
-    pooled = (images * pooled + prior * pooled.mean()) / (images + prior)
-    return Moments(mean, shrink(t, variance, pooled, n0), pooled)
-
-
-def of_labels(t: Task, **options) -> Moments:
-    """Moments of the cosines to every normal label."""
-    return moments(t, t.train.to_labels, **options)
-
-
-def of_words(t: Task, **options) -> Moments:
-    """Moments of the cosines to every word."""
-    return moments(t, t.train.to_words, prior=_PRIOR_IMAGES, **options)
-
-
-def deviation(variance: jax.Array) -> jax.Array:
-    """Standard deviation as in the reference."""
-    return jnp.sqrt(variance) + 1e-8
-
-
-def internal(t: Task, images: Images, m: Moments) -> Float[jax.Array, "images classes"]:
-    """-(s(x, t_c) - mu_c) / sigma_c."""
-    mean, variance = jnp.diagonal(m.mean), jnp.diagonal(m.variance)
-    return -(images.to_labels - mean[None, :]) / deviation(variance)[None, :]
-
-
-def z_nearest(
-    images: Images, m: Moments, k: int = NEAREST
-) -> Float[jax.Array, "images nearest classes"]:
-    """z-scores of each image's k nearest words, for each class."""
-    near = images.nearest[:, :k]
-    cosines = jnp.take_along_axis(images.to_words, near, axis=1)
-    mean, sigma = m.mean.T[near], deviation(m.variance).T[near]
-    return (cosines[:, :, None] - mean) / sigma
-
-
-def external(t: Task, k: int = K) -> Float[jax.Array, "images classes"]:
-    """Mean z-score of the k nearest words."""
-    return z_nearest(t.test, of_words(t), k).mean(axis=1)
-
-
-def of_size(running_mean_axis1: jax.Array, k) -> jax.Array:
-    """The running mean over axis 1 after k terms, k one of SIZES and traced."""
-    sizes = jnp.array(SIZES)
-    of_sizes = running_mean_axis1[:, jnp.array([s - 1 for s in SIZES])]
-    return jnp.take(of_sizes, jnp.argmax(sizes == k), axis=1)
-
-
-def running_mean(x: jax.Array) -> jax.Array:
-    """Means of the first 1, 2, ... entries along axis 1."""
-    return jnp.cumsum(x, axis=1) / jnp.arange(1, x.shape[1] + 1)[None, :, None]
-
-
-def nearest_class(t: Task, per_class: Float[jax.Array, "images classes"]) -> jax.Array:
-    """The minimum over the normal classes."""
-    return jnp.min(jnp.where(t.normal[None, :], per_class, jnp.inf), axis=1)
-
-
-def combined(t: Task, internal_part, external_part, weight=WEIGHT) -> jax.Array:
-    """min_c [internal + lambda external]."""
-    return nearest_class(t, internal_part + weight * external_part)
-
-
-# --- The variants ---
+"""The lambda that are tried."""
 
 
 def bliss(t: Task) -> jax.Array:
@@ -182,12 +60,12 @@ def differences(t: Task) -> jax.Array:
 
 def k_and_lambda(t: Task, k, weight) -> jax.Array:
     """Another k, another lambda."""
-    ext = of_size(running_mean(z_nearest(t.test, of_words(t))), k)
+    ext = of_size(of_sizes(z_nearest(t.test, of_words(t))), k)
     return combined(t, internal(t, t.test, of_labels(t)), ext, weight)
 
 
 def own_class_left_out(t: Task) -> tuple[jax.Array, jax.Array]:
-    """internal [train, C] and running external [train, nearest, C], an image's own class without it.
+    """The internal [train, C] and external [train, sizes, C] for SIZES, an image's own class without it.
 
     Leaving image i out of its class has a closed form: the deviation from the mean becomes
     n / (n - 1) times, the variance v becomes n / (n - 1) (v - deviation^2 / (n - 1)).
@@ -209,7 +87,10 @@ def own_class_left_out(t: Task) -> tuple[jax.Array, jax.Array]:
     difference = t.train.to_labels - jnp.diagonal(label_mean)[None, :]
     ones = jnp.ones_like(difference)
     inside = left_out(
-        difference, ones * jnp.diagonal(label_variance)[None, :], ones * label_pooled[None, :], member
+        difference,
+        ones * jnp.diagonal(label_variance)[None, :],
+        ones * label_pooled[None, :],
+        member,
     )
     word_mean, word_variance = raw_moments(t, t.train.to_words)
     near = t.train.nearest
@@ -217,13 +98,13 @@ def own_class_left_out(t: Task) -> tuple[jax.Array, jax.Array]:
     difference = cosines[:, :, None] - word_mean.T[near]
     pooled = jnp.broadcast_to(of_words(t).pooled[near][:, :, None], difference.shape)
     z = left_out(difference, word_variance.T[near], pooled, member[:, None, :])
-    return -inside, running_mean(z)
+    return -inside, of_sizes(z)
 
 
 def own_class_spread(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Variances of the two parts over normal images in their own class, and their covariance."""
     inside, outside = own_class_left_out(t)
-    outside = outside[:, K - 1]
+    outside = outside[:, SIZES.index(K)]
     member = t.member.T
     images = jnp.maximum(member.sum(), 1)
 
@@ -236,7 +117,7 @@ def own_class_spread(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def lambda_by_variance(t: Task) -> jax.Array:
-    """lambda = deviation of internal over deviation of external, on the normal training images."""
+    """With lambda = deviation of internal over deviation of external, on the normal training images."""
     inside, outside, _ = own_class_spread(t)
     weight = jnp.sqrt(inside / jnp.maximum(outside, 1e-6))
     return k_and_lambda(t, K, jnp.clip(weight, 0.0, 4.0))
@@ -254,12 +135,13 @@ def area(scores, is_anomaly, is_normal) -> jax.Array:
     normals = jnp.sort(jnp.where(is_normal, scores, jnp.inf))
     below = jnp.searchsorted(normals, scores, side="left")
     upto = jnp.minimum(jnp.searchsorted(normals, scores, side="right"), is_normal.sum())
-    won = jnp.where(is_anomaly, below + upto, 0).sum() / 2
-    return won / jnp.maximum(is_anomaly.sum() * is_normal.sum(), 1)
+    won = jnp.where(is_anomaly, below + upto, 0).sum().astype(scores.dtype)
+    pairs = is_anomaly.sum().astype(scores.dtype) * is_normal.sum().astype(scores.dtype)
+    return won / (2 * jnp.maximum(pairs, 1))
 
 
 def chosen_by_pseudo_anomalies(t: Task) -> jax.Array:
-    """k and lambda that best tell each normal class from the others, were it not among them.
+    """The k and lambda that best tell each normal class from the others, were it not among them.
 
     With one normal class there is nothing to leave out: the paper's values.
     """
@@ -277,7 +159,7 @@ def chosen_by_pseudo_anomalies(t: Task) -> jax.Array:
             return area(score, own, fitted & ~own)
 
         areas = lax.map(without, jnp.arange(len(t.normal)))
-        return jnp.where(t.normal, areas, 0).sum() / t.normal.sum()
+        return jnp.mean(areas, where=t.normal)
 
     areas = jax.vmap(area_of)(grid[:, 0], grid[:, 1])
     best = grid[jnp.argmax(areas)]
@@ -299,8 +181,8 @@ def top_k_by_z(t: Task, k) -> jax.Array:
 
     def of_class(mean, variance):
         z = (t.test.to_words - mean[None, :]) / deviation(variance)[None, :]
-        top = lax.top_k(z, 50)[0]
-        return of_size(jnp.pad(running_mean(top[:, :, None]), ((0, 0), (0, 50), (0, 0))), k)[:, 0]
+        top = lax.top_k(z, 20)[0]
+        return jnp.where(jnp.arange(20, dtype=top.dtype)[None, :] < k, top, 0).sum(axis=1) / k
 
     ext = lax.map(lambda c: of_class(*c), (m.mean, m.variance)).T
     return combined(t, internal(t, t.test, of_labels(t)), ext)
@@ -320,7 +202,7 @@ def top_k_by_z_once(t: Task) -> jax.Array:
 def z_among_nearest(t: Task, candidates) -> jax.Array:
     """For each class the k words of largest z-score among the nearest ones."""
     z = z_nearest(t.test, of_words(t))
-    z = jnp.where((jnp.arange(NEAREST) < candidates)[None, :, None], z, -jnp.inf)
+    z = jnp.where((jnp.arange(NEAREST, dtype=z.dtype) < candidates)[None, :, None], z, -jnp.inf)
     ext = lax.top_k(z.transpose(0, 2, 1), K)[0].mean(axis=2)
     return combined(t, internal(t, t.test, of_labels(t)), ext)
 
@@ -332,7 +214,13 @@ def without_synonyms(t: Task, fraction) -> jax.Array:
     kept = kept[t.test.nearest]
     chosen = kept & (jnp.cumsum(kept, axis=1) <= K)
     z = z_nearest(t.test, of_words(t))
-    ext = (chosen[:, :, None] * z).sum(axis=1) / chosen.sum(axis=1)[:, None]
+    ext = jnp.mean(z, axis=1, where=chosen[:, :, None])
+    return combined(t, internal(t, t.test, of_labels(t)), ext)
+
+
+def positive_words(t: Task) -> jax.Array:
+    """Mean of max(z, 0): a word that is rarer than in the class does not speak for the class."""
+    ext = jnp.maximum(z_nearest(t.test, of_words(t), K), 0).mean(axis=1)
     return combined(t, internal(t, t.test, of_labels(t)), ext)
 
 
@@ -361,12 +249,12 @@ def class_of_largest_cosine(t: Task) -> jax.Array:
 
 def external_of_all_classes(t: Task) -> jax.Array:
     """The external part averaged over the normal classes; the internal part chooses among them."""
-    mean = (external(t) * t.normal[None, :]).sum(axis=1) / t.normal.sum()
+    mean = jnp.mean(external(t), axis=1, where=t.normal[None, :])
     return combined(t, internal(t, t.test, of_labels(t)), mean[:, None])
 
 
 def student_t(t: Task) -> jax.Array:
-    """z -> sign(z) sqrt(nu log(1 + z^2 / nu)), nu = n + n0 - 1: what few images can say of large z."""
+    """With sign(z) sqrt(nu log(1 + z^2 / nu)) for z, nu = n + n0 - 1: what few images say of large z."""
     nu = jnp.maximum(count(t) + t.n0 - 1, 1)
 
     def bounded(z, nu):
@@ -433,9 +321,7 @@ def mean_word_parts(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
 def one_mean_word(t: Task, weight) -> jax.Array:
     """The external part as the z-score of the mean word: correlation between words accounted for."""
     difference, variance, _ = mean_word_parts(t)
-    return combined(
-        t, internal(t, t.test, of_labels(t)), difference / deviation(variance), weight
-    )
+    return combined(t, internal(t, t.test, of_labels(t)), difference / deviation(variance), weight)
 
 
 def one_direction(t: Task, weight) -> jax.Array:
@@ -451,20 +337,21 @@ def one_direction(t: Task, weight) -> jax.Array:
 
 
 def _whiten(t: Task, ridge) -> Callable[[jax.Array], jax.Array]:
-    """v -> S^-1 v for rows v, S the covariance within classes plus ridge x its mean eigenvalue.
+    """The map of rows v to S^-1 v, S the covariance within classes plus ridge x its mean eigenvalue.
 
-    Through the fitted images (Woodbury), which are fewer than dimensions.
+    Through the eigenvectors of the fitted images' products (Woodbury), the same for every ridge.
     """
     fitted = t.member.sum(axis=0)
     mean = t.member @ t.train.embeddings / count(t)[:, None]
     centred = fitted[:, None] * (t.train.embeddings - t.member.T @ mean)
     images = jnp.maximum(fitted.sum(), 1)
     floor = ridge * (centred**2).sum() / images / centred.shape[1] + 1e-9
-    gram = images * floor * jnp.eye(len(centred)) + centred @ centred.T
-    factor = jax.scipy.linalg.cho_factor(gram)
+    values, vectors = jnp.linalg.eigh(centred @ centred.T)
+    basis = vectors.T @ centred
+    inverse = 1 / (jnp.maximum(values, 0) + images * floor)
 
     def apply(v):
-        return (v - jax.scipy.linalg.cho_solve(factor, centred @ v.T).T @ centred) / floor
+        return (v - (inverse[None, :] * (v @ basis.T)) @ basis) / floor
 
     return apply
 
@@ -518,10 +405,11 @@ VARIANTS: dict[str, Variant] = {
     "lambda without labels: Fisher's direction": Variant(lambda_by_fisher),
     "k and lambda without labels: pseudo-anomalies": Variant(chosen_by_pseudo_anomalies),
     "words weighted by sigma^p": _of(weighted_words, "p", -2, -1, 1, 2),
-    "top-k by z, per class": _of(top_k_by_z, "k", 5, 10, 20, 50),
+    "top-k by z, per class": _of(top_k_by_z, "k", 5, 10, 20),
     "top-k by z over all normal images": Variant(top_k_by_z_once),
     "top-k by z among the nearest": _of(z_among_nearest, "candidates", 20, 50, 100),
     "without near-synonyms": _of(without_synonyms, "share", 0.002, 0.005, 0.01, 0.02, 0.05),
+    "positive z alone": Variant(positive_words),
     "soft top-k": _of(soft_top_k, "T", 0.0025, 0.005, 0.01, 0.02, 0.05),
     "softmin over classes": _of(softmin_class, "T", 0.1, 0.25, 0.5, 1, 2),
     "class of the largest cosine": Variant(class_of_largest_cosine),
