@@ -114,8 +114,14 @@ def evaluate(
             images (fewer training images than shots); k larger than the dictionary.
     """
     settings = settings or Settings()
-    normal, anomalous = _masks(protocol, embeddings)
-    rows = _training_rows(embeddings, np.any(normal, axis=0, keepdims=True)[0], settings)
+    normal, anomalous = class_masks(protocol, embeddings)
+    rows = training_rows(
+        embeddings,
+        np.any(normal, axis=0, keepdims=True)[0],
+        shots=settings.shots,
+        draws=settings.draws,
+        seed=settings.seed,
+    )
     left_out = _left_out(embeddings, rows, settings)
     names = tuple(name for name in settings.scores if name not in left_out)
     if not names:
@@ -145,7 +151,8 @@ def evaluate(
         measured = {metric: array[:, column] for metric, array in values.items()}
         splits = _split_results(protocol, measured)
         table.append(Row(protocol.name, protocol.family, name, own, splits))
-    return Evaluation(_provenance(embeddings, protocol, settings), tuple(table), left_out)
+    made_with = provenance(embeddings, protocol, _describe(settings))
+    return Evaluation(made_with, tuple(table), left_out)
 
 
 class _Choices(NamedTuple):
@@ -303,9 +310,14 @@ def _columns(names: Sequence[str], shrinkages: Sequence[float]) -> list[tuple[st
     return [(name, n0) for name in names for n0 in (shrinkages if name == "bliss" else (0.0,))]
 
 
-def _masks(
+def class_masks(
     protocol: Protocol, embeddings: EmbeddingSet
 ) -> tuple[Bool[np.ndarray, "splits classes"], Bool[np.ndarray, "splits classes"]]:
+    """The normal and the anomalous classes of each split.
+
+    Raises:
+        ValueError: a class that the embeddings do not have, or a side without test images.
+    """
     classes = np.arange(embeddings.num_classes)
     largest = max(max(split.normal + split.anomalous) for split in protocol.splits)
     if largest >= len(classes):
@@ -325,11 +337,22 @@ def _masks(
     return normal, anomalous
 
 
-def _training_rows(
-    embeddings: EmbeddingSet, ever_normal: Bool[np.ndarray, " classes"], settings: Settings
+def training_rows(
+    embeddings: EmbeddingSet,
+    ever_normal: Bool[np.ndarray, " classes"],
+    *,
+    shots: int | None,
+    draws: int,
+    seed: int,
 ) -> Int[np.ndarray, "draws chosen"]:
-    """Rows of the training set to fit on: all of the classes in use, or `shots` of each per draw."""
-    labels, wanted = embeddings.train_labels, settings.shots or 1
+    """Rows of the training set to fit on: all of the classes in use, or `shots` of each per draw.
+
+    With shots, the rows of one class follow each other, classes ascending.
+
+    Raises:
+        ValueError: a class with fewer training images.
+    """
+    labels, wanted = embeddings.train_labels, shots or 1
     of_class = [np.flatnonzero(labels == c) for c in np.flatnonzero(ever_normal)]
     for c, rows in zip(np.flatnonzero(ever_normal), of_class, strict=True):
         if len(rows) < wanted:
@@ -337,14 +360,14 @@ def _training_rows(
                 f"normal class {c} ({embeddings.class_names[c]}): expected at least {wanted} "
                 f"training images, got {len(rows)}"
             )
-    if settings.shots is None:
+    if shots is None:
         return np.sort(np.concatenate(of_class)).astype(np.int32)[None, :]
-    rng = np.random.default_rng(settings.seed)
-    draws = [
-        np.concatenate([rng.choice(rows, settings.shots, replace=False) for rows in of_class])
-        for _ in range(settings.draws)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.concatenate([rng.choice(rows, shots, replace=False) for rows in of_class])
+        for _ in range(draws)
     ]
-    return np.stack(draws).astype(np.int32)
+    return np.stack(drawn).astype(np.int32)
 
 
 def _neighbours(
@@ -399,7 +422,23 @@ def _split_results(
     return tuple(results)
 
 
-def _provenance(embeddings: EmbeddingSet, protocol: Protocol, settings: Settings) -> dict[str, Any]:
+def _describe(settings: Settings) -> dict[str, Any]:
+    return {
+        "k": settings.k,
+        "lambda": settings.weight,
+        "shrinkages": list(settings.shrinkages),
+        "neighbours": settings.neighbours,
+        "shots": settings.shots,
+        "draws": settings.draws,
+        "seed": settings.seed,
+        "neglabel_lexicon": "the dictionary",
+    }
+
+
+def provenance(
+    embeddings: EmbeddingSet, protocol: Protocol, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that produced a result: embeddings, protocol, dictionary, settings, versions."""
     from bliss_jax.text import dictionary_hash
 
     return {
@@ -414,16 +453,7 @@ def _provenance(embeddings: EmbeddingSet, protocol: Protocol, settings: Settings
             "texts": len(embeddings.dictionary),
             "sha256": dictionary_hash(embeddings.dictionary),
         },
-        "settings": {
-            "k": settings.k,
-            "lambda": settings.weight,
-            "shrinkages": list(settings.shrinkages),
-            "neighbours": settings.neighbours,
-            "shots": settings.shots,
-            "draws": settings.draws,
-            "seed": settings.seed,
-            "neglabel_lexicon": "the dictionary",
-        },
+        "settings": dict(settings),
         "class_names": list(embeddings.class_names),
         "images": {
             "train": len(embeddings.train_labels),

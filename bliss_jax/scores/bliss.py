@@ -25,13 +25,14 @@ from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
+from bliss_jax.scores.text_moments import (
+    pooled_dictionary_variance,
+    pooling_weights,
+    shrinkage_share,
+    standard_deviation,
+    text_moments,
+)
 from bliss_jax.scores.top_k import CHUNK_SIZE, fold_chunks, similarity, top_k_similar
-
-EPSILON = 1e-8
-"""Added to every standard deviation, as in the reference."""
-
-_PRIOR_IMAGES = 5.0
-"""Weight, in images, of the mean over the dictionary in a pooled variance (see `bliss_score`)."""
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -68,12 +69,14 @@ def internal_class_score(
     product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
     variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
     if _is_on(shrinkage):
-        weights = _pooling_weights(moments, mask)
+        weights = pooling_weights(moments.count, mask, moments.mean.dtype)
         cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
         product = jnp.matmul(labels, cov, precision=_HIGHEST)
         pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
-        variance = variance + _shrinkage_share(moments, shrinkage) * (pooled - variance)
-    score = -(similarity(x, labels) - mean[None, :]) / _standard_deviation(variance)[None, :]
+        variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
+            pooled - variance
+        )
+    score = -(similarity(x, labels) - mean[None, :]) / standard_deviation(variance)[None, :]
     return _nan_where_empty(score, moments)
 
 
@@ -131,12 +134,12 @@ def external_text_score(
         return texts[lax.dynamic_slice_in_dim(chosen, start, size)]
 
     def add_chunk(total, start, size):
-        mean, variance = _text_moments(take(start, size), moments)
+        mean, variance = text_moments(take(start, size), moments)
         if prior is not None:
-            pooled = _pooled_dictionary_variance(variance, prior, moments, mask)
-            share = _shrinkage_share(moments, shrinkage)[None, :]
+            pooled = pooled_dictionary_variance(variance, prior, moments.count, mask)
+            share = shrinkage_share(moments.count, shrinkage, moments.mean.dtype)[None, :]
             variance = variance + share * (pooled[:, None] - variance)
-        deviation = _standard_deviation(variance)
+        deviation = standard_deviation(variance)
         row = indices - start
         inside = (row >= 0) & (row < size)
         row = jnp.clip(row, 0, size - 1)
@@ -214,61 +217,12 @@ def bliss_score(
     return min_over_classes(internal + weight * external)
 
 
-def _text_moments(
-    texts: Float[jax.Array, "texts dim"], moments: ClassMoments
-) -> tuple[Float[jax.Array, "texts classes"], Float[jax.Array, "texts classes"]]:
-    """Mean t . m_c and variance t^T C_c t of the similarity of each class to each text."""
-    mean = jnp.matmul(texts, moments.mean.T, precision=_HIGHEST)
-
-    # One class at a time: the product of all texts with one covariance is as large as the texts.
-    def class_variance(cov):
-        return jnp.sum(jnp.matmul(texts, cov, precision=_HIGHEST) * texts, axis=1)
-
-    variance = lax.map(class_variance, moments.cov).T
-    return mean, jnp.maximum(variance, 0)
-
-
 def _dictionary_mean_variance(
     texts: Float[jax.Array, "texts dim"], moments: ClassMoments
 ) -> Float[jax.Array, " classes"]:
     """Mean over the texts of t^T C_c t, which is the trace of C_c times their second moment."""
     second_moment = jnp.matmul(texts.T, texts, precision=_HIGHEST) / len(texts)
     return jnp.einsum("cde,de->c", moments.cov, second_moment, precision=_HIGHEST)
-
-
-def _pooled_dictionary_variance(
-    variance: Float[jax.Array, "texts classes"],
-    prior: Float[jax.Array, " classes"],
-    moments: ClassMoments,
-    mask: Bool[jax.Array, " classes"],
-) -> Float[jax.Array, " texts"]:
-    """The variance pooled over the normal classes, drawn toward its mean over the dictionary."""
-    weights = _pooling_weights(moments, mask)
-    images = jnp.sum(jnp.where(mask, moments.count, 0)).astype(variance.dtype)
-    pooled = jnp.matmul(variance, weights, precision=_HIGHEST)
-    return (images * pooled + _PRIOR_IMAGES * jnp.dot(prior, weights)) / (images + _PRIOR_IMAGES)
-
-
-def _standard_deviation(variance: jax.Array) -> jax.Array:
-    """sqrt(variance) + 1e-8, with a finite gradient (0) where the variance is 0."""
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0) + EPSILON
-
-
-def _pooling_weights(
-    moments: ClassMoments, mask: Bool[jax.Array, " classes"]
-) -> Float[jax.Array, " classes"]:
-    """Share of each normal class in the images of all normal classes."""
-    count = jnp.where(mask, moments.count, 0).astype(moments.mean.dtype)
-    return count / jnp.maximum(count.sum(), 1)
-
-
-def _shrinkage_share(
-    moments: ClassMoments, shrinkage: float | Float[Array, ""]
-) -> Float[jax.Array, " classes"]:
-    """n0 / (n_c + n0), the weight of the pooled variance."""
-    count = jnp.maximum(moments.count, 1).astype(moments.mean.dtype)
-    return 1 - count / (count + shrinkage)
 
 
 def _is_on(shrinkage: float | Array) -> bool:
