@@ -21,8 +21,10 @@ from bliss_jax.files import check_writable, replacing
 
 # Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
 
-_DEFAULT_MODEL = "bliss-jax/untrained"
-_DEFAULT_DATASET = "digits"
+_DEFAULT_MODEL = "bliss-jax/tiny"
+_DEFAULT_DATASET = "glyphs"
+_DEFAULT_DICTIONARY = {"glyphs": "unicode-names"}
+_DEFAULT_PROTOCOL = {"glyphs": "glyphs-half-family"}
 _OF_THE_MODEL = (
     "model",
     "revision",
@@ -60,14 +62,14 @@ def _model_and_data_options(command: Callable) -> Callable:
         click.option(
             "--dataset",
             metavar="NAME|DIR",
-            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, digits, or a folder "
-            "DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: digits]",
+            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder "
+            f"DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: {_DEFAULT_DATASET}]",
         ),
         click.option(
             "--model",
             metavar="NAME|DIR",
             help="A CLIP or SigLIP checkpoint: a Hugging Face repository or a directory.  "
-            f"[default: {_DEFAULT_MODEL}, which knows nothing]",
+            f"[default: {_DEFAULT_MODEL}, which knows symbols only]",
         ),
         click.option("--revision", help="Commit, tag or branch of the repository."),
         click.option(
@@ -86,9 +88,8 @@ def _model_and_data_options(command: Callable) -> Callable:
         click.option(
             "--dictionary",
             metavar="NAME|FILE",
-            default="imagenet1k",
-            show_default=True,
-            help="imagenet1k, wordnet-nouns, or a text file of one phrase per line.",
+            help="imagenet1k, wordnet-nouns, unicode-names, or a text file of one phrase per line.  "
+            "[default: imagenet1k; unicode-names for glyphs]",
         ),
         click.option("--exclude-labels", is_flag=True, help="Leave labels out of the dictionary."),
         click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
@@ -135,9 +136,9 @@ def _model_and_data_options(command: Callable) -> Callable:
     "protocols",
     multiple=True,
     metavar="NAME|FILE.json",
-    help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, or "
+    help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, glyphs-..., or "
     "{'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.  "
-    "[default: one-class]",
+    "[default: one-class; glyphs-half-family for glyphs]",
 )
 @click.option(
     "--normal",
@@ -209,8 +210,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         normal = {c for split in splits for c in split.normal}
         both = normal | {c for split in splits for c in split.anomalous}
         embeddings = _embed(options, train, test, train_classes=normal, test_classes=both)
-    # A file or a pipe has no width: do not fold tables to that of a terminal.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 250)
+    console = _tables()
     evaluations = []
     for protocol in protocols:
         for setting in settings:
@@ -253,6 +253,42 @@ def embed(**options: Any) -> None:
         notes.print(f"wrote {options['output']}")
 
 
+@main.command(epilog="Example:  bliss-jax demo -o my-report")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("bliss-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder of the report.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results.")
+@click.option("--quiet", is_flag=True, help="No progress, no notes.")
+def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
+    """The whole of BLISS on a small trained model, without a download: tables and a report."""
+    from bliss_jax import results
+    from bliss_jax.demo import run_demo
+
+    if json_file is not None:
+        check_writable(json_file)
+    command = shlex.join(["bliss-jax", *sys.argv[1:]])
+    evaluations = run_demo(
+        output,
+        _tables(),
+        command=command,
+        say=(lambda line: None) if quiet else notes.print,
+        track=_no_progress if quiet else _progress,
+    )
+    if json_file is not None:
+        _write(json_file, results.to_json(evaluations, command=command))
+
+
+def _tables() -> Console:
+    """Standard output; a file or a pipe has no width: tables are not folded to that of a terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 250)
+
+
 def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
     """Options among `names` that stand on the command line."""
     default = click.core.ParameterSource.DEFAULT
@@ -275,7 +311,8 @@ def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ..
     from bliss_jax.datasets import Protocol, load_protocol
     from bliss_jax.datasets.splits import normal_against_rest
 
-    names = options["protocols"] or (() if options["own_splits"] else ("one-class",))
+    default = _DEFAULT_PROTOCOL.get(dataset, "one-class")
+    names = options["protocols"] or (() if options["own_splits"] else (default,))
     protocols = [
         load_protocol(name, dataset=dataset, num_classes=len(class_names)) for name in names
     ]
@@ -326,11 +363,12 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
     model = load_model(
         options["model"] or _DEFAULT_MODEL, dtype=options["dtype"], revision=options["revision"]
     )
-    dictionary = load_dictionary(options["dictionary"])
+    dictionary_name = options["dictionary"] or _DEFAULT_DICTIONARY.get(train.name, "imagenet1k")
+    dictionary = load_dictionary(dictionary_name)
     overlap = find_overlap(dictionary, train.class_names)
     if not quiet:
         notes.print(
-            f"{model.name} on {train.name}; dictionary {options['dictionary']}: {len(dictionary)} texts, "
+            f"{model.name} on {train.name}; dictionary {dictionary_name}: {len(dictionary)} texts, "
             f"which hold {len(overlap)} of the {len(train.class_names)} labels"
             + (" (left out)" if options["exclude_labels"] and overlap else "")
         )
@@ -339,7 +377,7 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
         train,
         test,
         dictionary,
-        dictionary_name=options["dictionary"],
+        dictionary_name=dictionary_name,
         exclude_labels=options["exclude_labels"],
         prompt=PROMPT if options["prompt"] is None else options["prompt"],
         preprocess=options["preprocess"],

@@ -110,7 +110,7 @@ def draw_scenes(
     def choose(count: int, *shape: int) -> np.ndarray:
         return (rng.random((n, *shape)) * count).astype(np.int32)
 
-    size = uniform(19, 28)
+    size = uniform(19.0, 28.0)
     margin = (SIZE - size) / 2 + 1
     clutter = choose(num_small, MAX_CLUTTER)
     absent = np.arange(MAX_CLUTTER) >= choose(MAX_CLUTTER + 1)[:, None]
@@ -120,20 +120,20 @@ def draw_scenes(
         face=choose(num_faces),
         stroke=choose(len(STROKES)),
         size=size,
-        centre=SIZE / 2 + margin[:, None] * uniform(-1, 1, 2),
+        centre=SIZE / 2 + margin[:, None] * uniform(-1.0, 1.0, 2),
         angle=uniform(-0.3, 0.3),
         colour=colour,
         shade=shade,
         texture=choose(len(TEXTURES)),
-        period=uniform(3, 10),
-        direction=uniform(0, np.pi),
+        period=uniform(3.0, 10.0),
+        direction=uniform(0.0, np.pi),
         clutter=np.where(absent, -1, clutter),
-        clutter_size=uniform(6, 11, MAX_CLUTTER),
-        clutter_centre=uniform(0, SIZE, MAX_CLUTTER, 2),
+        clutter_size=uniform(6.0, 11.0, MAX_CLUTTER),
+        clutter_centre=uniform(0.0, float(SIZE), MAX_CLUTTER, 2),
         clutter_angle=uniform(-np.pi, np.pi, MAX_CLUTTER),
         clutter_colour=choose(len(COLOURS), MAX_CLUTTER),
         clutter_shade=_shade(choose, split, MAX_CLUTTER),
-        noise=uniform(0, 20)[:, None, None, None] * uniform(-1, 1, SIZE, SIZE, 3),
+        noise=uniform(0.0, 20.0)[:, None, None, None] * uniform(-1.0, 1.0, SIZE, SIZE, 3),
     )
 
 

@@ -20,7 +20,7 @@ from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.layers import Dtype
 from bliss_jax.models.preprocess import Preprocessing, apply_preprocessing, resize_on_host
-from bliss_jax.models.registry import REGISTRY, UNTRAINED, NamedCheckpoint, near_misses
+from bliss_jax.models.registry import REGISTRY, TINY, UNTRAINED, NamedCheckpoint, near_misses
 from bliss_jax.models.siglip import SiglipConfig
 from bliss_jax.models.tokenize import Tokenizer, clean_clip, load_tokenizer
 from bliss_jax.models.untrained import byte_tokenizer, untrained_config, untrained_params
@@ -31,6 +31,7 @@ Images = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 
 # Texts per call of the text tower: bounds memory, and with it the shapes that are compiled.
 TEXT_BATCH = 256
+_TINY_DIRECTORY = Path(__file__).parent / "tiny"
 
 
 def encode_image(
@@ -196,8 +197,8 @@ def load_model(
     Args:
         name_or_path: A directory in transformers' format; a name of `model_names()`; or any other
             repository on the Hugging Face Hub with a CLIP or SigLIP model. An existing directory
-            wins over a repository of the same name. "bliss-jax/untrained" is built in: random, for
-            trying things out without a download.
+            wins over a repository of the same name. "bliss-jax/tiny" comes with the library: it
+            knows the symbols of the data set `glyphs`. "bliss-jax/untrained" is random.
         dtype: "float32", the reference; or "bfloat16", faster on most devices: operands of
             matrix products in bfloat16, their results and all else in float32.
         revision: A commit, tag or branch; None is the registry's, or the main branch of a
@@ -212,6 +213,8 @@ def load_model(
     name = os.fspath(name_or_path)
     if name == UNTRAINED:
         return _untrained(dtype)
+    if name == TINY:
+        return _load_directory(TINY, _TINY_DIRECTORY, dtype, None)
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a directory and has no revision, got {revision!r}")

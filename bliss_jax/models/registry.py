@@ -17,6 +17,7 @@ from typing import Literal
 from bliss_jax.models.preprocess import STATS, Preprocessing
 
 Family = Literal["clip", "siglip", "siglip2"]
+TINY = "bliss-jax/tiny"
 UNTRAINED = "bliss-jax/untrained"
 
 
@@ -102,6 +103,8 @@ _TABLE = (
     _siglip("google/siglip2-base-patch16-256", "main", 256),
     _siglip("google/siglip2-base-patch16-384", "f775b65a79762255128c981547af89addcfe0f88", 384),
     _siglip("google/siglip2-base-patch16-512", "main", 512),
+    # Shipped with this library: trained on the symbols of `glyphs` by experiments/train_tiny.py.
+    _clip(TINY, None, 64, 8, 32),
     # Built into this library: random, knows nothing (see `untrained`).
     _clip(UNTRAINED, None, 64, 8, 32),
 )

@@ -1,3 +1,5 @@
 """Results for people: tables in the terminal."""
 
+from bliss_jax.report.tables import print_bias as print_bias
 from bliss_jax.report.tables import print_evaluation as print_evaluation
+from bliss_jax.report.tables import print_summary as print_summary

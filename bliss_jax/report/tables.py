@@ -1,8 +1,11 @@
 """Tables of an evaluation for the terminal: AUROC x 100, mean and population std over the splits."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
+from bliss_jax.bias import SimilarityBias
 from bliss_jax.models.registry import UNTRAINED
 from bliss_jax.results import Evaluation, Row
 
@@ -59,6 +62,55 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
         )
     for name, reason in evaluation.left_out.items():
         console.print(f"{name} is left out: {reason}.", soft_wrap=True)
+
+
+def print_summary(evaluations: Sequence[Evaluation], console: Console) -> None:
+    """Prints one table of several protocols: AUROC x 100 by score and protocol, and the mean over them.
+
+    Args:
+        evaluations: Any number per protocol, of the same scores and settings for each.
+        console: Where to print.
+
+    Raises:
+        ValueError: A score was measured on some of the protocols only.
+    """
+    protocols = list(dict.fromkeys(row.protocol for e in evaluations for row in e.rows))
+    by_name: dict[str, dict[str, float]] = {}
+    for row in (row for evaluation in evaluations for row in evaluation.rows):
+        by_name.setdefault(_name(row) + _shots(row), {})[row.protocol] = row.auroc
+    table = Table(title="AUROC x 100, mean over the splits", title_justify="left")
+    table.add_column("score")
+    for protocol in (*protocols, "mean"):
+        table.add_column(protocol, justify="right")
+    for name, of_protocol in by_name.items():
+        if set(of_protocol) != set(protocols):
+            raise ValueError(f"{name} was measured on {list(of_protocol)}, expected {protocols}")
+        values = [of_protocol[protocol] for protocol in protocols]
+        cells = [*values, sum(values) / len(values)]
+        table.add_row(name, *(f"{100 * value:.1f}" for value in cells))
+    console.print(table)
+
+
+def print_bias(bias: SimilarityBias, console: Console) -> None:
+    """Prints the mean cosines of texts and images, and what they say."""
+    table = Table(title="Mean cosines: the similarity bias", title_justify="left")
+    table.add_column("between")
+    table.add_column("cosine", justify="right")
+    for between, value in [
+        ("labels and other labels", bias.label_label),
+        ("dictionary and dictionary", bias.dictionary_dictionary),
+        ("labels and dictionary", bias.label_dictionary),
+        ("images and other images", bias.image_image),
+        ("images and their own labels", bias.image_own_label),
+        ("images and dictionary", bias.image_dictionary),
+    ]:
+        table.add_row(between, f"{value:.3f}")
+    console.print(table)
+
+
+def _shots(row: Row) -> str:
+    shots = row.settings["shots"]
+    return f", {_count(shots, 'image')} per class" if shots else ""
 
 
 def _name(row: Row) -> str:

@@ -1,0 +1,78 @@
+"""`bliss-jax demo`: the whole of BLISS on a small trained model, without a download.
+
+The model `bliss-jax/tiny` embeds the renders of `glyphs` and the names of all characters of a font; all
+scores are measured on the six protocols of `glyphs`, and BLISS with few normal images as well.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from bliss_jax.bias import similarity_bias
+from bliss_jax.datasets import load_dataset, load_protocol
+from bliss_jax.datasets.glyph_splits import NAMES
+from bliss_jax.embed import Track, embed_dataset
+from bliss_jax.evaluation import Settings, evaluate
+from bliss_jax.models import load_model
+from bliss_jax.models.registry import TINY
+from bliss_jax.report import print_bias, print_summary
+from bliss_jax.results import Evaluation
+from bliss_jax.text import load_dictionary
+
+DATASET, DICTIONARY = "glyphs", "unicode-names"
+SHOTS, DRAWS, N0 = 5, 5, 20.0
+
+
+def run_demo(
+    folder: Path,
+    console: Console,
+    *,
+    command: str,
+    say: Callable[[str], None],
+    track: Track,
+) -> tuple[Evaluation, ...]:
+    """Embeds, scores, prints the tables and writes the report.
+
+    Args:
+        folder: Of the report; made if it does not exist.
+        console: Where the tables go.
+        command: What the report names as the command that reproduces it.
+        say: Takes a line about what is done.
+        track: Opens a progress display.
+
+    Returns:
+        One evaluation per protocol with all normal images, then one with few.
+
+    Raises:
+        OSError: The report cannot be written.
+    """
+    from bliss_jax.report import write_report
+
+    model = load_model(TINY)
+    train, test = load_dataset(DATASET, "train"), load_dataset(DATASET, "test")
+    dictionary = load_dictionary(DICTIONARY)
+    say(
+        f"{model.name}, trained on rendered symbols, sees {len(train)} normal and {len(test)} test images "
+        f"of {len(train.class_names)} symbols; the dictionary holds {len(dictionary)} Unicode names."
+    )
+    embeddings = embed_dataset(
+        model, train, test, dictionary, dictionary_name=DICTIONARY, batch_size=256, track=track
+    )
+    protocols = [
+        load_protocol(name, dataset=DATASET, num_classes=embeddings.num_classes) for name in NAMES
+    ]
+    settings = Settings(shrinkages=(0.0, N0))
+    few = replace(settings, scores=("bliss",), shots=SHOTS, draws=DRAWS)
+    say(f"Scoring {sum(len(p.splits) for p in protocols)} splits of {len(protocols)} protocols.")
+    all_images = [evaluate(embeddings, protocol, settings) for protocol in protocols]
+    few_images = [evaluate(embeddings, protocol, few) for protocol in protocols]
+    evaluations = (*all_images, *few_images)
+    print_summary(evaluations, console)
+    bias = similarity_bias(embeddings)
+    print_bias(bias, console)
+    say("Writing the report.")
+    page = write_report(folder, embeddings, evaluations, images=test.images, command=command)
+    console.print(f"Report: {page}", soft_wrap=True)
+    return evaluations

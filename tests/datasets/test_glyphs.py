@@ -1,0 +1,136 @@
+"""The data set `glyphs`: names, renders, and the protocols on it."""
+
+import unicodedata
+
+import numpy as np
+import pytest
+
+from bliss_jax.datasets import glyph_scenes as gs
+from bliss_jax.datasets import load_dataset, load_protocol
+from bliss_jax.datasets.glyph_splits import NAMES, glyph_splits
+from bliss_jax.datasets.glyphs import FACES, FAMILIES, family_classes, glyph_names, load_glyphs
+from bliss_jax.text import find_overlap, load_dictionary
+
+SYMBOLS = "".join(FAMILIES.values())
+SPLITS = ("train", "validation", "test")
+
+
+def scenes(n=6, split="train", seed=0, small=1):
+    rng = np.random.default_rng(seed)
+    return gs.draw_scenes(rng, np.zeros(n, np.int32), split, num_faces=1, num_small=small)
+
+
+def test_classes_are_unicode_names_and_no_symbol_occurs_twice():
+    names = glyph_names()
+    assert len(set(SYMBOLS)) == len(SYMBOLS) == len(names)
+    assert [unicodedata.lookup(name) for name in names] == list(SYMBOLS)
+
+
+def test_every_symbol_is_drawn_by_every_symbol_face():
+    for split in SPLITS:
+        assert not set(SYMBOLS) - set(gs.characters(FACES[split][0])), split
+
+
+def test_splits_share_no_face_shade_or_seed():
+    faces = [face for split in SPLITS for face in FACES[split]]
+    assert len(set(faces)) == len(faces)
+    shades = {split: set(np.unique(scenes(200, split).shade)) for split in SPLITS}
+    assert not shades["train"] & shades["test"]
+    assert not shades["train"] & shades["validation"]
+    assert not shades["validation"] & shades["test"]
+
+
+@pytest.mark.parametrize(("split", "per_class"), [("validation", 10), ("test", 20)])
+def test_images_of_all_classes_the_same_every_time(split, per_class):
+    first, second = load_glyphs(split), load_glyphs(split)
+    np.testing.assert_array_equal(np.asarray(first.images), np.asarray(second.images))
+    assert np.asarray(first.images).shape == (per_class * len(SYMBOLS), 32, 32, 3)
+    assert (np.bincount(first.labels) == per_class).all()
+    assert first.class_names == glyph_names()
+
+
+def test_a_named_data_set():
+    assert load_dataset("glyphs", "test").name == "glyphs"
+
+
+def test_a_mask_at_its_own_size_is_placed_as_it_is():
+    mask = np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8)
+    there = gs._placed(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.zeros(1))
+    np.testing.assert_allclose(there, mask / 255, atol=1e-5)
+
+
+def test_a_mask_is_moved_and_turned():
+    mask = np.zeros((1, 32, 32), np.uint8)
+    mask[0, 4, 20] = 255
+    moved = gs._placed(mask, np.array([32.0]), np.array([[18.0, 17.0]]), np.zeros(1))
+    assert np.unravel_index(moved[0].argmax(), (32, 32)) == (5, 22)
+    # A quarter turn clockwise (y points down): right of the middle goes below it.
+    turned = gs._placed(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.array([np.pi / 2]))
+    assert np.unravel_index(turned[0].argmax(), (32, 32)) == (20, 27)
+
+
+def test_a_scene_without_noise_and_clutter_has_the_glyphs_colour_where_the_glyph_is():
+    import dataclasses
+
+    plain = dataclasses.replace(
+        scenes(),
+        noise=np.zeros((6, 32, 32, 3)),
+        clutter=np.full((6, gs.MAX_CLUTTER), -1),
+        texture=np.zeros(6, np.int32),
+    )
+    full = np.full((1, 1, len(gs.STROKES), gs.LARGE, gs.LARGE), 255, np.uint8)
+    images = gs.render(plain, full, np.zeros((1, gs.SMALL, gs.SMALL), np.uint8))
+    colours = gs.palette()
+    for i, image in enumerate(images):
+        x, y = plain.centre[i].astype(int)
+        np.testing.assert_array_equal(image[y, x], colours[plain.colour[i, 0], plain.shade[i, 0]])
+        ground = colours[plain.colour[i, 1], plain.shade[i, 1]]
+        assert (image == ground).all(axis=-1).any()
+
+
+def test_the_glyph_can_be_told_from_the_ground():
+    drawn = scenes(2000)
+    luma = gs.palette() @ np.array([0.299, 0.587, 0.114])
+    glyph, ground = (luma[drawn.colour[:, i], drawn.shade[:, i]] for i in range(2))
+    assert np.abs(glyph - ground).min() > 30
+
+
+def test_noise_is_centred():
+    assert abs(scenes(300).noise.mean()) < 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_protocols_name_classes_of_the_data_set_once(name):
+    protocol = load_protocol(name, dataset="glyphs", num_classes=len(SYMBOLS))
+    assert protocol.family == "glyphs"
+    for split in protocol.splits:
+        assert max(split.normal + split.anomalous) < len(SYMBOLS)
+
+
+def test_what_the_protocols_divide():
+    families = list(family_classes().values())
+    assert [normal for normal, _ in glyph_splits("glyphs-family")] == families
+    for (normal, anomalous), family in zip(glyph_splits("glyphs-half-family"), families, strict=True):
+        assert sorted(normal + anomalous) == list(family)
+        assert 0 <= len(normal) - len(anomalous) <= 1
+    for normal, anomalous in glyph_splits("glyphs-leave-one-out"):
+        assert len(anomalous) == 1
+        assert tuple(sorted(normal + anomalous)) in families
+    near = glyph_splits("glyphs-near")
+    assert all((b, a) in near for a, b in near)
+    for normal, anomalous in glyph_splits("glyphs-one-of-each"):
+        assert all(len(set(normal) & set(family)) == 1 for family in families)
+        assert len(normal) + len(anomalous) == len(SYMBOLS)
+    counts = {name: len(glyph_splits(name)) for name in NAMES}
+    assert list(counts.values()) == [20, 20, 12, 53, 20, 5]
+
+
+def test_protocols_of_glyphs_are_refused_elsewhere():
+    with pytest.raises(ValueError, match="glyphs"):
+        load_protocol("glyphs-near", dataset="cifar10", num_classes=10)
+
+
+def test_the_dictionary_is_the_names_of_the_fonts_characters():
+    dictionary = load_dictionary("unicode-names")
+    assert [unicodedata.lookup(name) for name in dictionary] == list(gs.characters())
+    assert len(find_overlap(dictionary, glyph_names())) == len(SYMBOLS)
