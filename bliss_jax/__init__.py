@@ -37,11 +37,13 @@ if TYPE_CHECKING:
     from bliss_jax.models.preprocess import Preprocessing as Preprocessing
     from bliss_jax.models.preprocess import preprocess as preprocess
     from bliss_jax.models.preprocess import resize_bicubic as resize_bicubic
+    from bliss_jax.scores import BlissExplanation as BlissExplanation
     from bliss_jax.scores import ClassMoments as ClassMoments
     from bliss_jax.scores import bliss_score as bliss_score
     from bliss_jax.scores import clip_ad_score as clip_ad_score
     from bliss_jax.scores import energy_score as energy_score
     from bliss_jax.scores import entropy_score as entropy_score
+    from bliss_jax.scores import explain_bliss as explain_bliss
     from bliss_jax.scores import external_text_score as external_text_score
     from bliss_jax.scores import fit_moments as fit_moments
     from bliss_jax.scores import init_moments as init_moments
@@ -67,10 +69,10 @@ _NAMES = {
     "metrics": "aupr auroc auroc_interval bootstrap_interval fpr_at_tpr",
     "models": "Model encode_image encode_text load_model",
     "models.preprocess": "Preprocessing preprocess resize_bicubic",
-    "scores": "ClassMoments bliss_score clip_ad_score energy_score entropy_score "
-    "external_text_score fit_moments init_moments internal_class_score knn_score mahalanobis_score "
-    "max_cosine_score max_logit_score mcm_score merge_moments msp_score neglabel_score psum_moments "
-    "update_moments",
+    "scores": "BlissExplanation ClassMoments bliss_score clip_ad_score energy_score entropy_score "
+    "explain_bliss external_text_score fit_moments init_moments internal_class_score knn_score "
+    "mahalanobis_score max_cosine_score max_logit_score mcm_score merge_moments msp_score "
+    "neglabel_score psum_moments update_moments",
     "text": "fill_prompt load_dictionary",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -26,13 +26,13 @@ from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
 from bliss_jax.scores.text_moments import (
-    pooled_dictionary_variance,
+    fold_nearest_texts,
     pooling_weights,
+    shrinkage_is_on,
     shrinkage_share,
     standard_deviation,
-    text_moments,
 )
-from bliss_jax.scores.top_k import CHUNK_SIZE, fold_chunks, similarity, top_k_similar
+from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, top_k_similar
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -68,7 +68,7 @@ def internal_class_score(
     mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
     product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
     variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
-    if _is_on(shrinkage):
+    if shrinkage_is_on(shrinkage):
         weights = pooling_weights(moments.count, mask, moments.mean.dtype)
         cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
         product = jnp.matmul(labels, cov, precision=_HIGHEST)
@@ -119,36 +119,23 @@ def external_text_score(
     mask = _pooled_classes(normal, moments, shrinkage)
 
     values, indices = top_k_similar(x, texts, k, chunk_size=chunk_size)
-    prior = _dictionary_mean_variance(texts, moments) if _is_on(shrinkage) else None
-    places = indices.size
-    if places < len(texts):
-        # Fewer places than texts: go through the chosen texts, one for each place, not through all.
-        chosen, length = indices.reshape(-1), places
-        indices = jnp.arange(places, dtype=jnp.int32).reshape(indices.shape)
-    else:
-        chosen, length = None, len(texts)
 
-    def take(start, size):
-        if chosen is None:
-            return lax.dynamic_slice_in_dim(texts, start, size)
-        return texts[lax.dynamic_slice_in_dim(chosen, start, size)]
-
-    def add_chunk(total, start, size):
-        mean, variance = text_moments(take(start, size), moments)
-        if prior is not None:
-            pooled = pooled_dictionary_variance(variance, prior, moments.count, mask)
-            share = shrinkage_share(moments.count, shrinkage, moments.mean.dtype)[None, :]
-            variance = variance + share * (pooled[:, None] - variance)
-        deviation = standard_deviation(variance)
-        row = indices - start
-        inside = (row >= 0) & (row < size)
-        row = jnp.clip(row, 0, size - 1)
+    def add_chunk(total, mean, deviation, row, inside):
         z = (values[:, :, None] - mean[row]) / deviation[row]
         return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1)
 
     zero = zero_like_inputs(x, texts, moments.mean)
     total = jnp.zeros((len(x), len(moments.count)), x.dtype) + zero
-    total = fold_chunks(add_chunk, total, length, min(chunk_size, length))
+    total = fold_nearest_texts(
+        add_chunk,
+        total,
+        indices,
+        texts,
+        moments,
+        mask=mask,
+        shrinkage=shrinkage,
+        chunk_size=chunk_size,
+    )
     return _nan_where_empty(total / k, moments)
 
 
@@ -215,19 +202,6 @@ def bliss_score(
     internal = jnp.where(mask[None, :], internal, jnp.inf)
     external = jnp.where(mask[None, :], external, 0)
     return min_over_classes(internal + weight * external)
-
-
-def _dictionary_mean_variance(
-    texts: Float[jax.Array, "texts dim"], moments: ClassMoments
-) -> Float[jax.Array, " classes"]:
-    """Mean over the texts of t^T C_c t, which is the trace of C_c times their second moment."""
-    second_moment = jnp.matmul(texts.T, texts, precision=_HIGHEST) / len(texts)
-    return jnp.einsum("cde,de->c", moments.cov, second_moment, precision=_HIGHEST)
-
-
-def _is_on(shrinkage: float | Array) -> bool:
-    """Whether shrinkage may be other than 0; a traced value may."""
-    return not (isinstance(shrinkage, int | float) and shrinkage == 0)
 
 
 def _pooled_classes(

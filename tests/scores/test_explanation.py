@@ -1,0 +1,99 @@
+"""The parts of BLISS add up to it, and the words are those that it was computed from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from reference import random_embeddings
+
+from bliss_jax.scores import (
+    bliss_score,
+    explain_bliss,
+    external_text_score,
+    fit_moments,
+    internal_class_score,
+    top_k_similar,
+)
+
+C, D, M, N, K = 5, 24, 150, 40, 7
+MASK = np.array([True, False, True, True, False])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    images, texts = random_embeddings(rng, D), random_embeddings(rng, D)
+    centres = random_embeddings(rng, C, D, around=images)
+    labels = rng.integers(0, C, 200)
+    train = reference.unit(centres[labels] + 0.1 * rng.normal(size=(200, D))).astype(np.float32)
+    return {
+        "x": random_embeddings(rng, N, D, around=images),
+        "labels": random_embeddings(rng, C, D, around=texts),
+        "words": random_embeddings(rng, M, D, around=texts),
+        "moments": fit_moments(train, labels, num_classes=C),
+        "train": train,
+        "train_labels": labels,
+    }
+
+
+def explain(problem, **options):
+    arrays = (problem[name] for name in ("x", "labels", "words", "moments"))
+    return explain_bliss(*arrays, **{"k": K, "weight": 0.7, "normal": MASK, **options})
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 20.0])
+def test_the_parts_are_those_of_the_score(problem, shrinkage):
+    why = explain(problem, shrinkage=shrinkage)
+    x, labels, words, moments = (problem[name] for name in ("x", "labels", "words", "moments"))
+    options = {"normal": MASK, "shrinkage": shrinkage}
+    score = bliss_score(x, labels, words, moments, K, 0.7, **options)
+    np.testing.assert_array_equal(why.score, score)
+    np.testing.assert_allclose(why.internal + 0.7 * why.external, score, atol=1e-4)
+    np.testing.assert_allclose(why.z_scores.mean(axis=1), why.external, atol=1e-4)
+    assert MASK[why.nearest_class].all()
+    of_class = np.arange(N), np.asarray(why.nearest_class)
+    internal = internal_class_score(x, labels, moments, **options)
+    external = external_text_score(x, words, moments, K, **options)
+    np.testing.assert_array_equal(why.internal, np.asarray(internal)[of_class])
+    np.testing.assert_array_equal(why.external, np.asarray(external)[of_class])
+    np.testing.assert_array_equal(why.texts, top_k_similar(x, words, K)[1])
+
+
+@pytest.mark.parity
+def test_z_scores_are_deviations_among_the_images_of_the_nearest_class(problem):
+    """(s(x, d) - mean) / std over the training images themselves, not from moments."""
+    why = explain(problem)
+    for i, (c, texts, z_scores) in enumerate(
+        zip(why.nearest_class, why.texts, why.z_scores, strict=True)
+    ):
+        words = np.float64(problem["words"])[texts]
+        of_class = problem["train"][problem["train_labels"] == int(c)] @ words.T
+        z = (problem["x"][i] @ words.T - of_class.mean(axis=0)) / of_class.std(axis=0)
+        np.testing.assert_allclose(z_scores, z, atol=2e-3)
+
+
+def test_nothing_depends_on_the_chunks(problem):
+    """Nor on whether chunks run over the dictionary or, for one image, over its own texts."""
+    whole = explain(problem)
+    for chunk_size in (11, 64):
+        chunked = explain(problem, chunk_size=chunk_size)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), whole, chunked)
+    one = explain({**problem, "x": problem["x"][3:4]})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3:4], b, atol=1e-4), whole, one)
+
+
+def test_maps_over_splits_and_weights(problem):
+    masks = jnp.asarray([MASK, [True] * C])
+    mapped = jax.jit(jax.vmap(lambda normal: explain(problem, normal=normal)))(masks)
+    single = explain(problem, normal=masks[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-4), mapped, single)
+    grid = jax.vmap(lambda weight: explain(problem, weight=weight))(jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(grid.score[0], grid.internal[0], atol=1e-6)
+
+
+def test_refuses_what_the_score_refuses(problem):
+    with pytest.raises(ValueError, match=r"k: expected an integer in 1\.\.150"):
+        explain(problem, k=151)
+    with pytest.raises(ValueError, match="at least one normal class"):
+        explain(problem, normal=np.zeros(C, bool))
