@@ -1,9 +1,9 @@
 """What variants of BLISS are made of: a split under one fit, its moments, and the parts of the score.
 
 A `Task` is one split under one fit: cosines of the images to be scored, cosines of the normal training
-images, and which of these were fitted. Classes are the split's normal classes alone, padded so that all splits of a
-protocol have the same shapes. A task's `n0` is the shrinkage that every variance goes through, 0 for the
-paper's score. Not streamed: a study of variants keeps all cosines, which the library never does.
+images, and which of these were fitted. Classes are the split's normal classes alone, padded so that all
+splits of a protocol have the same shapes. A task's `n0` is the shrinkage that every variance goes through, 0
+for the paper's score. Not streamed: a study of variants keeps all cosines, which the library never does.
 """
 
 from typing import NamedTuple

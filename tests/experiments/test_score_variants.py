@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 import paired_differences
 import score_parts as parts
+import score_variant_directions as directions
 import score_variant_functions as variants
 import score_variants as study
 
@@ -147,7 +148,7 @@ def test_the_mean_word_has_the_variance_of_its_own_cosines(embeddings):
     own = e.train_embeddings[e.train_labels == 2]
     nearest = np.argsort(-(e.test_embeddings @ e.dictionary_embeddings.T), axis=1)[:, :10]
     word = e.dictionary_embeddings[nearest].mean(axis=1)
-    difference, variance, covariance = variants.mean_word_parts(task)
+    difference, variance, covariance = directions.mean_word_parts(task)
     np.testing.assert_allclose(variance[:, 1], (own @ word.T).var(axis=0), rtol=1e-3)
     direction = 0.5 * word - e.label_embeddings[2]
     label = (own @ e.label_embeddings[2]).var()
@@ -158,16 +159,35 @@ def test_the_mean_word_has_the_variance_of_its_own_cosines(embeddings):
     np.testing.assert_allclose(difference[:, 1], expected, atol=1e-5)
 
 
-def test_whitening_solves_with_the_covariance_within_classes(embeddings):
-    e = embeddings
-    task = make_task(e, normal=(0, 2, 3))
-    v = e.label_embeddings
-    of_class = [e.train_embeddings[e.train_labels == c].astype(float) for c in (0, 2, 3)]
+@pytest.mark.parametrize("images", [20, 60])  # fewer than dimensions, and more
+def test_whitened_words_are_matched_filters(embeddings, images):
+    """t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t) with S the covariance within the normal classes."""
+    e = EmbeddingSet(
+        **{
+            **vars(embeddings),
+            "train_embeddings": embeddings.train_embeddings[:images],
+            "train_labels": embeddings.train_labels[:images],
+        }
+    )
+    task, normal = make_task(e, normal=(0, 2, 3)), (0, 2, 3)
+    of_class = [e.train_embeddings[e.train_labels == c].astype(float) for c in normal]
     centred = np.concatenate([x - x.mean(axis=0) for x in of_class])
     cov = centred.T @ centred / len(centred)
     cov += 0.5 * np.trace(cov) / D * np.eye(D)
-    expected = np.linalg.solve(cov, v.T).T
-    np.testing.assert_allclose(variants._whiten(task, 0.5)(jnp.asarray(v)), expected, rtol=2e-3)
+
+    def z(texts, mean):
+        filtered = np.linalg.solve(cov, texts.T).T
+        deviation = np.sqrt((filtered * texts).sum(axis=1))
+        return (e.test_embeddings - mean) @ filtered.T / deviation
+
+    nearest = np.argsort(-(e.test_embeddings @ e.dictionary_embeddings.T), axis=1)[:, :10]
+    per_class = []
+    for c, x in zip(normal, of_class, strict=True):
+        words = np.take_along_axis(z(e.dictionary_embeddings, x.mean(axis=0)), nearest, axis=1)
+        label = z(e.label_embeddings[[c]], x.mean(axis=0))[:, 0]
+        per_class.append(-label + 0.7 * words.mean(axis=1))
+    got = variants.whitened_words(task, 0.5, 0.7)
+    np.testing.assert_allclose(got, np.min(per_class, axis=0), rtol=2e-3, atol=2e-3)
 
 
 def test_pseudo_anomalies_of_one_class_leave_the_papers_values(embeddings):
@@ -234,9 +254,12 @@ def test_test_images_have_no_part_in_a_choice(embeddings, protocols, measured):
 def test_a_setting_is_chosen_on_other_splits_than_those_it_is_reported_on():
     """Of two settings the better one on the used splits is taken, though the worse on all others."""
     areas = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]])[None]  # [fits, splits, settings]
-    rows = np.array([0, 0])
-    assert study.choose([areas], [np.array([True, False, False])], rows).tolist() == [0, 0]
-    assert study.choose([areas], [np.array([False, True, True])], rows).tolist() == [1, 1]
+    rows, compared = np.array([0, 0]), np.array([True])
+    assert study.choose([areas], [np.array([True, False, False])], rows, compared).tolist() == [
+        0,
+        0,
+    ]
+    assert study.choose([areas], [np.array([False, True, True])], rows, compared).tolist() == [1, 1]
 
 
 def test_the_best_of_all_is_one_of_them(measured):
