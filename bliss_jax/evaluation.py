@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import metrics, scores
-from bliss_jax.datasets import Protocol
+from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.results import Evaluation, Row, SplitResult
 from bliss_jax.scores.neglabel import NEGATIVE_FRACTION
@@ -153,6 +153,64 @@ def evaluate(
         table.append(Row(protocol.name, protocol.family, name, own, splits))
     made_with = provenance(embeddings, protocol, _describe(settings))
     return Evaluation(made_with, tuple(table), left_out)
+
+
+class SplitScores(NamedTuple):
+    """Every score of the test images that take part in one split."""
+
+    rows: Int[np.ndarray, " images"]
+    """Their positions in the test set, ascending."""
+    is_anomaly: Bool[np.ndarray, " images"]
+    scores: dict[str, Float[np.ndarray, " images"]]
+    """By name; `bliss` with shrinkage is `"bliss, shrinkage 20"`."""
+
+
+def score_split(
+    embeddings: EmbeddingSet, split: Split, settings: Settings | None = None
+) -> SplitScores:
+    """The scores behind one split's AUROCs: those of `evaluate`, image by image.
+
+    With `settings.shots` they are of the first few-shot draw for this split alone.
+
+    Args:
+        embeddings: Of a data set and a dictionary, by one model.
+        split: Normal and anomalous classes.
+        settings: Scores and their parameters; what cannot be computed is not in the result.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    settings = settings or Settings()
+    normal, anomalous = class_masks(Protocol("split", "custom", None, (split,)), embeddings)
+    rows = training_rows(embeddings, normal[0], shots=settings.shots, draws=1, seed=settings.seed)
+    left_out = _left_out(embeddings, rows, settings)
+    names = tuple(name for name in settings.scores if name not in left_out)
+    if not names:
+        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
+    neighbours = _neighbours(embeddings, normal, rows, settings)
+    counted = np.flatnonzero((normal | anomalous)[0][embeddings.test_labels])
+    arrays, own = _arrays(embeddings), np.flatnonzero(normal[0])
+    # The normal classes alone: the others have no part in a split's scores.
+    columns = _scores_of_splits(
+        arrays._replace(
+            train=arrays.train[rows[0]],
+            train_labels=jnp.asarray(np.searchsorted(own, embeddings.train_labels[rows[0]])),
+            test=arrays.test[counted],
+            test_labels=arrays.test_labels[counted],
+            labels=arrays.labels[own],
+            mcm_labels=arrays.mcm_labels[own],
+        ),
+        jnp.ones((1, len(own)), bool),
+        settings.weight,
+        jax.random.key(settings.seed),
+        _Choices(names, len(own), settings.k, settings.shrinkages, neighbours),
+    )
+    named = [
+        f"{name}, shrinkage {n0:g}" if n0 else name
+        for name, n0 in _columns(names, settings.shrinkages)
+    ]
+    by_name = dict(zip(named, np.asarray(columns)[:, 0], strict=True))
+    return SplitScores(counted, anomalous[0][embeddings.test_labels[counted]], by_name)
 
 
 class _Choices(NamedTuple):
@@ -303,6 +361,9 @@ def _score_splits(
         for name, n0 in _columns(names, shrinkages)
     ]
     return jnp.stack(columns)
+
+
+_scores_of_splits = jax.jit(_score_splits, static_argnames="choices")
 
 
 def _columns(names: Sequence[str], shrinkages: Sequence[float]) -> list[tuple[str, float]]:

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from bliss_jax import evaluation, scores
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding_set import EmbeddingSet, load_embeddings, save_embeddings
-from bliss_jax.evaluation import SCORES, Settings, evaluate
+from bliss_jax.evaluation import SCORES, Settings, evaluate, score_split
 from bliss_jax.results import to_csv, to_json
 
 C, D, M = 5, 24, 120
@@ -119,6 +119,20 @@ def test_every_score_is_that_of_the_normal_classes_alone(embeddings):
             score = np.asarray(by_hand[row.score])[counted]
             expected = roc_auc_score(anomalous[counted], score)
             assert row.splits[number].auroc == pytest.approx(expected, abs=2e-3), row.score
+
+
+def test_scores_of_a_split_are_those_behind_its_aurocs(embeddings):
+    split = PROTOCOL.splits[1]
+    settings = Settings(shrinkages=(0.0, 20.0))
+    of_images = score_split(embeddings, split, settings)
+    counted, anomalous = in_split(embeddings, split)
+    np.testing.assert_array_equal(of_images.rows, np.flatnonzero(counted))
+    np.testing.assert_array_equal(of_images.is_anomaly, anomalous[counted])
+    rows = evaluate(embeddings, PROTOCOL, settings).rows
+    assert list(of_images.scores)[:3] == ["bliss", "bliss, shrinkage 20", "internal"]
+    for row, score in zip(rows, of_images.scores.values(), strict=True):
+        expected = roc_auc_score(of_images.is_anomaly, score)
+        assert row.splits[1].auroc == pytest.approx(expected, abs=2e-3), row.score
 
 
 def test_few_shot_draws_are_seeded_and_differ(embeddings):
