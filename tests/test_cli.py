@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from bliss_jax.cli import main
 
 QUICK = ["--score", "bliss", "--score", "max_cosine"]
+UNTRAINED = ["--model", "bliss-jax/untrained", "--dataset", "digits"]
 
 
 def run(*arguments: object):
@@ -29,24 +30,30 @@ def words(tmp_path_factory):
 @pytest.fixture(scope="module")
 def embeddings(words, tmp_path_factory):
     file = tmp_path_factory.mktemp("embeddings") / "digits.npz"
-    result = run("embed", "--dictionary", words, "-o", file)
+    result = run("embed", *UNTRAINED, "--dictionary", words, "-o", file)
     assert result.exit_code == 0, result.output
     return file
 
 
-def test_the_default_runs_without_a_download_and_says_that_it_knows_nothing(words):
-    result = run("evaluate", "--dictionary", words, *QUICK)
+def test_the_default_is_the_model_and_the_data_that_come_with_the_library():
+    result = run("evaluate", *QUICK, "--normal", "die face-1,die face-2")
     assert result.exit_code == 0, result.output
-    assert "bliss" in result.stdout
-    assert "max_cosine" in result.stdout
-    assert "are random: these numbers show that the machinery runs" in result.stdout
+    assert "bliss-jax/tiny on glyphs; dictionary unicode-names" in result.stderr
     assert "--embeddings FILE.npz" in result.stderr
+    assert "bliss" in result.stdout
+    assert "are random" not in result.stdout
+
+
+def test_an_untrained_model_is_said_to_know_nothing(words):
+    result = run("evaluate", *UNTRAINED, "--dictionary", words, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "are random: these numbers show that the machinery runs" in result.stdout
     assert "hold 1 of the 10 labels" in result.stderr
 
 
 def test_embedding_and_evaluating_is_evaluating(embeddings, words, tmp_path):
     direct, from_file = tmp_path / "direct.json", tmp_path / "file.json"
-    result = run("evaluate", "--dictionary", words, *QUICK, "--json", direct)
+    result = run("evaluate", *UNTRAINED, "--dictionary", words, *QUICK, "--json", direct)
     assert result.exit_code == 0, result.output
     result = run("evaluate", "--embeddings", embeddings, *QUICK, "--json", from_file)
     assert result.exit_code == 0, result.output
@@ -102,7 +109,7 @@ def test_splits_by_class_name_and_id(embeddings, tmp_path):
 
 def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
     file = tmp_path / "e.npz"
-    result = run("embed", "--dictionary", words, "--exclude-labels", "-o", file)
+    result = run("embed", *UNTRAINED, "--dictionary", words, "--exclude-labels", "-o", file)
     assert result.exit_code == 0, result.output
     with np.load(file) as arrays:
         assert "zero" not in arrays["dictionary"]
@@ -113,7 +120,7 @@ def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
 
 
 def test_quiet_says_nothing_but_the_result(embeddings, words):
-    result = run("evaluate", "--dictionary", words, "--quiet", *QUICK)
+    result = run("evaluate", *UNTRAINED, "--dictionary", words, "--quiet", *QUICK)
     assert result.exit_code == 0
     assert result.stderr == ""
     assert "bliss" in result.stdout
@@ -143,7 +150,8 @@ def test_quiet_says_nothing_but_the_result(embeddings, words):
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message):
-    result = run("evaluate", *arguments)
+    data = [] if {"--dataset", "--embeddings"} & {*arguments} else UNTRAINED[2:]
+    result = run("evaluate", *data, *arguments)
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
