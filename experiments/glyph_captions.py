@@ -5,11 +5,13 @@
     the saturn and a small cyrillic capital letter zhe
     a symbol
 
-Most name the large glyph; a colour, the ground, the place or a small glyph now and then. Some are generic,
-and some name a small glyph instead: noise as in captions from the web.
+Most name the large glyph or its kind; a colour, the ground, the place or a small glyph now and then. Some are
+generic, and some name a small glyph instead: noise as in captions from the web. How often a glyph goes by its
+own name rather than by its kind differs from glyph to glyph, as people write "king of spades" but "a bird".
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +43,39 @@ GENERIC = (
     "This is a photo of a thing",
     "a photo of an object",
 )
+KINDS = {
+    "chess": "chess piece",
+    "zodiac": "zodiac sign",
+    "dice": "die",
+    "card suits": "card suit",
+    "weather": "weather symbol",
+    "hands": "hand",
+    "astronomy": "astronomical symbol",
+    "music": "musical note",
+    "faces": "face",
+    "crosses": "cross",
+    "stars": "star",
+    "flowers": "flower",
+    "arrows": "arrow",
+    "shapes": "geometric shape",
+    "trigrams": "trigram",
+    "dominoes": "domino tile",
+    "tools": "tool",
+    "signs": "sign",
+    "letters": "letter",
+    "digits": "digit",
+}
+"""What a symbol of each family of `glyphs` is called where it does not go by its own name."""
+
+
+class Called(NamedTuple):
+    """What captions call a large glyph: its name in a share `rate` of them, else its kind."""
+
+    name: str
+    kind: str
+    rate: float
+
+
 # How often a caption is generic, names a small glyph instead of the large one, or adds a detail.
 _GENERIC, _MISTAKEN = 0.08, 0.04
 _COLOUR, _GROUND, _TEXTURE, _PLACE, _SMALL = 0.35, 0.15, 0.06, 0.12, 0.10
@@ -49,28 +84,33 @@ _THIRDS = (SIZE / 2 - 2, SIZE / 2 + 2)
 
 
 def draw_captions(
-    rng: np.random.Generator, scenes: Scenes, names: Sequence[str], small_names: Sequence[str]
+    rng: np.random.Generator, scenes: Scenes, called: Sequence[Called], small_names: Sequence[str]
 ) -> list[str]:
     """One caption for each scene.
 
     Args:
         rng: The only source of randomness.
         scenes: What is seen.
-        names: Of the large glyphs, by `scenes.symbol`.
+        called: Of the large glyphs, by `scenes.symbol`.
         small_names: Of the small ones, by `scenes.clutter`.
     """
-    draws = rng.random((len(scenes), 9))
-    return [_caption(scenes, i, draw, names, small_names) for i, draw in enumerate(draws)]
+    draws = rng.random((len(scenes), 10))
+    return [
+        _caption(scenes, i, draw, called[scenes.symbol[i]], small_names)
+        for i, draw in enumerate(draws)
+    ]
 
 
-def _caption(scenes: Scenes, i: int, draw, names: Sequence[str], small_names: Sequence[str]) -> str:
-    generic, mistaken, colour, template, ground, texture, place, small, which = draw
+def _caption(scenes: Scenes, i: int, draw, called: Called, small_names: Sequence[str]) -> str:
+    generic, mistaken, named, colour, template, ground, texture, place, small, which = draw
     if generic < _GENERIC:
         return GENERIC[int(which * len(GENERIC))]
     colours = list(COLOURS)
     first = scenes.clutter[i, 0]
     small_name = small_names[first] if first >= 0 else None
-    phrase = small_name if mistaken < _MISTAKEN and small_name else names[scenes.symbol[i]]
+    phrase = called.name if named < called.rate else called.kind
+    if mistaken < _MISTAKEN and small_name:
+        phrase = small_name
     if colour < _COLOUR:
         phrase = f"{colours[scenes.colour[i, 0]]} {phrase}"
     # The power makes the first templates more frequent.

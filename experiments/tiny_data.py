@@ -14,7 +14,7 @@ import numpy as np
 
 from bliss_jax.datasets import glyph_scenes as gs
 from bliss_jax.datasets.glyphs import FACES, FAMILIES, glyph_name
-from glyph_captions import draw_captions
+from glyph_captions import KINDS, Called, draw_captions
 
 SYMBOLS = tuple("".join(FAMILIES.values()))
 _TAIL_FACES = 2
@@ -41,7 +41,7 @@ class Scenery:
         others = [char for char in characters if char not in SYMBOLS][:max_tail]
         self.tail = tail
         self.symbols = (*SYMBOLS, *others)
-        self.names = [glyph_name(symbol) for symbol in self.symbols]
+        self.called = [*_called(), *(Called(glyph_name(char), "", 1.0) for char in others)]
         self.small_names = [glyph_name(char) for char in characters]
         self._small = gs.glyph_masks(characters, FACES["train"][:1], (0,), gs.SMALL)[:, 0, 0]
         own = gs.glyph_masks(SYMBOLS, FACES["train"], gs.STROKES, gs.LARGE)
@@ -61,7 +61,7 @@ class Scenery:
             rng, symbols, "train", num_faces=len(FACES["train"]), num_small=len(self._small)
         )
         scenes = easier(rng, scenes, difficulty)
-        captions = draw_captions(rng, scenes, self.names, self.small_names)
+        captions = draw_captions(rng, scenes, self.called, self.small_names)
         return Batch(gs.render(scenes, self._large, self._small), symbols, captions)
 
     def captions(self, seed: tuple[int, ...]) -> list[str]:
@@ -74,7 +74,17 @@ class Scenery:
             num_faces=len(FACES["train"]),
             num_small=len(self._small),
         )
-        return draw_captions(rng, scenes, self.names, self.small_names)
+        return draw_captions(rng, scenes, self.called, self.small_names)
+
+
+def _called() -> list[Called]:
+    """The data set's symbols: rates of naming between 5 and 100 %, low ones more often than high ones."""
+    kinds = [KINDS[family] for family, symbols in FAMILIES.items() for _ in symbols]
+    # Weyl's sequence: evenly spread over (0, 1), with no generator to depend on.
+    steps = np.arange(1, len(SYMBOLS) + 1) * ((np.sqrt(5) - 1) / 2) % 1
+    rates = 0.05 + 0.95 * steps**1.5
+    names = map(glyph_name, SYMBOLS)
+    return [Called(*one) for one in zip(names, kinds, rates.tolist(), strict=True)]
 
 
 def easier(rng: np.random.Generator, scenes: gs.Scenes, difficulty: float) -> gs.Scenes:

@@ -3,12 +3,13 @@
     pip install -e '.[train]' && python experiments/train_tiny.py --output runs/tiny
 
     1  classification   the vision tower alone learns to tell the symbols apart; scenes grow harder
-    2  contrast         both towers, InfoNCE in both directions (Radford et al. 2021), temperature 0.01
+    2  contrast         both towers, InfoNCE in both directions (Radford et al. 2021); the temperature
+                        falls within 150 steps from 0.1 to 0.01
 
-The second phase starts from a random text tower and random projections, at the temperature at which
-CLIP ends: differences of a few hundredths of cosine are then enough, and the cones in which untrained
-towers put images and texts stay apart (Liang et al. 2022, "Mind the gap"). That, and captions that say
-less than images show, gives the small model the similarity bias of the large ones.
+The second phase starts from a random text tower and random projections, and soon at the temperature at
+which CLIP ends: differences of a few hundredths of cosine are then enough, and the cones in which
+untrained towers put images and texts stay apart (Liang et al. 2022, "Mind the gap"). That, and captions
+that say less than images show, gives the small model the similarity bias of the large ones.
 
 A run that was stopped goes on where its last checkpoint was, with the same numbers as if it had not been.
 Every choice was made on the validation renders; the test renders are embedded once, at the end.
@@ -70,11 +71,14 @@ class Settings:
     seed: int = 0
     phases: tuple[Phase, ...] = (
         Phase("classification", 2400, 256, 2e-3, 0.2),
-        Phase("contrast", 1500, 256, 1e-3, 0.0),
+        Phase("contrast", 2000, 256, 1.5e-3, 0.0),
     )
     tail: float = 0.25
     max_tail: int | None = None
-    inverse_temperature: float = 100.0
+    inverse_temperature: tuple[float, float] = (10.0, 100.0)
+    """Of the contrastive loss, first and last; between them it grows exponentially."""
+    cooling_steps: int = 150
+    """Steps from the first to the last inverse temperature."""
     weight_decay: float = 0.05
     every: int = 100
     """Steps between checkpoints."""
@@ -146,7 +150,7 @@ def classification_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any
     return loss, (logits.argmax(-1) == batch["symbols"]).mean()
 
 
-def contrastive_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any, scale: float):
+def contrastive_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any, scale: Any):
     """InfoNCE over the batch, image to text and text to image, and the share found again."""
     images = bj.encode_image(params["clip"], config, pixels)
     texts = bj.encode_text(params["clip"], config, batch["tokens"])
@@ -169,7 +173,7 @@ class Run:
         self.model_folder.mkdir(parents=True, exist_ok=True)
         self.scenery = Scenery(self.settings.tail, self.settings.max_tail)
         captions = [c for i in range(4) for c in self.scenery.captions((self.settings.seed, 9, i))]
-        names = [f"This is a photo of a {name}" for name in self.scenery.names]
+        names = [f"This is a photo of a {name}" for name, *_ in self.scenery.called]
         size = write_tokenizer(
             self.model_folder, train_tokenizer(names + captions, MERGES, CONTEXT)
         )
@@ -222,13 +226,16 @@ class Run:
         return params
 
     def _step(self, phase: Phase, transform: optax.GradientTransformation):
-        config, scale = self.config, self.settings.inverse_temperature
+        config, (first, last) = self.config, self.settings.inverse_temperature
 
         def loss(params, batch):
             pixels = apply_preprocessing(batch["images"], PREPROCESSING)
             if phase.name == "classification":
                 return classification_loss(params, config, pixels, batch)
-            return contrastive_loss(params, config, pixels, batch, scale)
+            cooled = jnp.minimum(batch["step"] / self.settings.cooling_steps, 1.0)
+            return contrastive_loss(
+                params, config, pixels, batch, first * (last / first) ** cooled
+            )
 
         @jax.jit
         def step(params, state, batch):
@@ -242,7 +249,7 @@ class Run:
         difficulty = 1.0 if phase.ramp == 0 else min(1.0, k / (phase.ramp * phase.steps))
         contrast = phase.name == "contrast"
         drawn = self.scenery.batch((self.settings.seed, number, k), phase.batch, difficulty, contrast)
-        batch = {"images": drawn.images, "symbols": drawn.symbols}
+        batch = {"images": drawn.images, "symbols": drawn.symbols, "step": np.float32(k)}
         return batch | ({"tokens": caption_tokens(self.tokenizer, drawn.captions)} if contrast else {})
 
     def _save(self, number: int, k: int, phase: Phase, params: Any, state: Any) -> None:

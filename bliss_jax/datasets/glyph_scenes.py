@@ -49,6 +49,9 @@ PLACES = (
     ("left side", "middle", "right side"),
     ("lower left corner", "bottom", "lower right corner"),
 )
+# Colours drawn for one scene, of which glyph, ground and texture take one each; and how much glyph and
+# ground differ in luma, of 255, where the draws allow.
+_CANDIDATES, _FAR = 18, 70
 TEXTURES = ("plain", "gradient", "striped", "checked", "dotted")
 
 
@@ -110,11 +113,13 @@ def draw_scenes(
     def choose(count: int, *shape: int) -> np.ndarray:
         return (rng.random((n, *shape)) * count).astype(np.int32)
 
-    size = uniform(19.0, 28.0)
+    size = uniform(21.0, 29.0)
     margin = (SIZE - size) / 2 + 1
     clutter = choose(num_small, MAX_CLUTTER)
     absent = np.arange(MAX_CLUTTER) >= choose(MAX_CLUTTER + 1)[:, None]
-    colour, shade = _contrasting(choose(len(COLOURS), 8), _shade(choose, split, 8))
+    colour, shade = _contrasting(
+        choose(len(COLOURS), _CANDIDATES), _shade(choose, split, _CANDIDATES)
+    )
     return Scenes(
         symbol=np.asarray(symbol, np.int32),
         face=choose(num_faces),
@@ -133,7 +138,7 @@ def draw_scenes(
         clutter_angle=uniform(-np.pi, np.pi, MAX_CLUTTER),
         clutter_colour=choose(len(COLOURS), MAX_CLUTTER),
         clutter_shade=_shade(choose, split, MAX_CLUTTER),
-        noise=uniform(0.0, 20.0)[:, None, None, None] * uniform(-1.0, 1.0, SIZE, SIZE, 3),
+        noise=uniform(0.0, 14.0)[:, None, None, None] * uniform(-1.0, 1.0, SIZE, SIZE, 3),
     )
 
 
@@ -142,16 +147,17 @@ def _shade(choose, split: str, count: int) -> Int[np.ndarray, "n count"]:
     return shades.start + choose(len(shades), count)
 
 
-def _contrasting(colours: Int[np.ndarray, "n 8"], shades: Int[np.ndarray, "n 8"]):
-    """Glyph, ground, texture: the ground is the candidate that differs most from the glyph or nearly."""
+def _contrasting(
+    colours: Int[np.ndarray, "n candidates"], shades: Int[np.ndarray, "n candidates"]
+):
+    """Glyph, ground, texture: the first, the first far enough from it in luma or else the farthest, the last."""
     values = palette()[colours, shades].astype(np.float64)
     luma = values @ np.array([0.299, 0.587, 0.114])
-    far = np.abs(luma - luma[:, :1]) > 70
-    far[:, :2] = False
-    order = np.argmax(far[:, 2:7], axis=1) + 2
-    fallback = np.argmax(np.abs(luma - luma[:, :1]), axis=1)
-    ground = np.where(far[:, 2:7].any(axis=1), order, fallback)
-    chosen = np.stack([np.zeros_like(ground), ground, np.full_like(ground, 7)], axis=1)
+    distance = np.abs(luma - luma[:, :1])[:, :-1]
+    far = distance > _FAR
+    ground = np.where(far.any(axis=1), far.argmax(axis=1), distance.argmax(axis=1))
+    last = np.full_like(ground, colours.shape[1] - 1)
+    chosen = np.stack([np.zeros_like(ground), ground, last], axis=1)
     pick = np.take_along_axis
     return pick(colours, chosen, axis=1), pick(shades, chosen, axis=1)
 
