@@ -1,13 +1,13 @@
 """The protocols of `glyphs`, in the spirit of the paper's: (normal, anomalous) class ids of each split.
 
-glyphs-family            one family normal, all others anomalous                          20 splits
-glyphs-half-family       every other symbol of a family normal, its siblings anomalous:
-                         the hard case                                                    20
-glyphs-near              one family normal, a related family anomalous                    12
-glyphs-leave-one-out     a family normal but for one symbol, which is the anomaly; of six
-                         families                                                         53
-glyphs-leave-family-out  all families normal but one                                      20
-glyphs-one-of-each       one symbol of each family normal, all others anomalous            5
+glyphs-family             one family normal, all others anomalous                         20 splits
+glyphs-half-family        every other symbol of a family normal, its siblings anomalous:
+                          the hard case                                                   20
+glyphs-leave-sibling-out  a family normal but for one symbol, which is the anomaly; of six
+                          families                                                        53
+glyphs-leave-family-out   all families normal but one                                     20
+glyphs-third              every third symbol anomalous, all others normal                  3
+glyphs-leave-one-out      all symbols normal but one, which is the anomaly; every tenth   26
 """
 
 from bliss_jax.datasets.glyphs import family_classes
@@ -15,21 +15,13 @@ from bliss_jax.datasets.glyphs import family_classes
 NAMES = (
     "glyphs-family",
     "glyphs-half-family",
-    "glyphs-near",
-    "glyphs-leave-one-out",
+    "glyphs-leave-sibling-out",
     "glyphs-leave-family-out",
-    "glyphs-one-of-each",
-)
-_RELATED = (
-    ("chess", "card suits"),
-    ("zodiac", "astronomy"),
-    ("stars", "flowers"),
-    ("letters", "digits"),
-    ("tools", "signs"),
-    ("faces", "hands"),
+    "glyphs-third",
+    "glyphs-leave-one-out",
 )
 _SMALL_FAMILIES = ("chess", "zodiac", "dice", "card suits", "music", "trigrams")
-_ONE_OF_EACH = 5
+_LEFT_OUT = 10
 
 Ids = tuple[int, ...]
 
@@ -46,10 +38,7 @@ def glyph_splits(name: str) -> tuple[tuple[Ids, Ids], ...]:
         return tuple((ids, others(ids)) for ids in families.values())
     if name == "glyphs-half-family":
         return tuple((ids[::2], ids[1::2]) for ids in families.values())
-    if name == "glyphs-near":
-        pairs = [(families[a], families[b]) for a, b in _RELATED]
-        return tuple(pair for a, b in pairs for pair in ((a, b), (b, a)))
-    if name == "glyphs-leave-one-out":
+    if name == "glyphs-leave-sibling-out":
         return tuple(
             (tuple(j for j in families[family] if j != i), (i,))
             for family in _SMALL_FAMILIES
@@ -57,7 +46,9 @@ def glyph_splits(name: str) -> tuple[tuple[Ids, Ids], ...]:
         )
     if name == "glyphs-leave-family-out":
         return tuple((others(ids), ids) for ids in families.values())
-    if name == "glyphs-one-of-each":
-        rows = (tuple(ids[i] for ids in families.values()) for i in range(_ONE_OF_EACH))
-        return tuple((row, others(row)) for row in rows)
+    if name == "glyphs-third":
+        thirds = (everything[start::3] for start in range(3))
+        return tuple((others(ids), ids) for ids in thirds)
+    if name == "glyphs-leave-one-out":
+        return tuple((others((i,)), (i,)) for i in everything[::_LEFT_OUT])
     raise ValueError(f"expected one of {NAMES}, got {name!r}")

@@ -113,21 +113,21 @@ def test_what_the_protocols_divide():
     for (normal, anomalous), family in zip(glyph_splits("glyphs-half-family"), families, strict=True):
         assert sorted(normal + anomalous) == list(family)
         assert 0 <= len(normal) - len(anomalous) <= 1
-    for normal, anomalous in glyph_splits("glyphs-leave-one-out"):
+    for normal, anomalous in glyph_splits("glyphs-leave-sibling-out"):
         assert len(anomalous) == 1
         assert tuple(sorted(normal + anomalous)) in families
-    near = glyph_splits("glyphs-near")
-    assert all((b, a) in near for a, b in near)
-    for normal, anomalous in glyph_splits("glyphs-one-of-each"):
-        assert all(len(set(normal) & set(family)) == 1 for family in families)
-        assert len(normal) + len(anomalous) == len(SYMBOLS)
+    thirds = glyph_splits("glyphs-third")
+    assert sorted(i for _, anomalous in thirds for i in anomalous) == list(range(len(SYMBOLS)))
+    for normal, anomalous in (*thirds, *glyph_splits("glyphs-leave-one-out")):
+        assert sorted(normal + anomalous) == list(range(len(SYMBOLS)))
+    assert all(len(anomalous) == 1 for _, anomalous in glyph_splits("glyphs-leave-one-out"))
     counts = {name: len(glyph_splits(name)) for name in NAMES}
-    assert list(counts.values()) == [20, 20, 12, 53, 20, 5]
+    assert list(counts.values()) == [20, 20, 53, 20, 3, 26]
 
 
 def test_protocols_of_glyphs_are_refused_elsewhere():
     with pytest.raises(ValueError, match="glyphs"):
-        load_protocol("glyphs-near", dataset="cifar10", num_classes=10)
+        load_protocol("glyphs-third", dataset="cifar10", num_classes=10)
 
 
 def test_the_dictionary_is_the_names_of_the_fonts_characters():
