@@ -136,8 +136,8 @@ def _model_and_data_options(command: Callable) -> Callable:
     "protocols",
     multiple=True,
     metavar="NAME|FILE.json",
-    help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, glyphs-..., or "
-    "{'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.  "
+    help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, glyphs-..., "
+    "or {'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.  "
     "[default: one-class; glyphs-half-family for glyphs]",
 )
 @click.option(
@@ -166,6 +166,12 @@ def _model_and_data_options(command: Callable) -> Callable:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of draws and of NegLabel.")
 @click.option("--per-split", is_flag=True, help="A column for each split.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results.")
+@click.option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write a page with figures of the first protocol, and why images were judged wrong.",
+)
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write a line per split.")
 @click.pass_context
 def evaluate(ctx: click.Context, **options: Any) -> None:
@@ -174,7 +180,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     from bliss_jax.embedding_set import load_embeddings
     from bliss_jax.evaluation import SCORES, Settings
     from bliss_jax.evaluation import evaluate as evaluate_protocol
-    from bliss_jax.report import print_evaluation
+    from bliss_jax.report import print_evaluation, write_report
 
     shots = options["shots"] or (None,)
     few = bool(options["shots"])
@@ -194,8 +200,11 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         )
         for number in shots
     ]
+    if options["report"] is not None and "bliss" not in settings[0].scores:
+        raise click.UsageError("--report needs --score bliss")
     for file in filter(None, (options["json_file"], options["csv_file"])):
         check_writable(file)
+    images = None
     if options["embeddings"] is not None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:
@@ -205,6 +214,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         protocols = _protocols(options, dataset, embeddings.class_names)
     else:
         train, test = _load_data(options)
+        images = test.images
         protocols = _protocols(options, train.name, train.class_names)
         splits = [split for protocol in protocols for split in protocol.splits]
         normal = {c for split in splits for c in split.normal}
@@ -221,6 +231,11 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         _write(options["json_file"], results.to_json(evaluations, command=command))
     if options["csv_file"] is not None:
         _write(options["csv_file"], results.to_csv(evaluations))
+    if options["report"] is not None:
+        page = write_report(
+            options["report"], embeddings, protocols[0], evaluations, images=images, command=command
+        )
+        console.print(f"Report: {page}", soft_wrap=True)
     if not options["quiet"] and options["embeddings"] is None and options["model"] is None:
         notes.print(
             "For a trained model: --model openai/clip-vit-base-patch16, or --embeddings FILE.npz."

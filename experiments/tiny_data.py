@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from glyph_captions import KINDS, Called, draw_captions
 
 from bliss_jax.datasets import glyph_scenes as gs
 from bliss_jax.datasets.glyphs import FACES, FAMILIES, glyph_name
-from glyph_captions import KINDS, Called, draw_captions
 
 SYMBOLS = tuple("".join(FAMILIES.values()))
 _TAIL_FACES = 2

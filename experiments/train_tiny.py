@@ -32,6 +32,8 @@ import numpy as np
 import optax
 from flax import serialization
 from optax.contrib import MuonDimensionNumbers, muon
+from tiny_data import Scenery, ahead
+from tiny_tokenizer import train_tokenizer, write_tokenizer
 
 import bliss_jax as bj
 from bliss_jax.datasets.glyphs import glyph_names, load_glyphs
@@ -43,8 +45,6 @@ from bliss_jax.models.layers import VisionConfig
 from bliss_jax.models.preprocess import Preprocessing, apply_preprocessing
 from bliss_jax.models.tokenize import Tokenizer, load_tokenizer
 from bliss_jax.versions import versions
-from tiny_data import Scenery, ahead
-from tiny_tokenizer import train_tokenizer, write_tokenizer
 
 CONTEXT, MERGES = 77, 700
 CAPTION_TOKENS = 24
@@ -194,7 +194,9 @@ class Run:
         start = self._resume(params)
         for number, phase in enumerate(self.settings.phases):
             if number >= start["phase"]:
-                params = self._phase(number, phase, params, start if number == start["phase"] else None)
+                params = self._phase(
+                    number, phase, params, start if number == start["phase"] else None
+                )
         return params["clip"]
 
     def _phase(self, number: int, phase: Phase, params: Any, start: dict[str, Any] | None) -> Any:
@@ -233,9 +235,7 @@ class Run:
             if phase.name == "classification":
                 return classification_loss(params, config, pixels, batch)
             cooled = jnp.minimum(batch["step"] / self.settings.cooling_steps, 1.0)
-            return contrastive_loss(
-                params, config, pixels, batch, first * (last / first) ** cooled
-            )
+            return contrastive_loss(params, config, pixels, batch, first * (last / first) ** cooled)
 
         @jax.jit
         def step(params, state, batch):
@@ -248,9 +248,13 @@ class Run:
     def _batch(self, number: int, phase: Phase, k: int) -> dict[str, np.ndarray]:
         difficulty = 1.0 if phase.ramp == 0 else min(1.0, k / (phase.ramp * phase.steps))
         contrast = phase.name == "contrast"
-        drawn = self.scenery.batch((self.settings.seed, number, k), phase.batch, difficulty, contrast)
+        drawn = self.scenery.batch(
+            (self.settings.seed, number, k), phase.batch, difficulty, contrast
+        )
         batch = {"images": drawn.images, "symbols": drawn.symbols, "step": np.float32(k)}
-        return batch | ({"tokens": caption_tokens(self.tokenizer, drawn.captions)} if contrast else {})
+        return batch | (
+            {"tokens": caption_tokens(self.tokenizer, drawn.captions)} if contrast else {}
+        )
 
     def _save(self, number: int, k: int, phase: Phase, params: Any, state: Any) -> None:
         over = k == phase.steps

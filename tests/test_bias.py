@@ -49,7 +49,9 @@ def test_a_mean_over_no_pair_is_not_a_number():
 @pytest.mark.shared_data
 def test_on_real_clip_embeddings_texts_lie_among_texts(shared):
     """The numbers of method.md, section 3, which are over all 500 images."""
-    with np.load(shared / "data" / "clip_vitb32_cifar10_embeddings.npz", allow_pickle=False) as file:
+    with np.load(
+        shared / "data" / "clip_vitb32_cifar10_embeddings.npz", allow_pickle=False
+    ) as file:
         chosen = file["text_source"] == "imagenet1k"
         arrays = [file["image_emb"], file["class_text_emb"], file["text_emb"][chosen]]
         images, labels, dictionary = (

@@ -12,7 +12,8 @@ PACKAGE = Path(bliss_jax.__file__).parent
 # An import only ever points to a room that stands earlier in this list.
 ROOMS = [
     "_checks", "files", "versions", "scores", "metrics", "text", "models", "datasets",
-    "embedding_set", "embed", "results", "evaluation", "report", "cli",
+    "embedding_set", "embed", "results", "bias", "evaluation", "split_aurocs", "study", "studies",
+    "report", "demo", "cli",
 ]  # fmt: skip
 
 

@@ -147,10 +147,8 @@ def _shade(choose, split: str, count: int) -> Int[np.ndarray, "n count"]:
     return shades.start + choose(len(shades), count)
 
 
-def _contrasting(
-    colours: Int[np.ndarray, "n candidates"], shades: Int[np.ndarray, "n candidates"]
-):
-    """Glyph, ground, texture: the first, the first far enough from it in luma or else the farthest, the last."""
+def _contrasting(colours: Int[np.ndarray, "n candidates"], shades: Int[np.ndarray, "n candidates"]):
+    """Glyph, ground, texture: the first, the first far from it in luma or else the farthest, the last."""
     values = palette()[colours, shades].astype(np.float64)
     luma = values @ np.array([0.299, 0.587, 0.114])
     distance = np.abs(luma - luma[:, :1])[:, :-1]

@@ -1,5 +1,6 @@
-"""Results for people: tables in the terminal."""
+"""Results for people: tables in the terminal, figures, and a page."""
 
+from bliss_jax.report.page import write_report as write_report
 from bliss_jax.report.tables import print_bias as print_bias
 from bliss_jax.report.tables import print_evaluation as print_evaluation
 from bliss_jax.report.tables import print_summary as print_summary

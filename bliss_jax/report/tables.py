@@ -74,38 +74,55 @@ def print_summary(evaluations: Sequence[Evaluation], console: Console) -> None:
     Raises:
         ValueError: A score was measured on some of the protocols only.
     """
-    protocols = list(dict.fromkeys(row.protocol for e in evaluations for row in e.rows))
-    by_name: dict[str, dict[str, float]] = {}
-    for row in (row for evaluation in evaluations for row in evaluation.rows):
-        by_name.setdefault(_name(row) + _shots(row), {})[row.protocol] = row.auroc
+    protocols, by_name = summary_rows(evaluations)
     table = Table(title="AUROC x 100, mean over the splits", title_justify="left")
     table.add_column("score")
     for protocol in (*protocols, "mean"):
         table.add_column(protocol, justify="right")
+    for name, values in by_name.items():
+        table.add_row(name, *(f"{100 * value:.1f}" for value in values))
+    console.print(table)
+
+
+def summary_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], dict[str, list[float]]]:
+    """The protocols, and by score its AUROC on each of them and, last, the mean.
+
+    Raises:
+        ValueError: A score was measured on some of the protocols only.
+    """
+    protocols = list(dict.fromkeys(row.protocol for e in evaluations for row in e.rows))
+    by_name: dict[str, dict[str, float]] = {}
+    for row in (row for evaluation in evaluations for row in evaluation.rows):
+        by_name.setdefault(_name(row) + _shots(row), {})[row.protocol] = row.auroc
+    rows = {}
     for name, of_protocol in by_name.items():
         if set(of_protocol) != set(protocols):
             raise ValueError(f"{name} was measured on {list(of_protocol)}, expected {protocols}")
         values = [of_protocol[protocol] for protocol in protocols]
-        cells = [*values, sum(values) / len(values)]
-        table.add_row(name, *(f"{100 * value:.1f}" for value in cells))
-    console.print(table)
+        rows[name] = [*values, sum(values) / len(values)]
+    return protocols, rows
 
 
 def print_bias(bias: SimilarityBias, console: Console) -> None:
     """Prints the mean cosines of texts and images, and what they say."""
-    table = Table(title="Mean cosines: the similarity bias", title_justify="left")
+    table = Table(title="Mean cosines", title_justify="left")
     table.add_column("between")
     table.add_column("cosine", justify="right")
-    for between, value in [
+    for between, value in bias_rows(bias):
+        table.add_row(between, f"{value:.3f}")
+    console.print(table)
+
+
+def bias_rows(bias: SimilarityBias) -> list[tuple[str, float]]:
+    """The six means with what they are between."""
+    return [
         ("labels and other labels", bias.label_label),
         ("dictionary and dictionary", bias.dictionary_dictionary),
         ("labels and dictionary", bias.label_dictionary),
         ("images and other images", bias.image_image),
         ("images and their own labels", bias.image_own_label),
         ("images and dictionary", bias.image_dictionary),
-    ]:
-        table.add_row(between, f"{value:.3f}")
-    console.print(table)
+    ]
 
 
 def _shots(row: Row) -> str:

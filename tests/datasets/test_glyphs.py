@@ -110,7 +110,9 @@ def test_protocols_name_classes_of_the_data_set_once(name):
 def test_what_the_protocols_divide():
     families = list(family_classes().values())
     assert [normal for normal, _ in glyph_splits("glyphs-family")] == families
-    for (normal, anomalous), family in zip(glyph_splits("glyphs-half-family"), families, strict=True):
+    for (normal, anomalous), family in zip(
+        glyph_splits("glyphs-half-family"), families, strict=True
+    ):
         assert sorted(normal + anomalous) == list(family)
         assert 0 <= len(normal) - len(anomalous) <= 1
     for normal, anomalous in glyph_splits("glyphs-leave-sibling-out"):

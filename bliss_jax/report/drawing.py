@@ -1,0 +1,99 @@
+"""How the report's figures look and how they are written: Okabe-Ito colours, a marker and a line style each.
+
+No figure tells two things apart by colour alone, and all are drawn at the width of a phone's screen, so that
+their text can be read there. Source of the colours: Okabe and Ito, "Color Universal Design", 2008.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bliss_jax.files import replacing
+
+BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B7280"
+
+NORMAL, ANOMALY = BLUE, VERMILLION
+"""Colours of the two kinds of images in every figure."""
+
+LINES = [
+    (color, style, marker)
+    for style, markers in (("-", "o^sDv"), ("--", "P<X>*"), (":", "dhp8H"))
+    for color, marker in zip((VERMILLION, BLUE, GREEN, PURPLE, BLACK), markers, strict=True)
+]
+"""Colour, line style and marker of each series in turn."""
+
+WIDTH = 4.8
+"""Inches: 461 CSS pixels as SVG, so that 10 points are 10 pixels at the width of a phone."""
+
+_STYLE = {
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelcolor": "#1f2430",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "grid.color": "#e4e7ec",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "xtick.color": "#3b4252",
+    "ytick.color": "#3b4252",
+    # The same figure is the same file, byte by byte.
+    "svg.hashsalt": "bliss-jax",
+    "svg.fonttype": "path",
+}
+_DOTS_PER_INCH = 160
+
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The function, run with the report's style."""
+
+    @wraps(draw)
+    def with_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return with_style
+
+
+def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure with `rows` axes below each other; no pyplot, no global state."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False, sharex=rows > 1)
+    return figure, list(axes[:, 0])
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """A legend under the axes, where no data can hide behind it."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> str:
+    """Writes `name`.png and `name`.svg, and returns the SVG as a data URI for an `<img>`."""
+    with mpl.rc_context(_STYLE):
+        for kind in ("png", "svg"):
+            content = io.BytesIO()
+            about = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(content, format=kind, dpi=_DOTS_PER_INCH, metadata=about)
+            with replacing(folder / f"{name}.{kind}") as file:
+                file.write(content.getvalue())
+    return data_uri(content.getvalue(), "image/svg+xml")
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """The content as a URL that needs no network."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
