@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from bliss_jax.scores import neglabel_score as neglabel_score
     from bliss_jax.scores import psum_moments as psum_moments
     from bliss_jax.scores import update_moments as update_moments
+    from bliss_jax.scores import whitened_bliss_score as whitened_bliss_score
     from bliss_jax.text import fill_prompt as fill_prompt
     from bliss_jax.text import load_dictionary as load_dictionary
 

@@ -26,6 +26,7 @@ from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.results import Evaluation, Row, SplitResult
 from bliss_jax.scores.neglabel import NEGATIVE_FRACTION
 from bliss_jax.scores.reductions import min_over_classes
+from bliss_jax.scores.whitened import RIDGE as WHITENING_RIDGE
 from bliss_jax.versions import versions
 
 SCORES = (
@@ -45,6 +46,9 @@ SCORES = (
 )
 """Names of the scores, in the order of tables."""
 
+ON_REQUEST = ("whitened_bliss",)
+"""Names of the scores that are computed where they are named, and not by default."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -56,9 +60,9 @@ class Settings:
 
     scores: tuple[str, ...] = SCORES
     k: int = 10
-    """Dictionary texts per image, of `bliss` and `external`."""
+    """Dictionary texts per image, of `bliss`, `external` and `whitened_bliss`."""
     weight: float = 0.5
-    """lambda of `bliss`."""
+    """lambda of `bliss` and `whitened_bliss`."""
     shrinkages: tuple[float, ...] = (0.0,)
     """n0 of `bliss`, one row each; 0 is the reference."""
     neighbours: int = 10
@@ -72,12 +76,11 @@ class Settings:
 
     def __post_init__(self):
         for name in self.scores:
-            if name not in SCORES:
-                near = get_close_matches(name, SCORES)
+            known = SCORES + ON_REQUEST
+            if name not in known:
+                near = get_close_matches(name, known)
                 hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-                raise ValueError(
-                    f"scores: unknown score {name!r}{hint}; known: {', '.join(SCORES)}"
-                )
+                raise ValueError(f"scores: unknown score {name!r}{hint}; known: {', '.join(known)}")
         if not np.isfinite(self.weight):
             raise ValueError(f"weight: expected a finite number, got {self.weight}")
         if not self.scores or not self.shrinkages:
@@ -140,10 +143,12 @@ def evaluate(
     table = []
     for column, (name, n0) in enumerate(_columns(names, settings.shrinkages)):
         own = {"shots": settings.shots, "draws": settings.draws}
-        if name in ("bliss", "external"):
+        if name in ("bliss", "external", "whitened_bliss"):
             own["k"] = settings.k
         if name == "bliss":
             own |= {"lambda": settings.weight, "shrinkage": n0}
+        if name == "whitened_bliss":
+            own |= {"lambda": settings.weight, "ridge": WHITENING_RIDGE}
         if name == "knn":
             own["k"] = neighbours
         if name == "mcm":
@@ -355,6 +360,10 @@ def _score_splits(
         "neglabel": lambda: lax.map(
             lambda n: scores.neglabel_score(x, labels, a.dictionary, key, n), normal
         ),
+        "whitened_bliss": lambda: lax.map(
+            lambda n: scores.whitened_bliss_score(x, labels, a.dictionary, moments, k, weight, n),
+            normal,
+        ),
     }
     columns = [
         bliss(n0) if name == "bliss" else compute[name]()
@@ -448,11 +457,10 @@ def _left_out(
     reasons = {}
     if "clip_ad" in settings.scores and embeddings.something_embedding is None:
         reasons["clip_ad"] = "the embeddings lack something_embedding"
-    if (
-        "mahalanobis" in settings.scores
-        and np.bincount(embeddings.train_labels[rows[0]]).max() == 1
-    ):
-        reasons["mahalanobis"] = "one image per class has no covariance"
+    if np.bincount(embeddings.train_labels[rows[0]]).max() == 1:
+        for name in ("mahalanobis", "whitened_bliss"):
+            if name in settings.scores:
+                reasons[name] = "one image per class has no covariance"
     if "neglabel" in settings.scores and int(NEGATIVE_FRACTION * len(embeddings.dictionary)) < 1:
         reasons["neglabel"] = "its share of the dictionary is less than one text"
     return reasons

@@ -28,3 +28,4 @@ from bliss_jax.scores.msp import msp_score as msp_score
 from bliss_jax.scores.neglabel import negative_labels as negative_labels
 from bliss_jax.scores.neglabel import neglabel_score as neglabel_score
 from bliss_jax.scores.top_k import top_k_similar as top_k_similar
+from bliss_jax.scores.whitened import whitened_bliss_score as whitened_bliss_score

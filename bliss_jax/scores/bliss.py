@@ -17,13 +17,12 @@ No function here jits, and none builds a classes-by-texts or images-by-texts tab
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
 from bliss_jax.scores.text_moments import (
     fold_nearest_texts,
@@ -62,7 +61,7 @@ def internal_class_score(
     """
     x = _checks.embeddings_as_float("embeddings", embeddings)
     labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
-    _check_moments(moments, labels=labels, embeddings=x)
+    check_moments(moments, labels=labels, embeddings=x)
     mask = _pooled_classes(normal, moments, shrinkage)
 
     mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
@@ -114,7 +113,7 @@ def external_text_score(
     """
     x = _checks.embeddings_as_float("embeddings", embeddings)
     texts = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
-    _check_moments(moments, texts=texts, embeddings=x)
+    check_moments(moments, texts=texts, embeddings=x)
     _checks.top_k_size(k, len(texts), "the texts of the dictionary")
     mask = _pooled_classes(normal, moments, shrinkage)
 
@@ -215,38 +214,3 @@ def _nan_where_empty(
     scores: Float[jax.Array, "images classes"], moments: ClassMoments
 ) -> Float[jax.Array, "images classes"]:
     return jnp.where((moments.count > 0)[None, :], scores, jnp.nan)
-
-
-def _check_moments(
-    moments: ClassMoments,
-    *,
-    embeddings: jax.Array,
-    labels: jax.Array | None = None,
-    texts: jax.Array | None = None,
-) -> None:
-    if labels is not None and len(labels) != len(moments.count):
-        raise ValueError(
-            f"label_embeddings: expected one row for each of the {len(moments.count)} fitted classes, "
-            f"got {len(labels)}"
-        )
-    given = {"embeddings": embeddings, "moments.mean": moments.mean}
-    if labels is not None:
-        given["label_embeddings"] = labels
-    if texts is not None:
-        given["dictionary_embeddings"] = texts
-    _checks.same_dim(**given)
-    # The mean squared norm of the fitted embeddings: E|x|^2 = tr C + |m|^2.
-    squared = _checks.look_at(
-        lambda count, mean, cov: jnp.where(
-            count > 0, jnp.trace(cov, axis1=1, axis2=2) + jnp.sum(mean**2, axis=1), 1
-        ),
-        moments.count,
-        moments.mean,
-        moments.cov,
-    )
-    if squared is not None and not np.allclose(squared, 1, rtol=0, atol=0.04):
-        c = int(np.argmax(np.abs(squared - 1)))
-        raise ValueError(
-            "moments: expected those of unit-norm embeddings, but the fitted images of class "
-            f"{c} have a mean squared norm of {squared[c]:.4g}"
-        )

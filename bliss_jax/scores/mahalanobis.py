@@ -16,6 +16,7 @@ from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.reductions import min_over_classes
+from bliss_jax.scores.within_class import cholesky_within_classes, whiten
 
 RIDGE = 1e-3
 """Relative ridge by default. With fewer images than dimensions the covariance alone is singular."""
@@ -50,20 +51,11 @@ def mahalanobis_score(
     _checks.same_dim(**{"embeddings": x, "moments.mean": moments.mean})
     mask = _checks.normal_mask(normal, len(moments.count), moments.count)
 
-    count = jnp.where(mask, moments.count, 0).astype(x.dtype)
-    shares = count / jnp.maximum(count.sum(), 1)
-    cov = jnp.einsum("c,cde->de", shares, moments.cov, precision=lax.Precision.HIGHEST)
-    cov = cov + ridge * (jnp.trace(cov) / len(cov)) * jnp.eye(len(cov), dtype=x.dtype)
-
-    # With S = L L^T the distance is Euclidean after z = L^-1 x. Differences are squared one by one:
-    # |z|^2 - 2 z.w + |w|^2 would cancel. Centring first keeps z short.
-    factor = jnp.linalg.cholesky(cov)
+    # Differences of whitened embeddings are squared one by one: |z|^2 - 2 z.w + |w|^2 would cancel.
+    # Centring first keeps z short.
+    factor = cholesky_within_classes(moments, mask, ridge)
     centre = jnp.mean(moments.mean, axis=0, where=mask[:, None])[None, :]
-
-    def whiten(x):
-        return jax.scipy.linalg.solve_triangular(factor, (x - centre).T, lower=True).T
-
-    z, means = whiten(x), whiten(moments.mean)
+    z, means = whiten(x - centre, factor), whiten(moments.mean - centre, factor)
     squared = lax.map(lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1), means).T
     squared = jnp.where((moments.count > 0)[None, :], squared, jnp.nan)
     nearest = min_over_classes(jnp.where(mask[None, :], squared, jnp.inf))

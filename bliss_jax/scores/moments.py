@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
@@ -172,6 +173,47 @@ def psum_moments(moments: ClassMoments, axis_name: str | tuple[str, ...]) -> Cla
     delta = moments.mean - mean
     cov = moments.cov + delta[:, :, None] * delta[:, None, :]
     return ClassMoments(count, mean, lax.psum(share[:, None, None] * cov, axis_name))
+
+
+def check_moments(
+    moments: ClassMoments,
+    *,
+    embeddings: jax.Array,
+    labels: jax.Array | None = None,
+    texts: jax.Array | None = None,
+) -> None:
+    """What the scores that read texts against moments ask of them.
+
+    Raises:
+        ValueError: labels that are not one for each class, embeddings of other dimensions, or (where values
+            are concrete) moments of embeddings that were not of unit norm.
+    """
+    if labels is not None and len(labels) != len(moments.count):
+        raise ValueError(
+            f"label_embeddings: expected one row for each of the {len(moments.count)} fitted classes, "
+            f"got {len(labels)}"
+        )
+    given = {"embeddings": embeddings, "moments.mean": moments.mean}
+    if labels is not None:
+        given["label_embeddings"] = labels
+    if texts is not None:
+        given["dictionary_embeddings"] = texts
+    _checks.same_dim(**given)
+    # The mean squared norm of the fitted embeddings: E|x|^2 = tr C + |m|^2.
+    squared = _checks.look_at(
+        lambda count, mean, cov: jnp.where(
+            count > 0, jnp.trace(cov, axis1=1, axis2=2) + jnp.sum(mean**2, axis=1), 1
+        ),
+        moments.count,
+        moments.mean,
+        moments.cov,
+    )
+    if squared is not None and not np.allclose(squared, 1, rtol=0, atol=0.04):
+        c = int(np.argmax(np.abs(squared - 1)))
+        raise ValueError(
+            "moments: expected those of unit-norm embeddings, but the fitted images of class "
+            f"{c} have a mean squared norm of {squared[c]:.4g}"
+        )
 
 
 def _centred_moments(

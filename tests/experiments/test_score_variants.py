@@ -14,7 +14,7 @@ from reference import random_embeddings
 from bliss_jax import metrics
 from bliss_jax.datasets import load_protocol
 from bliss_jax.embedding_set import EmbeddingSet, save_embeddings
-from bliss_jax.scores import bliss_score, fit_moments
+from bliss_jax.scores import bliss_score, fit_moments, whitened_bliss_score
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
@@ -159,6 +159,20 @@ def test_the_mean_word_has_the_variance_of_its_own_cosines(embeddings):
     np.testing.assert_allclose(difference[:, 1], expected, atol=1e-5)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("ridge", [0.1, 10.0])
+@pytest.mark.parametrize("normal", [(0, 2, 3), (1,)])
+def test_whitened_texts_are_the_librarys(embeddings, normal, ridge):
+    e = embeddings
+    moments = fit_moments(e.train_embeddings, e.train_labels, num_classes=C)
+    expected = whitened_bliss_score(
+        e.test_embeddings, e.label_embeddings, e.dictionary_embeddings, moments,
+        normal=np.isin(np.arange(C), normal), ridge=ridge,
+    )  # fmt: skip
+    got = variants.whitened_texts(make_task(e, normal), ridge)
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("images", [20, 60])  # fewer than dimensions, and more
 def test_whitened_words_are_matched_filters(embeddings, images):
     """t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t) with S the covariance within the normal classes."""
@@ -255,11 +269,15 @@ def test_a_setting_is_chosen_on_other_splits_than_those_it_is_reported_on():
     """Of two settings the better one on the used splits is taken, though the worse on all others."""
     areas = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]])[None]  # [fits, splits, settings]
     rows, compared = np.array([0, 0]), np.array([True])
-    assert study.choose([areas], [np.array([True, False, False])], rows, compared).tolist() == [
-        0,
-        0,
-    ]
-    assert study.choose([areas], [np.array([False, True, True])], rows, compared).tolist() == [1, 1]
+    first = np.array([True, False, False])
+    assert study.choose([areas], [first], rows, compared).tolist() == [0, 0]
+    assert study.choose([areas], [~first], rows, compared).tolist() == [1, 1]
+
+
+def test_a_second_look_has_no_part_in_the_best_of_all():
+    areas = np.array([[0.6, 0.9]])[None]
+    used, rows, compared = [np.array([True])], np.array([0, 1]), np.array([True, False])
+    assert study.choose([areas], used, rows, compared).tolist() == [0, 1, 0]
 
 
 def test_the_best_of_all_is_one_of_them(measured):
