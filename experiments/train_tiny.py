@@ -273,7 +273,7 @@ class Run:
         file = self.folder / "checkpoint.msgpack"
         if not file.is_file():
             return {"phase": 0, "step": 0, "params": None, "state": {}}
-        content = serialization.msgpack_restore(file.read_bytes())
+        content: Any = serialization.msgpack_restore(file.read_bytes())
         if content["settings"] != json.dumps(asdict(self.settings)):
             raise click.ClickException(f"{file} is of a run with other settings")
         self.curves = json.loads(content["curves"])

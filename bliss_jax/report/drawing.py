@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ LINES = [
 WIDTH = 4.8
 """Inches: 461 CSS pixels as SVG, so that 10 points are 10 pixels at the width of a phone."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.labelcolor": "#1f2430",

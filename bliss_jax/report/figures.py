@@ -303,7 +303,7 @@ def split_aurocs_figure(
     [size] = sizes
     first = next(iter(rows.values()))
     order = np.argsort([split.auroc for split in first.splits], kind="stable")
-    names = split_names or [f"split {i}" for i in range(size)]
+    names = list(split_names or (f"split {i}" for i in range(size)))
     named = size <= _MOST_NAMES
     figure, [axes] = new_figure(1.4 + size * (0.25 if named else 3.6 / size))
     spread = np.linspace(0.2, -0.2, len(rows)) if len(rows) > 1 else [0]

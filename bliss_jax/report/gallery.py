@@ -1,14 +1,14 @@
 """The report's gallery: the images that a score gets most wrong, and why it judged them so."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, UInt8
 
 from bliss_jax.datasets import Split
+from bliss_jax.datasets.image_dataset import Images
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.evaluation import Settings, training_rows
 from bliss_jax.report.drawing import data_uri
@@ -72,7 +72,7 @@ def gallery(
     explanation: BlissExplanation,
     rows: Int[np.ndarray, " images"],
     is_anomaly: Bool[np.ndarray, " images"],
-    images: Sequence[np.ndarray],
+    images: Images,
     *,
     each: int,
 ) -> list[Card]:
@@ -98,7 +98,7 @@ def gallery(
         Card(
             kind="anomaly" if is_anomaly[i] else "normal",
             position=int(rows[i]),
-            image=_png(np.asarray(images[rows[i]])),
+            image=_png(np.asarray(images[int(rows[i])])),
             true_class=names[embeddings.test_labels[rows[i]]],
             nearest_class=names[int(explanation.nearest_class[i])],
             score=float(score[i]),
@@ -115,7 +115,7 @@ def gallery(
     ]
 
 
-def _png(image: Float[np.ndarray, "h w 3"] | np.ndarray) -> str:
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> str:
     from PIL import Image
 
     content = io.BytesIO()

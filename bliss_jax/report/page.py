@@ -14,6 +14,7 @@ import numpy as np
 
 from bliss_jax.bias import similarity_bias
 from bliss_jax.datasets import Protocol, Split
+from bliss_jax.datasets.image_dataset import Images
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.evaluation import ON_REQUEST, SCORES, Settings, score_split
 from bliss_jax.files import replacing
@@ -50,7 +51,7 @@ def write_report(
     protocol: Protocol,
     evaluations: Sequence[Evaluation],
     *,
-    images: Sequence[np.ndarray] | None = None,
+    images: Images | None = None,
     command: str | None = None,
 ) -> Path:
     """Writes the report and returns its page.
