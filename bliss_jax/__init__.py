@@ -73,7 +73,7 @@ _NAMES = {
     "scores": "BlissExplanation ClassMoments bliss_score clip_ad_score energy_score entropy_score "
     "explain_bliss external_text_score fit_moments init_moments internal_class_score knn_score "
     "mahalanobis_score max_cosine_score max_logit_score mcm_score merge_moments msp_score "
-    "neglabel_score psum_moments update_moments",
+    "neglabel_score psum_moments update_moments whitened_bliss_score",
     "text": "fill_prompt load_dictionary",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}

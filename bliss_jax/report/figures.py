@@ -159,9 +159,9 @@ def error_quantiles_figure(
         quantiles: Parts of as equal size as possible.
     """
     figure, panels = new_figure(1.2 + 1.75 * len(scores), rows=len(scores))
+    places = np.arange(1, quantiles + 1)
     for axes, (name, score) in zip(panels, scores.items(), strict=True):
         rates = error_rates(score, is_anomaly, mean_similarity, quantiles=quantiles)
-        places = np.arange(1, len(rates) + 1)
         axes.bar(places - 0.2, rates[:, 0], 0.38, color=ANOMALY, label="anomalies missed")
         axes.bar(
             places + 0.2, rates[:, 1], 0.38, color="white", edgecolor=NORMAL, hatch="////",
