@@ -15,7 +15,8 @@ from bliss_jax.report.drawing import data_uri
 from bliss_jax.scores.explanation import BlissExplanation, explain_bliss
 from bliss_jax.scores.moments import fit_moments
 
-_WORDS = 5
+WORDS = 5
+"""Shown of each image, be k smaller or larger."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def explain_split(
         moments,
         settings.k,
         settings.weight,
+        num_texts=min(max(settings.k, WORDS), len(embeddings.dictionary)),
     )
     return explanation._replace(nearest_class=jnp.asarray(own)[explanation.nearest_class])
 
@@ -107,7 +109,7 @@ def gallery(
             words=tuple(
                 (embeddings.dictionary[int(text)], float(z))
                 for text, z in zip(
-                    explanation.texts[i, :_WORDS], explanation.z_scores[i, :_WORDS], strict=True
+                    explanation.texts[i, :WORDS], explanation.z_scores[i, :WORDS], strict=True
                 )
             ),
         )

@@ -144,6 +144,7 @@ def write_report(
         sections=sections,
         cards=cards,
         split=split_name,
+        k=settings.k,
         weight=settings.weight,
         command=command,
         provenance=json.dumps([dict(e.provenance) for e in evaluations], indent=1, default=str),

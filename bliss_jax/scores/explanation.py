@@ -35,9 +35,9 @@ class BlissExplanation(NamedTuple):
     """internal(x, c*)."""
     external: Float[jax.Array, "*mapped images"]
     """external(x, c*), before it is weighted with lambda."""
-    texts: Int[jax.Array, "*mapped images k"]
-    """D_k(x), positions in the dictionary by falling cosine."""
-    z_scores: Float[jax.Array, "*mapped images k"]
+    texts: Int[jax.Array, "*mapped images n"]
+    """The nearest texts, D_k(x) where n = k: positions in the dictionary by falling cosine."""
+    z_scores: Float[jax.Array, "*mapped images n"]
     """z(x, d) of those texts."""
 
 
@@ -51,6 +51,7 @@ def explain_bliss(
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
     *,
+    num_texts: int | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> BlissExplanation:
     """The parts of `bliss_score`, at the normal class for which it is smallest.
@@ -64,6 +65,7 @@ def explain_bliss(
         weight: lambda.
         normal: Mask of the normal classes [classes]; all by default.
         shrinkage: n0 >= 0 of `bliss_score`.
+        num_texts: Nearest texts to name, 1 <= num_texts <= texts; by default the k of the score. Static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
 
     Returns:
@@ -72,7 +74,7 @@ def explain_bliss(
         for which it is, and with an empty mask no field but the texts means anything.
 
     Raises:
-        ValueError: as `bliss_score`.
+        ValueError: as `bliss_score`, or `num_texts` out of range.
     """
     _checks.scalar("weight", weight)
     mask = _checks.normal_mask(normal, len(moments.count), moments.count)
@@ -93,7 +95,8 @@ def explain_bliss(
 
     x = _checks.embeddings_as_float("embeddings", embeddings)
     words = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
-    cosines, texts = top_k_similar(x, words, k, chunk_size=chunk_size)
+    named = k if num_texts is None else num_texts
+    cosines, texts = top_k_similar(x, words, named, chunk_size=chunk_size)
 
     def add_chunk(z_scores, mean, deviation, row, inside):
         own = row, nearest_class[:, None]

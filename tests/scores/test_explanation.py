@@ -60,6 +60,20 @@ def test_the_parts_are_those_of_the_score(problem, shrinkage):
     np.testing.assert_array_equal(why.texts, top_k_similar(x, words, K)[1])
 
 
+def test_more_or_fewer_words_can_be_named_than_the_score_is_of(problem):
+    own, more, one = (explain(problem, num_texts=n) for n in (None, 12, 1))
+    for other in (more, one):
+        for field in ("score", "nearest_class", "internal", "external"):
+            np.testing.assert_array_equal(getattr(other, field), getattr(own, field))
+    np.testing.assert_array_equal(more.texts[:, :K], own.texts)
+    np.testing.assert_allclose(more.z_scores[:, :K], own.z_scores, rtol=1e-5)
+    np.testing.assert_array_equal(one.texts, own.texts[:, :1])
+    assert more.texts.shape == more.z_scores.shape == (N, 12)
+    for wrong in (0, M + 1):
+        with pytest.raises(ValueError, match=f"k: expected an integer in 1..{M}"):
+            explain(problem, num_texts=wrong)
+
+
 @pytest.mark.parity
 def test_z_scores_are_deviations_among_the_images_of_the_nearest_class(problem):
     """(s(x, d) - mean) / std over the training images themselves, not from moments."""
