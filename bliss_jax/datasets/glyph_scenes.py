@@ -10,9 +10,11 @@ bilinear interpolation, then laid over the ground one after the other. All rando
 numbers of one `numpy.random.Generator`.
 """
 
+import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ PLACES = (
 # Colours drawn for one scene, of which glyph, ground and texture take one each; and how much glyph and
 # ground differ in luma, of 255, where the draws allow.
 _CANDIDATES, _FAR = 18, 70
+_PART = 512
+"""Scenes rendered at once."""
 TEXTURES = ("plain", "gradient", "striped", "checked", "dotted")
 
 
@@ -86,6 +90,9 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.symbol)
+
+    def __getitem__(self, part: slice) -> "Scenes":
+        return Scenes(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 def draw_scenes(
@@ -177,8 +184,24 @@ def render(
     small: UInt8[np.ndarray, "small 12 12"],
 ) -> UInt8[np.ndarray, "n 32 32 3"]:
     """The images of scenes, from masks made by `glyph_masks`."""
+    gradient = _along(scenes.direction, *_CORNERS)
+    extent = gradient.min(), gradient.max()
+    # A part at a time: it stays in the cache, and NumPy lets threads run side by side.
+    parts = (scenes[start : start + _PART] for start in range(0, len(scenes), _PART))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = list(pool.map(lambda part: _render(part, large, small, extent), parts))
+    return np.concatenate(images)
+
+
+def _render(
+    scenes: Scenes,
+    large: UInt8[np.ndarray, "symbols faces strokes 32 32"],
+    small: UInt8[np.ndarray, "small 12 12"],
+    extent: tuple[float, float],
+) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """`render` of a part; `extent` is where the gradient of the grounds starts and ends."""
     colours = palette().astype(np.float32)
-    image = _ground(scenes, colours[scenes.colour[:, 1:], scenes.shade[:, 1:]])
+    image = _ground(scenes, colours[scenes.colour[:, 1:], scenes.shade[:, 1:]], extent)
     for i in range(MAX_CLUTTER):
         there = np.flatnonzero(scenes.clutter[:, i] >= 0)
         cover = _placed(
@@ -196,18 +219,19 @@ def render(
     return np.clip(np.round(image + scenes.noise), 0, 255).astype(np.uint8)
 
 
-def _ground(scenes: Scenes, pair: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarray, "n 32 32 3"]:
+def _ground(
+    scenes: Scenes, pair: Float[np.ndarray, "n 2 3"], extent: tuple[float, float]
+) -> Float[np.ndarray, "n 32 32 3"]:
     """The ground's colour with its texture: a third of the way to the texture's colour."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    cos, sin = np.cos(scenes.direction), np.sin(scenes.direction)
-    along = x * cos[:, None, None] + y * sin[:, None, None]
-    across = y * cos[:, None, None] - x * sin[:, None, None]
+    along, across = _along(scenes.direction, x, y), _along(scenes.direction, y, -x)
+    first_end, last_end = extent
     period = scenes.period[:, None, None]
     phase, other = (np.mod(z / period, 1) for z in (along, across))
     kinds = np.stack(
         [
             np.zeros_like(phase),
-            (along - along.min()) / (along.max() - along.min()),
+            (along - first_end) / (last_end - first_end),
             phase < 0.5,
             (phase < 0.5) ^ (other < 0.5),
             (phase - 0.5) ** 2 + (other - 0.5) ** 2 < 0.09,
@@ -216,6 +240,17 @@ def _ground(scenes: Scenes, pair: Float[np.ndarray, "n 2 3"]) -> Float[np.ndarra
     amount = 0.35 * kinds[scenes.texture, np.arange(len(scenes))][..., None]
     first, second = pair[:, 0, None, None], pair[:, 1, None, None]
     return (first + amount * (second - first)).astype(np.float32)
+
+
+_CORNERS = np.float32([[0, SIZE - 1], [0, SIZE - 1]]), np.float32([[0, 0], [SIZE - 1, SIZE - 1]])
+
+
+def _along(
+    direction: Float[np.ndarray, " n"], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "n h w"]:
+    """How far each point lies in each scene's direction."""
+    cos, sin = np.cos(direction)[:, None, None], np.sin(direction)[:, None, None]
+    return x * cos + y * sin
 
 
 def _placed(
