@@ -242,7 +242,11 @@ def _ground(
     return (first + amount * (second - first)).astype(np.float32)
 
 
-_CORNERS = np.float32([[0, SIZE - 1], [0, SIZE - 1]]), np.float32([[0, 0], [SIZE - 1, SIZE - 1]])
+_CORNERS = (
+    np.array([[0, SIZE - 1], [0, SIZE - 1]], np.float32),
+    np.array([[0, 0], [SIZE - 1, SIZE - 1]], np.float32),
+)
+"""x and y of the corners of an image."""
 
 
 def _along(

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -57,13 +58,14 @@ def explain_split(
         jnp.asarray(np.searchsorted(own, embeddings.train_labels[fitted]).astype(np.int32)),
         num_classes=len(own),
     )
-    explanation = explain_bliss(
+    explain = jax.jit(explain_bliss, static_argnames=("k", "num_texts"))
+    explanation = explain(
         jnp.asarray(embeddings.test_embeddings[rows]),
         jnp.asarray(embeddings.label_embeddings[own]),
         jnp.asarray(embeddings.dictionary_embeddings),
         moments,
-        settings.k,
-        settings.weight,
+        k=settings.k,
+        weight=settings.weight,
         num_texts=min(max(settings.k, WORDS), len(embeddings.dictionary)),
     )
     return explanation._replace(nearest_class=jnp.asarray(own)[explanation.nearest_class])

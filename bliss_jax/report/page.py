@@ -5,30 +5,41 @@ DIR/figures/NAME.png      and NAME.svg, the same figures
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from bliss_jax.bias import similarity_bias
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.datasets.image_dataset import Images
 from bliss_jax.embedding_set import EmbeddingSet
-from bliss_jax.evaluation import ON_REQUEST, SCORES, Settings, score_split
+from bliss_jax.evaluation import ON_REQUEST, SCORES, Settings, SplitScores, score_split
 from bliss_jax.files import replacing
 from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import explain_split, gallery
 from bliss_jax.report.tables import bias_rows, summary_rows
-from bliss_jax.results import Evaluation
-from bliss_jax.studies import KS, SHOTS, dictionary_study, few_shot_study, k_study, weight_study
+from bliss_jax.results import Evaluation, Row
+from bliss_jax.scores import BlissExplanation
+from bliss_jax.studies import (
+    KS,
+    SHOTS,
+    Study,
+    dictionary_study,
+    few_shot_study,
+    k_study,
+    weight_study,
+)
 
 CARDS = 12
 """Images of each kind in the gallery."""
 _COMPARED = ("bliss", "max_cosine", "energy", "knn")
-_STUDIED_SPLITS = 20
+_STUDIED_SPLITS = 10
 """Of a protocol with more splits, so many evenly spaced ones are studied."""
 
 
@@ -83,50 +94,25 @@ def write_report(
     rows = {row.score: row for row in own.rows if not row.settings.get("shrinkage")}
     areas = [split.auroc for split in rows["bliss"].splits]
     split = protocol.splits[int(np.argsort(areas, kind="stable")[(len(areas) - 1) // 2])]
-    scored = score_split(embeddings, split, settings)
-    cards = None
-    explanation = explain_split(embeddings, split, scored.rows, settings)
-    if images is not None:
-        cards = gallery(embeddings, explanation, scored.rows, scored.is_anomaly, images, each=CARDS)
     split_name = _split_name(split, embeddings.class_names)
 
-    def saved(name: str, figure: Any, caption: str) -> _Figure:
+    def save(name: str, figure: Figure, caption: str) -> _Figure:
         return _Figure(save_figure(figure, folder / "figures", name), caption)
 
-    bliss = scored.scores["bliss"]
-    threshold = figures.equal_error_threshold(bliss, scored.is_anomaly)
-    of_split = [
-        saved("roc", figures.roc_figure(scored.scores, scored.is_anomaly),
-              "ROC curves and AUROC x 100 of all scores."),
-        saved("histogram", figures.histogram_figure(bliss, scored.is_anomaly, threshold),
-              "BLISS of normal and anomalous images, and the threshold at which both err equally often."),
-    ]  # fmt: skip
-    mean_similarity = embeddings.test_embeddings[
-        scored.rows
-    ] @ embeddings.dictionary_embeddings.mean(axis=0)
-    compared = {n: s for n, s in scored.scores.items() if n in ("bliss", "max_cosine")}
-    of_paper = [
-        saved("tsne", figures.tsne_figure(embeddings),
-              "t-SNE: images lie among images, texts among texts."),
-        saved("label-similarity", figures.label_similarity_figure(embeddings),
-              "Each label's mean cosine to the dictionary and to its own images."),
-        saved("error-quantiles",
-              figures.error_quantiles_figure(compared, scored.is_anomaly, mean_similarity),
-              "Errors of images by their mean similarity to the dictionary."),
-        saved("parts",
-              figures.parts_scatter_figure(
-                  np.asarray(explanation.internal), np.asarray(explanation.external),
-                  scored.is_anomaly, weight=settings.weight, threshold=threshold),
-              "Internal against external score, at the nearest normal class."),
-    ]  # fmt: skip
-    shown = {name: rows[name] for name in _COMPARED if name in rows}
-    names = [_split_name(s, embeddings.class_names) for s in protocol.splits]
-    of_protocol = [
-        saved("splits", figures.split_aurocs_figure(shown, split_names=names),
-              f"AUROC of each split of {protocol.name}, with 95 % intervals."),
-        *(saved(name, figure, caption) for name, figure, caption in
-          _studies(embeddings, protocol, settings)),
-    ]  # fmt: skip
+    # Studies are computed while the rest is drawn: most of both is work for one core.
+    with ThreadPoolExecutor() as pool:
+        studies = _start_studies(pool, embeddings, protocol, settings)
+        scored = score_split(embeddings, split, settings)
+        explanation = explain_split(embeddings, split, scored.rows, settings)
+        of_paper, of_split = _figures_of_split(save, embeddings, scored, explanation, settings)
+        of_protocol = [
+            save("splits", _splits_figure(embeddings, protocol, rows),
+                 f"AUROC of each split of {protocol.name}, with 95 % intervals."),
+            *(save(study.name, study.figure(), f"AUROC against {study.axis}.") for study in studies),
+        ]  # fmt: skip
+    cards = None
+    if images is not None:
+        cards = gallery(embeddings, explanation, scored.rows, scored.is_anomaly, images, each=CARDS)
     sections = [
         _Section("The paper's four figures", f"On {split_name} where of one split.", of_paper),
         _Section("One split", f"{split_name}; all else in the protocol is anomalous.", of_split),
@@ -154,6 +140,48 @@ def write_report(
     return folder / "index.html"
 
 
+def _figures_of_split(
+    save: Callable[[str, Figure, str], _Figure],
+    embeddings: EmbeddingSet,
+    scored: SplitScores,
+    explanation: BlissExplanation,
+    settings: Settings,
+) -> tuple[list[_Figure], list[_Figure]]:
+    """The paper's four figures, then those of how well the split's sides are told apart."""
+    bliss = scored.scores["bliss"]
+    threshold = figures.equal_error_threshold(bliss, scored.is_anomaly)
+    dictionary = embeddings.dictionary_embeddings.mean(axis=0)
+    mean_similarity = embeddings.test_embeddings[scored.rows] @ dictionary
+    compared = {n: s for n, s in scored.scores.items() if n in ("bliss", "max_cosine")}
+    of_paper = [
+        save("tsne", figures.tsne_figure(embeddings),
+             "t-SNE: images lie among images, texts among texts."),
+        save("label-similarity", figures.label_similarity_figure(embeddings),
+             "Each label's mean cosine to the dictionary and to its own images."),
+        save("error-quantiles",
+             figures.error_quantiles_figure(compared, scored.is_anomaly, mean_similarity),
+             "Errors of images by their mean similarity to the dictionary."),
+        save("parts",
+             figures.parts_scatter_figure(
+                 np.asarray(explanation.internal), np.asarray(explanation.external),
+                 scored.is_anomaly, weight=settings.weight, threshold=threshold),
+             "Internal against external score, at the nearest normal class."),
+    ]  # fmt: skip
+    of_split = [
+        save("roc", figures.roc_figure(scored.scores, scored.is_anomaly),
+             "ROC curves and AUROC x 100 of all scores."),
+        save("histogram", figures.histogram_figure(bliss, scored.is_anomaly, threshold),
+             "BLISS of normal and anomalous images, and the threshold at which both err equally often."),
+    ]  # fmt: skip
+    return of_paper, of_split
+
+
+def _splits_figure(embeddings: EmbeddingSet, protocol: Protocol, rows: Mapping[str, Row]) -> Figure:
+    shown = {name: rows[name] for name in _COMPARED if name in rows}
+    names = [_split_name(split, embeddings.class_names) for split in protocol.splits]
+    return figures.split_aurocs_figure(shown, split_names=names)
+
+
 def _is_of(evaluation: Evaluation, protocol: Protocol) -> bool:
     return evaluation.provenance["protocol"]["name"] == protocol.name and any(
         row.score == "bliss" for row in evaluation.rows
@@ -173,32 +201,40 @@ def _settings(evaluation: Evaluation) -> Settings:
     )
 
 
-def _studies(
-    embeddings: EmbeddingSet, protocol: Protocol, settings: Settings
-) -> Iterator[tuple[str, Any, str]]:
-    """Figures of AUROC against lambda, k, dictionary size and shots."""
+class _Pending(NamedTuple):
+    """A study that is being computed, and what its figure is to show."""
+
+    name: str
+    axis: str
+    chosen: float | None
+    study: Future[Study]
+
+    def figure(self) -> Figure:
+        return figures.study_figure(self.study.result(), chosen=self.chosen)
+
+
+def _start_studies(
+    pool: Executor, embeddings: EmbeddingSet, protocol: Protocol, settings: Settings
+) -> tuple[_Pending, ...]:
+    """AUROC against lambda, k, dictionary size and shots."""
     step = -(-len(protocol.splits) // _STUDIED_SPLITS)
     some = Protocol(protocol.name, protocol.family, protocol.dataset, protocol.splits[::step])
-    own = {"k": settings.k, "weight": settings.weight}
-    total = len(embeddings.dictionary)
-    study = weight_study(embeddings, some, k=settings.k)
-    figure = figures.study_figure(study, chosen=settings.weight)
-    yield "lambda", figure, "AUROC against lambda, the weight of the external score."
-    study = k_study(embeddings, some, [k for k in KS if k <= total], weight=settings.weight)
-    figure = figures.study_figure(study, chosen=float(settings.k))
-    yield "k", figure, "AUROC against k, the dictionary texts per image."
-    study = dictionary_study(embeddings, some, repeats=3, **own)
-    yield (
-        "dictionary",
-        figures.study_figure(study),
-        "AUROC against the size of random dictionaries.",
-    )
+    k, weight = settings.k, settings.weight
+    ks = [k for k in KS if k <= len(embeddings.dictionary)]
     normal = {c for split in some.splits for c in split.normal}
     count = np.bincount(embeddings.train_labels, minlength=embeddings.num_classes)
     fewest = min(count[c] for c in normal)
     shots = [n for n in SHOTS if n <= fewest]
-    study = few_shot_study(embeddings, some, shots, draws=5, **own)
-    yield "shots", figures.study_figure(study), "AUROC against the normal images per class."
+    return (
+        _Pending("lambda", "lambda, the weight of the external score", weight,
+                 pool.submit(weight_study, embeddings, some, k=k)),
+        _Pending("k", "k, the dictionary texts per image", float(k),
+                 pool.submit(k_study, embeddings, some, ks, weight=weight)),
+        _Pending("dictionary", "the size of random dictionaries", None,
+                 pool.submit(dictionary_study, embeddings, some, repeats=3, k=k, weight=weight)),
+        _Pending("shots", "the normal images per class", None,
+                 pool.submit(few_shot_study, embeddings, some, shots, draws=5, k=k, weight=weight)),
+    )  # fmt: skip
 
 
 def _table(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
