@@ -24,7 +24,7 @@ from bliss_jax.results import Evaluation
 from bliss_jax.text import load_dictionary
 
 DATASET, DICTIONARY = "glyphs", "unicode-names"
-SHOTS, DRAWS, N0 = 5, 2, 20.0
+SHOTS, DRAWS, N0 = 5, 1, 20.0
 K = 1
 """Each symbol has one name in this dictionary, not the many synonyms of a lexicon of words, so the other
 nearest texts are names of other things. Chosen on the validation renders, see `experiments/README.md`."""

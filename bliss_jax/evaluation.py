@@ -294,7 +294,7 @@ def _measure(
         "auroc_low": low,
         "auroc_high": high,
         "aupr_anomaly": metrics.aupr(score, is_anomaly, where=counted),
-        "aupr_normal": metrics.aupr(-score, ~is_anomaly, where=counted),
+        "aupr_normal": metrics.aupr(score, is_anomaly, where=counted, positive="normal"),
         "fpr95": metrics.fpr_at_tpr(score, is_anomaly, where=counted),
     }
 

@@ -8,7 +8,7 @@ test set).
 Where values are concrete, NaN scores and a missing class raise ValueError; while tracing they give NaN.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,29 +101,35 @@ def aupr(
     is_anomaly: Labels,
     *,
     where: Bool[Array, " images"] | None = None,
+    positive: Literal["anomaly", "normal"] = "anomaly",
 ) -> Float[jax.Array, ""]:
     """Average precision: the mean over anomalous images a of the precision at the threshold score(a).
 
     AP = sum_n (R_n - R_{n-1}) P_n over the distinct thresholds, as scikit-learn's
-    `average_precision_score`: a step function, no linear interpolation. The anomaly is positive
-    ("AUPR-out"); for the normal class as positive ("AUPR-in"): `aupr(-scores, ~is_anomaly)`.
+    `average_precision_score`: a step function, no linear interpolation. With the anomaly as positive
+    it is also called "AUPR-out", with the normal class, for which low scores speak, "AUPR-in".
 
     Args:
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images].
         where: Images to count [images]; all by default.
+        positive: Which side is to be retrieved.
 
     Returns:
-        Average precision, in [0, 1]; chance is the share of anomalies.
+        Average precision, in [0, 1]; chance is the share of the positive side.
 
     Raises:
-        ValueError: as `auroc`.
+        ValueError: as `auroc`, or another `positive`.
     """
+    if positive not in ("anomaly", "normal"):
+        raise ValueError(f"positive: expected 'anomaly' or 'normal', got {positive!r}")
     ranked = _rank(scores, is_anomaly, where)
-    anomalies_at_least = ranked.num_anomaly - ranked.anomalies_left
-    normals_at_least = ranked.num_normal - ranked.normals_left
-    precision = anomalies_at_least / jnp.maximum(anomalies_at_least + normals_at_least, 1)
-    return _mean(precision, ranked.anomaly, ranked.invalid)
+    if positive == "anomaly":
+        own, caught = ranked.anomaly, ranked.num_anomaly - ranked.anomalies_left
+        flagged = ranked.num_normal - ranked.normals_left
+    else:
+        own, caught, flagged = ranked.normal, ranked.normals_right, ranked.anomalies_right
+    return _mean(caught / jnp.maximum(caught + flagged, 1), own, ranked.invalid)
 
 
 def fpr_at_tpr(

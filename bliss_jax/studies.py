@@ -3,6 +3,7 @@
 parts_study        internal, external, and both
 weight_study       lambda
 k_study            dictionary texts per image
+grid_studies       lambda at each k
 dictionary_study   random subsets of the dictionary
 few_shot_study     images per normal class, with and without shrinkage
 """
@@ -116,6 +117,65 @@ def k_study(
     axis = ("k", "dictionary texts per image", ks)
     settings = {"lambda": weight, "shrinkage": shrinkage}
     return _study(axis, aurocs, grid, embeddings, protocol, settings)
+
+
+def grid_studies(
+    embeddings: EmbeddingSet,
+    protocol: Protocol,
+    weights: Sequence[float] = WEIGHTS,
+    ks: Sequence[int] = KS,
+    *,
+    shrinkage: float = 0.0,
+) -> dict[int, Study]:
+    """BLISS over the grid of lambda and k: `weight_study` by k, all from one compiled call.
+
+    Args:
+        embeddings: Of a data set and a dictionary, by one model.
+        protocol: Splits of the same classes.
+        weights: Values of lambda.
+        ks: Values of k, none larger than the dictionary.
+        shrinkage: As `parts_study`.
+
+    Raises:
+        ValueError: as `bliss_jax.evaluation.evaluate`, or no values.
+    """
+    grid = _grid(embeddings, weights, ks, shrinkage)
+    aurocs = _all_images(embeddings, protocol, grid, _whole_dictionary(embeddings))
+    studies = {}
+    for i, k in enumerate(ks):
+        at_k = aurocs._replace(
+            external=aurocs.external[..., i : i + 1], bliss=aurocs.bliss[..., i : i + 1]
+        )
+        settings = {"k": k, "shrinkage": shrinkage}
+        axis = ("lambda", "lambda", weights)
+        studies[k] = _study(axis, at_k, grid, embeddings, protocol, settings)
+    return studies
+
+
+def at_weight(grid: Mapping[int, Study], weight: float) -> Study:
+    """`k_study` at one lambda of a grid made by `grid_studies`.
+
+    Raises:
+        ValueError: a lambda that the grid does not have.
+    """
+    first = next(iter(grid.values()))
+    if weight not in first.values:
+        raise ValueError(f"weight: expected one of {first.values}, got {weight}")
+    place = first.values.index(weight)
+    series = {
+        score: np.stack([study.series[score][place] for study in grid.values()])
+        for score in first.series
+    }
+    settings = first.provenance["settings"]
+    of_k = {"study": "k", "lambda": weight, "shrinkage": settings["shrinkage"]}
+    return replace(
+        first,
+        name="k",
+        setting="dictionary texts per image",
+        values=tuple(map(float, grid)),
+        series=series,
+        provenance={**first.provenance, "settings": of_k},
+    )
 
 
 def dictionary_study(

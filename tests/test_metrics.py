@@ -40,6 +40,8 @@ def test_agrees_with_scikit_learn_on_any_ties(rows):
     assert auroc(*padded, where=where) == pytest.approx(roc_auc_score(is_anomaly, scores), abs=1e-6)
     expected = average_precision_score(is_anomaly, scores)
     assert aupr(*padded, where=where) == pytest.approx(expected, abs=1e-6)
+    expected = average_precision_score(~is_anomaly, -scores)
+    assert aupr(*padded, where=where, positive="normal") == pytest.approx(expected, abs=1e-6)
     assert fpr_at_tpr(*padded, where=where) == pytest.approx(
         sklearn_fpr(is_anomaly, scores), abs=1e-6
     )
@@ -54,6 +56,7 @@ def test_agrees_with_scikit_learn(ties):
     assert aupr(scores, is_anomaly) == pytest.approx(expected, abs=1e-6)
     expected = average_precision_score(~is_anomaly, -scores)
     assert aupr(-scores, ~is_anomaly) == pytest.approx(expected, abs=1e-6)
+    assert aupr(scores, is_anomaly, positive="normal") == pytest.approx(expected, abs=1e-6)
     for tpr in (0.5, 0.95, 1.0):
         expected = sklearn_fpr(is_anomaly, scores, tpr)
         assert fpr_at_tpr(scores, is_anomaly, tpr) == pytest.approx(expected, abs=1e-6)

@@ -6,7 +6,7 @@ DIR/figures/NAME.png      and NAME.svg, the same figures
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +29,12 @@ from bliss_jax.scores import BlissExplanation
 from bliss_jax.studies import (
     KS,
     SHOTS,
+    WEIGHTS,
     Study,
+    at_weight,
     dictionary_study,
     few_shot_study,
-    k_study,
-    weight_study,
+    grid_studies,
 )
 
 CARDS = 12
@@ -207,10 +208,11 @@ class _Pending(NamedTuple):
     name: str
     axis: str
     chosen: float | None
-    study: Future[Study]
+    study: Callable[[], Study]
+    """Waits for it."""
 
     def figure(self) -> Figure:
-        return figures.study_figure(self.study.result(), chosen=self.chosen)
+        return figures.study_figure(self.study(), chosen=self.chosen)
 
 
 def _start_studies(
@@ -225,15 +227,16 @@ def _start_studies(
     count = np.bincount(embeddings.train_labels, minlength=embeddings.num_classes)
     fewest = min(count[c] for c in normal)
     shots = [n for n in SHOTS if n <= fewest]
+    grid = pool.submit(grid_studies, embeddings, some, sorted({*WEIGHTS, weight}), sorted({*ks, k}))
     return (
         _Pending("lambda", "lambda, the weight of the external score", weight,
-                 pool.submit(weight_study, embeddings, some, k=k)),
+                 lambda: grid.result()[k]),
         _Pending("k", "k, the dictionary texts per image", float(k),
-                 pool.submit(k_study, embeddings, some, ks, weight=weight)),
+                 lambda: at_weight(grid.result(), weight)),
         _Pending("dictionary", "the size of random dictionaries", None,
-                 pool.submit(dictionary_study, embeddings, some, repeats=3, k=k, weight=weight)),
+                 pool.submit(dictionary_study, embeddings, some, repeats=3, k=k, weight=weight).result),
         _Pending("shots", "the normal images per class", None,
-                 pool.submit(few_shot_study, embeddings, some, shots, draws=5, k=k, weight=weight)),
+                 pool.submit(few_shot_study, embeddings, some, shots, draws=5, k=k, weight=weight).result),
     )  # fmt: skip
 
 
