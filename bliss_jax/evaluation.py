@@ -24,6 +24,7 @@ from bliss_jax import metrics, scores
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.results import Evaluation, Row, SplitResult
+from bliss_jax.scores.block_map import block_map
 from bliss_jax.scores.neglabel import NEGATIVE_FRACTION
 from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.whitened import RIDGE as WHITENING_RIDGE
@@ -320,10 +321,12 @@ def _score_splits(
     def external():
         return scores.external_text_score(x, a.dictionary, moments, k)
 
+    def of_splits(score):
+        """`score(mask)` for the normal classes of each split."""
+        return block_map(score, normal, size=len(x) * num_classes)
+
     def nearest_class(per_class):
-        return jax.vmap(lambda n: min_over_classes(jnp.where(n[None, :], per_class, jnp.inf)))(
-            normal
-        )
+        return of_splits(lambda n: min_over_classes(jnp.where(n[None, :], per_class, jnp.inf)))
 
     def bliss(n0):
         if n0 == 0:
@@ -343,7 +346,7 @@ def _score_splits(
         return lax.map(lambda n: scores.knn_score_from_nearest(nearest, n), normal)
 
     def of_labels(score, labels=labels, **options):
-        return jax.vmap(lambda n: score(x, labels, normal=n, **options))(normal)
+        return of_splits(lambda n: score(x, labels, normal=n, **options))
 
     compute = {
         "internal": lambda: nearest_class(internal()),

@@ -8,8 +8,7 @@ Pure functions, none of them jitted. n test images, C classes that are normal in
 M dictionary texts, P normal classes of a split (the largest; smaller splits are padded).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from bliss_jax.datasets import Protocol
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.evaluation import class_masks
 from bliss_jax.scores import fit_moments
+from bliss_jax.scores.block_map import block_map
 from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.text_moments import (
     pooled_dictionary_variance,
@@ -148,7 +148,7 @@ def nearest_in_subsets(
         cosines = similarity(image[None, :], dictionary)
         return Nearest(*lax.top_k(jnp.where(subsets, cosines, -jnp.inf), k))
 
-    of_images = _map(of_image, test, size=subsets.size)
+    of_images = block_map(of_image, test, size=subsets.size, block=_BLOCK)
     return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), of_images)
 
 
@@ -239,12 +239,4 @@ def _prefix_means(
         z = (cosines[:, None] - mean[texts]) / deviation[texts]
         return jnp.matmul(prefix, z, precision=_HIGHEST)
 
-    return _map(of_image, *nearest, size=places * mean.shape[1]).swapaxes(0, 1)
-
-
-def _map(function: Callable[..., Any], *arrays: jax.Array, size: int) -> Any:
-    """`vmap(function)(*arrays)`, in blocks if temporaries of so many numbers per row would be large."""
-    block = max(1, _BLOCK // size)
-    if len(arrays[0]) <= block:
-        return jax.vmap(function)(*arrays)
-    return lax.map(lambda row: function(*row), arrays, batch_size=block)
+    return block_map(of_image, *nearest, size=places * mean.shape[1], block=_BLOCK).swapaxes(0, 1)

@@ -9,17 +9,19 @@ Attacks", NeurIPS 2018, section 2.1, on CLIP's image embeddings. No text is used
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.scores.block_map import block_map
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.within_class import cholesky_within_classes, whiten
 
 RIDGE = 1e-3
 """Relative ridge by default. With fewer images than dimensions the covariance alone is singular."""
+_BLOCK = 2**26
+"""Differences of images and means at once; where sum and square are fused they are never stored."""
 
 
 def mahalanobis_score(
@@ -56,7 +58,9 @@ def mahalanobis_score(
     factor = cholesky_within_classes(moments, mask, ridge)
     centre = jnp.mean(moments.mean, axis=0, where=mask[:, None])[None, :]
     z, means = whiten(x - centre, factor), whiten(moments.mean - centre, factor)
-    squared = lax.map(lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1), means).T
+    squared = block_map(
+        lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1), means, size=z.size, block=_BLOCK
+    ).T
     squared = jnp.where((moments.count > 0)[None, :], squared, jnp.nan)
     nearest = min_over_classes(jnp.where(mask[None, :], squared, jnp.inf))
     # The gradient of the root is infinite at 0, where an image lies on a class mean.
