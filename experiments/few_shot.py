@@ -1,0 +1,48 @@
+"""The few-shot study: 1, 2, 5, 10, 20 and 50 normal images per class, with and without shrinkage.
+
+    python experiments/few_shot.py
+    python experiments/few_shot.py --embeddings FILE.npz
+
+AUROC x 100, mean over splits, 20 random draws and halves, +- the standard deviation over draws and halves.
+A number of images that some normal class does not have is left out.
+"""
+
+import numpy as np
+from common import Options, Stopwatch, cases, experiment, markdown, write
+
+from bliss_jax.studies import SHOTS, few_shot_study, join_repeats
+
+DRAWS, QUICK_DRAWS = 20, 2
+N0 = 20.0
+
+
+@experiment()
+def main(options: Options) -> None:
+    """AUROC against images per class."""
+    watch, rows, studies = Stopwatch(), [], []
+    for case in cases(options):
+        for protocol in case.protocols:
+            normal = sorted({c for split in protocol.splits for c in split.normal})
+            fewest = min(
+                np.bincount(e.train_labels, minlength=e.num_classes)[normal].min()
+                for e in case.sets
+            )
+            shots = [n for n in SHOTS if n <= fewest]
+            draws = QUICK_DRAWS if options.quick else DRAWS
+            study = join_repeats(
+                [few_shot_study(e, protocol, shots, draws=draws, k=case.k, shrinkage=N0)
+                 for e in case.sets]
+            )  # fmt: skip
+            studies.append(study)
+            for score in ("bliss", f"bliss, shrinkage {N0:g}"):
+                mean, std = 100 * study.mean(score), 100 * study.std(score)
+                cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, std, strict=True)]
+                cells += [""] * (len(SHOTS) - len(cells))
+                rows.append([case.model, case.dataset, protocol.name, score, *cells])
+    headings = ["model", "data set", "protocol", "score", *(str(n) for n in SHOTS)]
+    results = {"seconds": str(watch), "studies": [study.to_json() for study in studies]}
+    write(options, "few_shot", markdown(headings, rows, texts=4) + f"\n{watch}\n", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The paper's main table: every score on the data sets and settings of the paper, with both preprocessings.
+
+    python experiments/main_table.py --dataset cifar10 --dataset cifar100 --dataset tiny-imagenet \
+        --model openai/clip-vit-base-patch16
+    python experiments/main_table.py                                     # glyphs with bliss-jax/tiny
+
+AUROC x 100, mean +- population standard deviation over the splits (and halves). `glyphs` has no
+preprocessing but its model's; the others have `clip` and `reference` (CIFAR's statistics, as in the
+authors' scripts) unless `--preprocess` chooses.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from common import Options, Stopwatch, cases, experiment, markdown, write
+
+from bliss_jax.evaluation import SCORES, Settings, evaluate
+from bliss_jax.results import Evaluation
+
+PREPROCESSINGS = ("clip", "reference")
+
+
+@experiment()
+def main(options: Options) -> None:
+    """Every score on every protocol."""
+    watch = Stopwatch()
+    columns: dict[str, dict[str, str]] = {}
+    made: list[Evaluation] = []
+    for case in _all_cases(options):
+        for protocol in case.protocols:
+            runs = [evaluate(e, protocol, Settings(scores=SCORES, k=case.k)) for e in case.sets]
+            made += runs
+            name = f"{case.dataset} {protocol.name}"
+            name += f", {case.preprocess}" * (case.preprocess is not None)
+            columns[f"{name}, {case.model}"] = {
+                rows[0].score: _cell([split.auroc for row in rows for split in row.splits])
+                for rows in zip(*(run.rows for run in runs), strict=True)
+            }
+    scores = list(dict.fromkeys(score for cells in columns.values() for score in cells))
+    rows = [[score, *(cells.get(score, "") for cells in columns.values())] for score in scores]
+    results = {
+        "columns": columns,
+        "seconds": str(watch),
+        "evaluations": [dict(e.provenance) for e in made],
+    }
+    write(options, "main_table", markdown(["score", *columns], rows) + f"\n{watch}\n", results)
+
+
+def _all_cases(options: Options):
+    for dataset in options.datasets:
+        one = replace(options, datasets=(dataset,))
+        own = dataset == "glyphs" or options.embeddings is not None
+        if own or options.preprocess is not None:
+            yield from cases(one)
+            continue
+        for preprocess in PREPROCESSINGS:
+            yield from cases(replace(one, preprocess=preprocess))
+
+
+def _cell(areas: list[float]) -> str:
+    return f"{100 * np.mean(areas):.1f} ± {100 * np.std(areas):.1f}"
+
+
+if __name__ == "__main__":
+    main()
