@@ -17,14 +17,11 @@ from typing import Any
 import click
 from rich.console import Console
 
+from bliss_jax.defaults import DATASET, MODEL, defaults
 from bliss_jax.files import check_writable, replacing
 
 # Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
 
-_DEFAULT_MODEL = "bliss-jax/tiny"
-_DEFAULT_DATASET = "glyphs"
-_DEFAULT_DICTIONARY = {"glyphs": "unicode-names"}
-_DEFAULT_PROTOCOL = {"glyphs": "glyphs-half-family"}
 _OF_THE_MODEL = (
     "model",
     "revision",
@@ -63,13 +60,13 @@ def _model_and_data_options(command: Callable) -> Callable:
             "--dataset",
             metavar="NAME|DIR",
             help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder "
-            f"DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: {_DEFAULT_DATASET}]",
+            f"DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: {DATASET}]",
         ),
         click.option(
             "--model",
             metavar="NAME|DIR",
             help="A CLIP or SigLIP checkpoint: a Hugging Face repository or a directory.  "
-            f"[default: {_DEFAULT_MODEL}, which knows symbols only]",
+            f"[default: {MODEL}, which knows symbols only]",
         ),
         click.option("--revision", help="Commit, tag or branch of the repository."),
         click.option(
@@ -149,7 +146,7 @@ def _model_and_data_options(command: Callable) -> Callable:
     "repeated, one split each; replaces the default protocol.",
 )
 @click.option("--score", "scores", multiple=True, help="Only these scores. May be repeated.")
-@click.option("--k", type=int, default=10, show_default=True, help="Dictionary texts per image.")
+@click.option("--k", type=int, help="Dictionary texts per image.  [default: 10; 1 for glyphs]")
 @click.option(
     "--lambda", "weight", type=float, default=0.5, show_default=True, help="Weight of their score."
 )
@@ -176,6 +173,8 @@ def _model_and_data_options(command: Callable) -> Callable:
 @click.pass_context
 def evaluate(ctx: click.Context, **options: Any) -> None:
     """Measure how well BLISS and its baselines find anomalies on a benchmark."""
+    import numpy as np
+
     from bliss_jax import results
     from bliss_jax.embedding_set import load_embeddings
     from bliss_jax.evaluation import SCORES, Settings
@@ -188,19 +187,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     if options["draws"] is not None and not few:
         raise click.UsageError("--draws needs --shots")
     draws = 1 if not few else 20 if options["draws"] is None else options["draws"]
-    settings = [
-        Settings(
-            scores=options["scores"] or SCORES,
-            k=options["k"],
-            weight=options["weight"],
-            shrinkages=(0.0, n0) if n0 else (0.0,),
-            shots=number,
-            draws=draws,
-            seed=options["seed"],
-        )
-        for number in shots
-    ]
-    if options["report"] is not None and "bliss" not in settings[0].scores:
+    scores = options["scores"] or SCORES
+    if options["report"] is not None and "bliss" not in scores:
         raise click.UsageError("--report needs --score bliss")
     for file in filter(None, (options["json_file"], options["csv_file"])):
         check_writable(file)
@@ -214,12 +202,29 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         protocols = _protocols(options, dataset, embeddings.class_names)
     else:
         train, test = _load_data(options)
-        images = test.images
-        protocols = _protocols(options, train.name, train.class_names)
+        dataset = train.name
+        protocols = _protocols(options, dataset, train.class_names)
         splits = [split for protocol in protocols for split in protocol.splits]
         normal = {c for split in splits for c in split.normal}
         both = normal | {c for split in splits for c in split.anomalous}
-        embeddings = _embed(options, train, test, train_classes=normal, test_classes=both)
+        test = test.subset(np.flatnonzero(np.isin(test.labels, sorted(both))))
+        embeddings = _embed(options, train, test, train_classes=normal)
+        if len(test) == len(embeddings.test_labels):
+            images = test.images
+        elif options["report"] is not None:
+            notes.print("no gallery in the report: some test images could not be read")
+    settings = [
+        Settings(
+            scores=scores,
+            k=defaults(dataset).k if options["k"] is None else options["k"],
+            weight=options["weight"],
+            shrinkages=(0.0, n0) if n0 else (0.0,),
+            shots=number,
+            draws=draws,
+            seed=options["seed"],
+        )
+        for number in shots
+    ]
     console = _tables()
     evaluations = []
     for protocol in protocols:
@@ -238,7 +243,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         console.print(f"Report: {page}", soft_wrap=True)
     if not options["quiet"] and options["embeddings"] is None and options["model"] is None:
         notes.print(
-            "For a trained model: --model openai/clip-vit-base-patch16, or --embeddings FILE.npz."
+            f"{MODEL} knows symbols only. For photographs: --model openai/clip-vit-base-patch16, or "
+            "--embeddings FILE.npz."
         )
 
 
@@ -326,8 +332,8 @@ def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ..
     from bliss_jax.datasets import Protocol, load_protocol
     from bliss_jax.datasets.splits import normal_against_rest
 
-    default = _DEFAULT_PROTOCOL.get(dataset, "one-class")
-    names = options["protocols"] or (() if options["own_splits"] else (default,))
+    default = () if options["own_splits"] else (defaults(dataset).protocol,)
+    names = options["protocols"] or default
     protocols = [
         load_protocol(name, dataset=dataset, num_classes=len(class_names)) for name in names
     ]
@@ -360,7 +366,7 @@ def _class_ids(classes: str, class_names: tuple[str, ...]) -> list[int]:
 def _load_data(options: dict[str, Any]) -> tuple[Any, Any]:
     from bliss_jax.datasets import dataset_names, load_dataset
 
-    name = options["dataset"] or _DEFAULT_DATASET
+    name = options["dataset"] or DATASET
     own = {"data_dir": options["data_dir"], "manual_dir": options["manual_dir"]}
     name = name if name in dataset_names() else Path(name)
     return (
@@ -376,9 +382,9 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
 
     quiet = options["quiet"]
     model = load_model(
-        options["model"] or _DEFAULT_MODEL, dtype=options["dtype"], revision=options["revision"]
+        options["model"] or MODEL, dtype=options["dtype"], revision=options["revision"]
     )
-    dictionary_name = options["dictionary"] or _DEFAULT_DICTIONARY.get(train.name, "imagenet1k")
+    dictionary_name = options["dictionary"] or defaults(train.name).dictionary
     dictionary = load_dictionary(dictionary_name)
     overlap = find_overlap(dictionary, train.class_names)
     if not quiet:

@@ -14,20 +14,16 @@ from rich.console import Console
 from bliss_jax.bias import similarity_bias
 from bliss_jax.datasets import Protocol, load_dataset, load_protocol
 from bliss_jax.datasets.glyph_splits import NAMES
+from bliss_jax.defaults import DATASET, MODEL, defaults
 from bliss_jax.embed import Track, embed_dataset
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.evaluation import Settings, evaluate, provenance
 from bliss_jax.models import load_model
-from bliss_jax.models.registry import TINY
 from bliss_jax.report import print_bias, print_summary, write_report
 from bliss_jax.results import Evaluation
 from bliss_jax.text import load_dictionary
 
-DATASET, DICTIONARY = "glyphs", "unicode-names"
 SHOTS, DRAWS, N0 = 5, 1, 20.0
-K = 1
-"""Each symbol has one name in this dictionary, not the many synonyms of a lexicon of words, so the other
-nearest texts are names of other things. Chosen on the validation renders, see `experiments/README.md`."""
 
 
 def run_demo(
@@ -53,20 +49,21 @@ def run_demo(
     Raises:
         OSError: The report cannot be written.
     """
-    model = load_model(TINY)
+    model = load_model(MODEL)
     train, test = load_dataset(DATASET, "train"), load_dataset(DATASET, "test")
-    dictionary = load_dictionary(DICTIONARY)
+    dictionary_name, _, k = defaults(DATASET)
+    dictionary = load_dictionary(dictionary_name)
     say(
         f"{model.name}, trained on rendered symbols, sees {len(train)} normal and {len(test)} test images "
         f"of {len(train.class_names)} symbols; the dictionary holds {len(dictionary)} Unicode names."
     )
     embeddings = embed_dataset(
-        model, train, test, dictionary, dictionary_name=DICTIONARY, batch_size=256, track=track
+        model, train, test, dictionary, dictionary_name=dictionary_name, batch_size=256, track=track
     )
     protocols = [
         load_protocol(name, dataset=DATASET, num_classes=embeddings.num_classes) for name in NAMES
     ]
-    settings = Settings(k=K)
+    settings = Settings(k=k)
     few = replace(settings, scores=("bliss",), shrinkages=(0.0, N0), shots=SHOTS, draws=DRAWS)
     say(f"Scoring {sum(len(p.splits) for p in protocols)} splits of {len(protocols)} protocols.")
     # Side by side: what takes the time is compilation, which uses one core.

@@ -21,6 +21,7 @@ import numpy as np
 from real_clip_cifar10 import halves
 
 from bliss_jax.datasets import ImageDataset, Protocol, dataset_names, load_dataset, load_protocol
+from bliss_jax.defaults import DATASET, MODEL, defaults
 from bliss_jax.embed import embed_dataset
 from bliss_jax.embedding_set import EmbeddingSet, load_embeddings, save_embeddings
 from bliss_jax.files import replacing
@@ -40,9 +41,6 @@ PROTOCOLS = {
         "glyphs-leave-one-out",
     ),
 }
-DICTIONARY = {"glyphs": "unicode-names"}
-K = {"glyphs": 1}
-"""Each symbol has one name in its dictionary; chosen on the validation renders (`README.md`)."""
 HALVES = 10
 QUICK_IMAGES = {"train": 6, "test": 3}
 QUICK_TEXTS, QUICK_SPLITS, QUICK_HALVES = 300, 3, 2
@@ -79,7 +77,7 @@ class Case(NamedTuple):
 
 
 def experiment(
-    *, datasets: tuple[str, ...] = ("glyphs",), models: tuple[str, ...] = ("bliss-jax/tiny",)
+    *, datasets: tuple[str, ...] = (DATASET,), models: tuple[str, ...] = (MODEL,)
 ) -> Callable[[Callable[[Options], None]], click.Command]:
     """Makes a function of `Options` the command of a script, with these defaults."""
 
@@ -129,7 +127,7 @@ def cases(options: Options, *, exclude_labels: bool = False) -> Iterator[Case]:
                 dataset,
                 (embeddings,),
                 _protocols(options, dataset, embeddings.num_classes),
-                options.k or K.get(dataset, 10),
+                options.k or defaults(dataset).k,
                 options.preprocess,
             )
 
@@ -147,11 +145,11 @@ def _case_of_file(options: Options, file: Path) -> Case:
             str(recorded.get(what, {}).get("name", file.stem)) for what in ("model", "dataset")
         )
     protocols = _protocols(options, dataset, sets[0].num_classes)
-    return Case(model, dataset, sets, protocols, options.k or K.get(dataset, 10))
+    return Case(model, dataset, sets, protocols, options.k or defaults(dataset).k)
 
 
 def _protocols(options: Options, dataset: str, num_classes: int) -> tuple[Protocol, ...]:
-    names = options.protocols or PROTOCOLS.get(dataset, ("one-class",))
+    names = options.protocols or PROTOCOLS.get(dataset, (defaults(dataset).protocol,))
     protocols = [load_protocol(name, dataset=dataset, num_classes=num_classes) for name in names]
     if options.quick:
         protocols = [replace(p, splits=p.splits[:QUICK_SPLITS]) for p in protocols[:2]]
@@ -159,7 +157,7 @@ def _protocols(options: Options, dataset: str, num_classes: int) -> tuple[Protoc
 
 
 def _embedded(options: Options, model: str, dataset: str, exclude_labels: bool) -> EmbeddingSet:
-    dictionary_name = options.dictionary or DICTIONARY.get(dataset, "imagenet1k")
+    dictionary_name = options.dictionary or defaults(dataset).dictionary
     parts = [dataset, model, dictionary_name, options.preprocess or "own"]
     parts += ["without labels"] * exclude_labels + ["quick"] * options.quick
     file = options.output / "embeddings" / f"{slug('-'.join(parts))}.npz"

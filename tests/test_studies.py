@@ -5,54 +5,30 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import reference
-from reference import random_embeddings
+from clusters import PROTOCOL, M, clusters
 
 from bliss_jax import studies
-from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.evaluation import Settings, evaluate
 from bliss_jax.studies import (
     Study,
+    at_weight,
     dictionary_study,
     dictionary_subsets,
     few_shot_study,
+    grid_studies,
     join_repeats,
     k_study,
     parts_study,
     weight_study,
 )
 
-C, D, M = 6, 24, 120
-# Splits of different sizes; class 5 is never normal, and the second split leaves images out.
-PROTOCOL = Protocol(
-    "three",
-    "custom",
-    None,
-    (Split((0, 1), (2, 3, 4, 5)), Split((4, 3), (0, 1)), Split((0, 2, 4), (1, 3, 5))),
-)
 N0 = 20.0
 
 
 @pytest.fixture(scope="module")
 def embeddings() -> EmbeddingSet:
-    rng = np.random.default_rng(0)
-    images, texts = random_embeddings(rng, D), random_embeddings(rng, D)
-    centres = random_embeddings(rng, C, D, around=images)
-
-    def sample(size):
-        labels = rng.integers(0, C, size)
-        x = centres[labels] + 0.15 * rng.normal(size=(size, D))
-        return reference.unit(x).astype(np.float32), labels
-
-    return EmbeddingSet(
-        *sample(150),
-        *sample(90),
-        tuple("abcdef"),
-        random_embeddings(rng, C, D, around=texts),
-        tuple(f"word {i}" for i in range(M)),
-        random_embeddings(rng, M, D, around=texts),
-    )
+    return clusters()
 
 
 def areas(e, scores=("internal", "external", "bliss"), **settings):
@@ -96,6 +72,22 @@ def test_every_k_is_one_evaluation(embeddings):
     assert (study.name, study.values) == ("k", (1.0, 30.0, 5.0, float(M)))
     for i, k in enumerate(ks):
         assert_same(study, i, areas(embeddings, k=k, weight=0.7))
+
+
+@pytest.mark.parity
+def test_a_grid_holds_the_studies_of_lambda_and_of_k(embeddings):
+    weights, ks = (0.0, 0.7), (1, 30)
+    grid = grid_studies(embeddings, PROTOCOL, weights, ks, shrinkage=N0)
+    of_weight = {k: weight_study(embeddings, PROTOCOL, weights, k=k, shrinkage=N0) for k in ks}
+    of_k = k_study(embeddings, PROTOCOL, ks, weight=0.7, shrinkage=N0)
+    assert set(grid) == set(ks)
+    for found, expected in [*((grid[k], of_weight[k]) for k in ks), (at_weight(grid, 0.7), of_k)]:
+        assert (found.name, found.values) == (expected.name, expected.values)
+        assert found.provenance["settings"] == expected.provenance["settings"]
+        for score, array in expected.series.items():
+            np.testing.assert_allclose(found.series[score], array, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"expected one of \(0\.0, 0\.7\), got 0\.6"):
+        at_weight(grid, 0.6)
 
 
 @pytest.mark.parity

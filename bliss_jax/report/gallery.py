@@ -18,6 +18,8 @@ from bliss_jax.scores.moments import fit_moments
 
 WORDS = 5
 """Shown of each image, be k smaller or larger."""
+_LONGEST_SIDE = 256
+"""Pixels; larger images are made smaller for the page."""
 
 
 @dataclass(frozen=True)
@@ -123,5 +125,7 @@ def _png(image: UInt8[np.ndarray, "h w 3"]) -> str:
     from PIL import Image
 
     content = io.BytesIO()
-    Image.fromarray(image).save(content, format="png")
+    small = Image.fromarray(image)
+    small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    small.save(content, format="png")
     return data_uri(content.getvalue(), "image/png")
