@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from bliss_jax.cli import main
 
@@ -155,6 +156,38 @@ def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message):
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_report_shows_the_images_that_were_scored(words, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number, name in enumerate(("anomalous", "normal")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                noise = rng.integers(0, 64, (8, 8, 3)) + 60 * number
+                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{i}.png")
+    page = tmp_path / "report" / "index.html"
+    arguments = ["evaluate", "--dataset", tmp_path / "images", "--dictionary", words, *QUICK]
+    arguments += ["--normal", "normal", "--report", page.parent]
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert page.read_text().count('data-name="normal"') == 6
+    assert page.read_text().count('data-name="anomalous"') == 6
+
+    (tmp_path / "images" / "test" / "normal" / "0.png").write_bytes(b"no image")
+    result = run(*arguments, "--skip-unreadable")
+    assert result.exit_code == 0, result.output
+    assert "no gallery in the report: some test images could not be read" in result.stderr
+    assert 'id="gallery"' not in page.read_text()
+
+
+def test_a_report_of_a_protocol_that_uses_some_of_the_classes(words, tmp_path):
+    protocol = ("--protocol", "glyphs-leave-sibling-out")  # 53 of 259
+    arguments = ("evaluate", "--dictionary", words, *protocol, *QUICK, "--report", tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "index.html").read_text().count('data-name="') == 24
 
 
 def test_what_is_written_can_be_read_by_others(embeddings, tmp_path):
