@@ -6,7 +6,7 @@
 AUROC x 100, mean over splits and halves; lambda is 0.5, shrinkage is 20 images.
 """
 
-from common import Options, Stopwatch, cases, experiment, markdown, percent, write
+from common import Options, Stopwatch, by_case, cases, experiment, percent, write
 
 from bliss_jax.studies import join_repeats, parts_study
 
@@ -24,9 +24,9 @@ def main(options: Options) -> None:
             studies.append(study)
             areas = (percent(study.mean(score)[0]) for score in study.series)
             rows.append([case.model, case.dataset, protocol.name, *areas])
-    headings = ["model", "data set", "protocol", *studies[0].series]
+    headings = ["protocol", *studies[0].series]
     results = {"seconds": str(watch), "studies": [study.to_json() for study in studies]}
-    write(options, "ablation", markdown(headings, rows, texts=3) + f"\n{watch}\n", results)
+    write(options, "ablation", by_case(headings, rows, texts=1) + f"\n{watch}\n", results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ AUROC x 100, mean over the splits of each protocol. A model that is finished is 
 are kept, so that a run that was stopped goes on where it was.
 """
 
-from common import Options, Stopwatch, cases, experiment, markdown, percent, write
+from common import Options, Stopwatch, by_case, cases, experiment, percent, write
 
 from bliss_jax.evaluation import Settings, evaluate
 from bliss_jax.models import model_names
@@ -34,7 +34,7 @@ def main(options: Options) -> None:
             cells = (percent(means[score]) for score in SCORES)
             rows.append([case.model, case.dataset, protocol.name, *cells])
     results = {"seconds": str(watch), "rows": rows, "evaluations": made}
-    table = markdown(["model", "data set", "protocol", *SCORES], rows, texts=3)
+    table = by_case(["protocol", *SCORES], rows, texts=1)
     write(options, "backbones", table + f"\n{watch}\n", results)
 
 

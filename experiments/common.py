@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import clip_file
 import jax
 import numpy as np
-from real_clip_cifar10 import halves
 
 from bliss_jax.datasets import ImageDataset, Protocol, dataset_names, load_dataset, load_protocol
 from bliss_jax.defaults import DATASET, MODEL, defaults
@@ -41,6 +41,7 @@ PROTOCOLS = {
         "glyphs-leave-one-out",
     ),
 }
+CASE = ("model", "data set")
 HALVES = 10
 QUICK_IMAGES = {"train": 6, "test": 3}
 QUICK_TEXTS, QUICK_SPLITS, QUICK_HALVES = 300, 3, 2
@@ -101,7 +102,7 @@ def _options(datasets: tuple[str, ...], models: tuple[str, ...]) -> list[Callabl
                      help="cifar10, cifar100, tiny-imagenet, glyphs, or a folder. May be repeated."),
         click.option("--model", "models", multiple=True, default=models, help="May be repeated."),
         click.option("--embeddings", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                     help="A file of `bliss-jax embed`, or that of real_clip_cifar10.py, instead of both."),
+                     help="A file of `bliss-jax embed`, or the one of clip_file.py, instead of both."),
         click.option("--protocol", "protocols", multiple=True, show_default="those of the data set"),
         click.option("--dictionary", show_default="imagenet1k; unicode-names for glyphs"),
         click.option("--preprocess", type=click.Choice(["clip", "reference"]),
@@ -136,8 +137,8 @@ def _case_of_file(options: Options, file: Path) -> Case:
     with np.load(file, allow_pickle=False) as content:
         images_alone = "image_emb" in content
     if images_alone:
-        sets = tuple(halves(file, QUICK_HALVES if options.quick else HALVES, seed=0))
-        model, dataset = "openai/clip-vit-base-patch32", "cifar10"
+        sets = tuple(clip_file.halves(file, QUICK_HALVES if options.quick else HALVES, seed=0))
+        model, dataset = clip_file.MODEL, clip_file.DATASET
     else:
         sets = (load_embeddings(file),)
         recorded = sets[0].provenance
@@ -218,6 +219,33 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: i
     """A Markdown table; the first `texts` columns are aligned to the left."""
     rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rule, *rows))
+
+
+def by_case(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """A table of `CASE` columns and then `headings`; what all rows share of a case is said once, above.
+
+    Args:
+        headings: Of the columns after those of the case.
+        rows: Model, data set, and a cell for each heading.
+        texts: As `markdown`, of `headings`.
+    """
+    shared = [len({row[i] for row in rows}) == 1 for i in range(len(CASE))]
+    said = [
+        f"{what} {value}" for what, value, one in zip(CASE, rows[0], shared, strict=False) if one
+    ]
+    kept = [i for i in range(len(CASE) + len(headings)) if i >= len(CASE) or not shared[i]]
+    table = markdown(
+        [(*CASE, *headings)[i] for i in kept],
+        [[row[i] for i in kept] for row in rows],
+        texts=texts + len(CASE) - sum(shared),
+    )
+    return said_once(said) + table
+
+
+def said_once(facts: Sequence[str]) -> str:
+    """A sentence above a table, or nothing."""
+    sentence = "; ".join(facts)
+    return f"{sentence[:1].upper()}{sentence[1:]}.\n\n" if facts else ""
 
 
 def percent(area: float) -> str:

@@ -11,7 +11,7 @@ which a file of embeddings does not hold: for them a model is needed.
 from dataclasses import replace
 
 import numpy as np
-from common import Case, Options, Stopwatch, cases, experiment, markdown, percent, write
+from common import Case, Options, Stopwatch, by_case, cases, experiment, percent, write
 
 from bliss_jax.datasets import Protocol
 from bliss_jax.embedding_set import EmbeddingSet
@@ -51,9 +51,9 @@ def main(options: Options) -> None:
             cells += [whole, *(percent(other.mean("bliss")[0]) for other in others)]
             cells += [""] * (lexicon is None)
             rows.append([case.model, case.dataset, protocol.name, *cells])
-    headings = ["model", "data set", "protocol", *map(str, SIZES), "all (texts)", "without labels"]
+    headings = ["protocol", *map(str, SIZES), "all (texts)", "without labels"]
     results = {"seconds": str(watch), "studies": [study.to_json() for study in studies]}
-    table = markdown([*headings, LEXICON], rows, texts=3) + f"\n{watch}\n"
+    table = by_case([*headings, LEXICON], rows, texts=1) + f"\n{watch}\n"
     write(options, "dictionary", table, results)
 
 

@@ -4,13 +4,13 @@
     python experiments/few_shot.py --embeddings FILE.npz
 
 AUROC x 100, mean over splits, 20 random draws and halves, +- the standard deviation over draws and halves.
-A number of images that some normal class does not have is left out.
+Left out is a number of images that some normal class does not have. The last column is all images.
 """
 
 import numpy as np
-from common import Options, Stopwatch, cases, experiment, markdown, write
+from common import Options, Stopwatch, by_case, cases, experiment, percent, write
 
-from bliss_jax.studies import SHOTS, few_shot_study, join_repeats
+from bliss_jax.studies import SHOTS, few_shot_study, join_repeats, parts_study
 
 DRAWS, QUICK_DRAWS = 20, 2
 N0 = 20.0
@@ -33,15 +33,19 @@ def main(options: Options) -> None:
                 [few_shot_study(e, protocol, shots, draws=draws, k=case.k, shrinkage=N0)
                  for e in case.sets]
             )  # fmt: skip
-            studies.append(study)
+            every = join_repeats(
+                [parts_study(e, protocol, k=case.k, shrinkage=N0) for e in case.sets]
+            )
+            studies += [study, every]
             for score in ("bliss", f"bliss, shrinkage {N0:g}"):
                 mean, std = 100 * study.mean(score), 100 * study.std(score)
                 cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, std, strict=True)]
                 cells += [""] * (len(SHOTS) - len(cells))
+                cells.append(percent(every.mean(score)[0]))
                 rows.append([case.model, case.dataset, protocol.name, score, *cells])
-    headings = ["model", "data set", "protocol", "score", *(str(n) for n in SHOTS)]
+    headings = ["protocol", "score", *(str(n) for n in SHOTS), "all"]
     results = {"seconds": str(watch), "studies": [study.to_json() for study in studies]}
-    write(options, "few_shot", markdown(headings, rows, texts=4) + f"\n{watch}\n", results)
+    write(options, "few_shot", by_case(headings, rows, texts=2) + f"\n{watch}\n", results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ AUROC x 100, mean over splits and halves. A description of the score, not a way 
 those of the paper, whatever is larger here.
 """
 
-from common import Options, Stopwatch, cases, experiment, markdown, percent, write
+from common import Options, Stopwatch, by_case, cases, experiment, percent, write
 
 from bliss_jax.studies import KS, WEIGHTS, grid_studies, join_repeats
 
@@ -25,9 +25,9 @@ def main(options: Options) -> None:
                 studies.append(study)
                 cells = map(percent, study.mean("bliss"))
                 rows.append([case.model, case.dataset, protocol.name, str(k), *cells])
-    headings = ["model", "data set", "protocol", "k", *(f"lambda {w:g}" for w in WEIGHTS)]
+    headings = ["protocol", "k", *(f"lambda {w:g}" for w in WEIGHTS)]
     results = {"seconds": str(watch), "studies": [study.to_json() for study in studies]}
-    write(options, "grids", markdown(headings, rows, texts=3) + f"\n{watch}\n", results)
+    write(options, "grids", by_case(headings, rows, texts=1) + f"\n{watch}\n", results)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ authors' scripts) unless `--preprocess` chooses.
 from dataclasses import replace
 
 import numpy as np
-from common import Options, Stopwatch, cases, experiment, markdown, write
+from common import CASE, Options, Stopwatch, cases, experiment, markdown, said_once, write
 
 from bliss_jax.evaluation import SCORES, Settings, evaluate
 from bliss_jax.results import Evaluation
@@ -20,30 +20,49 @@ from bliss_jax.results import Evaluation
 PREPROCESSINGS = ("clip", "reference")
 
 
+FIELDS = (*CASE, "preprocessing", "protocol")
+
+
 @experiment()
 def main(options: Options) -> None:
     """Every score on every protocol."""
     watch = Stopwatch()
-    columns: dict[str, dict[str, str]] = {}
+    columns: dict[tuple[str, ...], dict[str, str]] = {}
     made: list[Evaluation] = []
     for case in _all_cases(options):
         for protocol in case.protocols:
             runs = [evaluate(e, protocol, Settings(scores=SCORES, k=case.k)) for e in case.sets]
             made += runs
-            name = f"{case.dataset} {protocol.name}"
-            name += f", {case.preprocess}" * (case.preprocess is not None)
-            columns[f"{name}, {case.model}"] = {
+            of_case = (case.model, case.dataset, case.preprocess or "of the model", protocol.name)
+            columns[of_case] = {
                 rows[0].score: _cell([split.auroc for row in rows for split in row.splits])
                 for rows in zip(*(run.rows for run in runs), strict=True)
             }
-    scores = list(dict.fromkeys(score for cells in columns.values() for score in cells))
-    rows = [[score, *(cells.get(score, "") for cells in columns.values())] for score in scores]
     results = {
-        "columns": columns,
+        "fields": FIELDS,
+        "columns": [[*of_case, cells] for of_case, cells in columns.items()],
         "seconds": str(watch),
         "evaluations": [dict(e.provenance) for e in made],
     }
-    write(options, "main_table", markdown(["score", *columns], rows) + f"\n{watch}\n", results)
+    write(options, "main_table", _table(columns) + f"\n{watch}\n", results)
+
+
+def _table(columns: dict[tuple[str, ...], dict[str, str]]) -> str:
+    """What all columns share is said once, above; headings hold the rest."""
+    shared = [len(set(values)) == 1 for values in zip(*columns, strict=True)]
+    shared[-1] = False
+    said = [
+        f"{field} {value}"
+        for field, value, same in zip(FIELDS, next(iter(columns)), shared, strict=True)
+        if same
+    ]
+    headings = [
+        ", ".join(value for value, same in zip(of_case, shared, strict=True) if not same)
+        for of_case in columns
+    ]
+    scores = list(dict.fromkeys(score for cells in columns.values() for score in cells))
+    rows = [[score, *(cells.get(score, "") for cells in columns.values())] for score in scores]
+    return said_once(said) + markdown(["score", *headings], rows)
 
 
 def _all_cases(options: Options):

@@ -3,7 +3,7 @@
     python experiments/score_variants.py --clip CLIP.npz --json variants.json --markdown variants.md
     python experiments/score_variants.py --embeddings SET.npz --dataset glyphs --protocol glyphs-family
 
-CLIP.npz is the file of `real_clip_cifar10.py`: ten random halves of 500 images, the first half of each to
+CLIP.npz is the file of `clip_file.py`: ten random halves of 500 images, the first half of each to
 train, the other to test. SET.npz is any file of `bliss-jax embed`.
 
 Protocol. The variants and the settings each is tried with (`score_variant_functions.VARIANTS`) were written
@@ -32,10 +32,10 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clip_file import halves
 from jax import lax
 from jaxtyping import Bool, Float, Int
 from paired_differences import Differences, Measured, columns_of, differences, table
-from real_clip_cifar10 import halves
 from score_parts import NEAREST, Images, Task
 from score_variant_functions import VARIANTS, area, score_settings
 from threadpoolctl import threadpool_limits
