@@ -27,7 +27,7 @@ def test_there_is_python():
 
 def test_every_option_in_a_command_exists():
     shell = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
-    commands = re.findall(r"bliss-jax (evaluate|embed)((?: (?:\\\n\s*)?[^\s&]+)*)", shell)
+    commands = re.findall(r"bliss-jax (evaluate|embed|demo)((?: (?:\\\n\s*)?[^\s&]+)*)", shell)
     assert len(commands) >= 4
     for command, arguments in commands:
         known = CliRunner().invoke(main, [command, "--help"]).stdout
