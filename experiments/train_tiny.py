@@ -192,21 +192,18 @@ class Run:
         save_checkpoint(self.model_folder, self.config, clip, PREPROCESSING, dtype="float16")
         self.tokenizer = load_tokenizer(self.model_folder, self.config)
         start = self._resume(params)
+        params = start["params"]
         for number, phase in enumerate(self.settings.phases):
             if number >= start["phase"]:
-                params = self._phase(
-                    number, phase, params, start if number == start["phase"] else None
-                )
+                params = self._phase(number, phase, params, start)
+                start = {"phase": number + 1, "step": 0}
         return params["clip"]
 
-    def _phase(self, number: int, phase: Phase, params: Any, start: dict[str, Any] | None) -> Any:
+    def _phase(self, number: int, phase: Phase, params: Any, start: dict[str, Any]) -> Any:
         transform = optimizer(self.settings, phase)
-        state, done = transform.init(params), 0
-        if start is not None and start["step"] > 0:
-            params, done = start["params"], start["step"]
+        state, done = transform.init(params), start["step"]
+        if done > 0:
             state = serialization.from_state_dict(state, start["state"])
-        elif start is not None and start["params"] is not None:
-            params = start["params"]
         step = self._step(phase, transform)
         batches = ahead(self._batch(number, phase, k) for k in range(done, phase.steps))
         recent, began = [], time.perf_counter()
@@ -272,7 +269,7 @@ class Run:
     def _resume(self, params: Any) -> dict[str, Any]:
         file = self.folder / "checkpoint.msgpack"
         if not file.is_file():
-            return {"phase": 0, "step": 0, "params": None, "state": {}}
+            return {"phase": 0, "step": 0, "params": params, "state": {}}
         content: Any = serialization.msgpack_restore(file.read_bytes())
         if content["settings"] != json.dumps(asdict(self.settings)):
             raise click.ClickException(f"{file} is of a run with other settings")

@@ -28,7 +28,7 @@ def test_the_demo_prints_and_writes_what_the_readme_says(tmp_path):
     assert page.count('data-place="') == 24
 
     document = json.loads((tmp_path / "all.json").read_text())
-    assert document["command"].endswith("demo -o report --json all.json")
+    assert document["provenance"]["command"].endswith("demo -o report --json all.json")
     found = _table(finished.stdout, "│")
     stated = _table(README[README.index("bliss-jax demo\n```") :], "|")
     assert set(stated) <= set(found)

@@ -20,6 +20,13 @@ from bliss_jax.models import load_model
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def promotion_as_in_a_script():
+    """optax computes with Python's numbers."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def test_a_run_that_was_killed_ends_with_the_same_numbers(tmp_path, monkeypatch):
     settings = quick(Settings())
     whole = Run(settings, tmp_path / "whole")
