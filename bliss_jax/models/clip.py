@@ -32,9 +32,6 @@ from bliss_jax.models.layers import (
     unit_norm,
 )
 
-# Token columns are cut to a multiple of this, so that few lengths are ever compiled.
-LENGTH_STEP = 16
-
 
 @dataclass(frozen=True)
 class CLIPTextConfig(TextConfig):
@@ -85,20 +82,23 @@ class CLIPConfig:
         """The Flax module of this configuration."""
         return CLIP(self)
 
-    def trim(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n shorter"]:
-        """Cuts the columns that no row needs: those after the last end of text.
+    def used_lengths(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
+        """How many tokens of each row its embedding depends on: those up to the end of text.
 
-        Under the causal mask no position sees a later one, so the embeddings stay the same up to
-        rounding. The length kept is a multiple of `LENGTH_STEP`.
+        Under the causal mask no position sees a later one.
         """
-        ends = np.asarray(end_of_text(jnp.asarray(tokens), self.text.eos_token_id))
-        longest = int(ends.max(initial=0)) + 1
-        return tokens[:, : -(-longest // LENGTH_STEP) * LENGTH_STEP]
+        return np.asarray(end_of_text(jnp.asarray(tokens), self.text.eos_token_id)) + 1
+
+    @property
+    def prefix_can_be_shared(self) -> bool:
+        """Whether what rows begin with has states of its own, whatever follows."""
+        return True
 
 
 def end_of_text(tokens: Int[Array, "n length"], eos_token_id: int) -> Int[Array, " n"]:
     """The position at which each row is pooled; position 0 where a row has no end-of-text token."""
-    return jnp.argmax(tokens if eos_token_id == 2 else tokens == eos_token_id, axis=1)
+    where = tokens if eos_token_id == 2 else tokens == eos_token_id
+    return jnp.argmax(where, axis=1).astype(jnp.int32)
 
 
 class VisionEmbeddings(nn.Module):
@@ -129,7 +129,8 @@ class VisionTower(nn.Module):
         x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels)
         # Not our misspelling: the name in every published checkpoint.
         x = layer_norm(self.config, "pre_layrnorm")(x)
-        x = Encoder(self.config, self.dtype, name="encoder")(x)
+        class_token = jnp.zeros(len(x), jnp.int32)
+        x = Encoder(self.config, self.dtype, name="encoder")(x, position=class_token)
         return layer_norm(self.config, "post_layernorm")(x[:, 0])
 
 
@@ -140,17 +141,21 @@ class TextTower(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "n length"]) -> Float[Array, "n width"]:
-        n, length = tokens.shape
+    def __call__(
+        self, tokens: Int[Array, "n length"], prefix: Int[Array, " prefix"] | None = None
+    ) -> Float[Array, "n width"]:
+        start = 0 if prefix is None else len(prefix)
+        length = start + tokens.shape[1]
         if length > self.config.max_position_embeddings:
             raise ValueError(
                 f"{length} tokens per text, but the context is {self.config.max_position_embeddings}"
             )
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        x = TextEmbeddings(self.config, name="embeddings")(tokens)
-        x = Encoder(self.config, self.dtype, name="encoder")(x, causal)
-        pooled = x[jnp.arange(n), end_of_text(tokens, self.config.eos_token_id)]
-        return layer_norm(self.config, "final_layer_norm")(pooled)
+        embed = TextEmbeddings(self.config, name="embeddings")
+        before = None if prefix is None else embed(prefix[None])
+        end = end_of_text(tokens, self.config.eos_token_id)
+        encoder = Encoder(self.config, self.dtype, causal=True, name="encoder")
+        x = encoder(embed(tokens, start), before, end)
+        return layer_norm(self.config, "final_layer_norm")(x[:, 0])
 
 
 class CLIP(nn.Module):
@@ -171,9 +176,11 @@ class CLIP(nn.Module):
         check_pixels(pixels, self.config.vision)
         return unit_norm(self.visual_projection(self.vision_model(pixels)))
 
-    def encode_text(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
-        """Token ids, up to the context in length, to unit-norm embeddings."""
-        return unit_norm(self.text_projection(self.text_model(tokens)))
+    def encode_text(
+        self, tokens: Int[Array, "n length"], prefix: Int[Array, " prefix"] | None = None
+    ) -> Float[Array, "n dim"]:
+        """Token ids, up to the context in length, to unit-norm embeddings; `prefix` precedes them all."""
+        return unit_norm(self.text_projection(self.text_model(tokens, prefix)))
 
     def __call__(
         self, pixels: Float[Array, "images size size 3"], tokens: Int[Array, "texts length"]

@@ -143,11 +143,32 @@ class Dense(nn.Module):
         return y
 
 
-class Attention(nn.Module):
-    """Scaled dot-product attention with several heads (Vaswani et al. 2017).
+def attend(
+    query: Float[Array, "n queries heads head_dim"],
+    key: Float[Array, "n keys heads head_dim"],
+    value: Float[Array, "n keys heads head_dim"],
+    mask: Bool[Array, "#n queries keys"] | None,
+    dtype: Dtype,
+) -> Float[Array, "n queries heads head_dim"]:
+    """softmax(query key^T / sqrt(head_dim)) value, for each head (Vaswani et al. 2017, section 3.2.1).
 
-    Queries come from `x`, keys and values from `context` (from `x` itself where it is None).
-    Where `mask` [queries, keys] is False a query does not see that key.
+    Where `mask` is False a query does not see that key.
+    """
+    # Heads before positions: both products are then batches of plain matrices. Left to itself, XLA's
+    # CPU backend takes more than twice as long over the small ones.
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    logits = contract("nhqd,nhkd->nhqk", query, key, dtype) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1)
+    return contract("nhqk,nhkd->nhqd", weights, value, dtype).transpose(0, 2, 1, 3)
+
+
+class Attention(nn.Module):
+    """Attention with several heads between two linear maps (Vaswani et al. 2017, section 3.2.2).
+
+    Queries come from `x`; keys and values from `prefix`, which all rows share, and from `context`. See
+    `attend` for `mask`, whose keys are those of the prefix and then those of the context.
     """
 
     num_heads: int
@@ -157,23 +178,24 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "n queries width"],
-        context: Float[Array, "n keys width"] | None = None,
-        mask: Bool[Array, "queries keys"] | None = None,
+        context: Float[Array, "n length width"],
+        mask: Bool[Array, "#n queries keys"] | None = None,
+        prefix: Float[Array, "1 prefix width"] | None = None,
     ) -> Float[Array, "n queries width"]:
-        context = x if context is None else context
         n, _, width = x.shape
-        head_dim = width // self.num_heads
 
-        def heads(name: str, y: Array) -> Array:
-            y = Dense(width, self.dtype, name=name)(y)
-            return y.reshape(n, y.shape[1], self.num_heads, head_dim)
+        def heads(name: str, own: Array, shared: Array | None = None) -> Array:
+            dense = Dense(width, self.dtype, name=name)
+            y = dense(own)
+            if shared is not None:
+                # Projected once, then repeated: it is the projections that take time.
+                once = jnp.broadcast_to(dense(shared), (n, shared.shape[1], width))
+                y = jnp.concatenate([once, y], axis=1)
+            return y.reshape(n, y.shape[1], self.num_heads, width // self.num_heads)
 
-        query, key, value = heads("q_proj", x), heads("k_proj", context), heads("v_proj", context)
-        logits = contract("nqhd,nkhd->nhqk", query, key, self.dtype) * head_dim**-0.5
-        if mask is not None:
-            logits = jnp.where(mask[None, None], logits, -jnp.inf)
-        weights = jax.nn.softmax(logits, axis=-1)
-        mixed = contract("nhqk,nkhd->nqhd", weights, value, self.dtype)
+        query = heads("q_proj", x)
+        key, value = heads("k_proj", context, prefix), heads("v_proj", context, prefix)
+        mixed = attend(query, key, value, mask, self.dtype)
         return Dense(width, self.dtype, name="out_proj")(mixed.reshape(x.shape))
 
 
@@ -190,18 +212,43 @@ class MLP(nn.Module):
         return Dense(self.config.hidden_size, self.dtype, name="fc2")(x)
 
 
+def at_position(
+    x: Float[Array, "n length width"], position: Int[Array, " n"]
+) -> Float[Array, "n 1 width"]:
+    """One position of each row."""
+    return jnp.take_along_axis(x, position[:, None, None], axis=1)
+
+
 class EncoderLayer(nn.Module):
-    """Attention and MLP, each behind a layer norm and beside the residual stream."""
+    """Attention and MLP, each behind a layer norm and beside the residual stream.
+
+    Every position sees all of its row and of `prefix`, or, if `causal`, nothing that comes after it. With
+    `position` the result is that of one position of each row, [n, 1, width].
+    """
 
     config: TransformerConfig
     dtype: Dtype
+    causal: bool
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n length width"], mask: Bool[Array, "length length"] | None
-    ) -> Float[Array, "n length width"]:
+        self,
+        x: Float[Array, "n length width"],
+        prefix: Float[Array, "1 prefix width"] | None = None,
+        position: Int[Array, " n"] | None = None,
+    ) -> Float[Array, "n queries width"]:
+        norm = layer_norm(self.config, "layer_norm1")
+        context = query = norm(x)
+        before = None if prefix is None else norm(prefix)
+        mask = None
+        if self.causal:
+            length, start = x.shape[1], 0 if prefix is None else prefix.shape[1]
+            mask = jnp.tril(jnp.ones((1, length, start + length), bool), start)
+        if position is not None:
+            x, query = at_position(x, position), at_position(context, position)
+            mask = None if mask is None else mask[0, position][:, None]
         attention = Attention(self.config.num_attention_heads, self.dtype, name="self_attn")
-        x = x + attention(layer_norm(self.config, "layer_norm1")(x), mask=mask)
+        x = x + attention(query, context, mask, before)
         return x + MLP(self.config, self.dtype, name="mlp")(
             layer_norm(self.config, "layer_norm2")(x)
         )
@@ -212,29 +259,44 @@ class Layers(nn.Module):
 
     config: TransformerConfig
     dtype: Dtype
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "n length width"], mask: Bool[Array, "length length"] | None
-    ) -> Float[Array, "n length width"]:
-        for index in range(self.config.num_hidden_layers):
-            x = EncoderLayer(self.config, self.dtype, name=str(index))(x, mask)
-        return x
-
-
-class Encoder(nn.Module):
-    """`Layers` under the name "layers": one more level in the parameter tree, as in transformers."""
-
-    config: TransformerConfig
-    dtype: Dtype
+    causal: bool
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "n length width"],
-        mask: Bool[Array, "length length"] | None = None,
-    ) -> Float[Array, "n length width"]:
-        return Layers(self.config, self.dtype, name="layers")(x, mask)
+        prefix: Float[Array, "1 prefix width"] | None,
+        position: Int[Array, " n"] | None,
+    ) -> Float[Array, "n queries width"]:
+        last = self.config.num_hidden_layers - 1
+        for index in range(last):
+            layer = EncoderLayer(self.config, self.dtype, self.causal, name=str(index))
+            following = None if prefix is None else layer(prefix)
+            x, prefix = layer(x, prefix), following
+        layer = EncoderLayer(self.config, self.dtype, self.causal, name=str(last))
+        return layer(x, prefix, position)
+
+
+class Encoder(nn.Module):
+    """`Layers` under the name "layers": one more level in the parameter tree, as in transformers.
+
+    Two things may be left out that change no result. Where one position of each row is pooled, `position`
+    names it, and the last layer computes no other. Where all rows begin alike and no position sees a later
+    one (`causal`), that `prefix` is one row by itself, and `x` is what follows it.
+    """
+
+    config: TransformerConfig
+    dtype: Dtype
+    causal: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n length width"],
+        prefix: Float[Array, "1 prefix width"] | None = None,
+        position: Int[Array, " n"] | None = None,
+    ) -> Float[Array, "n queries width"]:
+        return Layers(self.config, self.dtype, self.causal, name="layers")(x, prefix, position)
 
 
 class PatchEmbedding(nn.Module):
@@ -268,18 +330,20 @@ class PatchEmbedding(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Token embedding plus position embedding."""
+    """Token embedding plus position embedding, of tokens that begin at position `start`."""
 
     config: TextConfig
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "n length"]) -> Float[Array, "n length width"]:
+    def __call__(
+        self, tokens: Int[Array, "n length"], start: int = 0
+    ) -> Float[Array, "n length width"]:
         config = self.config
         token = nn.Embed(config.vocab_size, config.hidden_size, name="token_embedding")
         position = nn.Embed(
             config.max_position_embeddings, config.hidden_size, name="position_embedding"
         )
-        return token(tokens) + position(jnp.arange(tokens.shape[1]))[None]
+        return token(tokens) + position(start + jnp.arange(tokens.shape[1]))[None]
 
 
 def check_pixels(pixels: Float[Array, "..."], config: VisionConfig) -> None:

@@ -22,6 +22,7 @@ from bliss_jax.models.layers import Dtype
 from bliss_jax.models.preprocess import Preprocessing, apply_preprocessing, resize_on_host
 from bliss_jax.models.registry import REGISTRY, TINY, UNTRAINED, NamedCheckpoint, near_misses
 from bliss_jax.models.siglip import SiglipConfig
+from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer, clean_clip, load_tokenizer
 from bliss_jax.models.untrained import byte_tokenizer, untrained_config, untrained_params
 from bliss_jax.models.weights import Params, as_params, fingerprint, flatten, load_params
@@ -50,11 +51,14 @@ def encode_image(
     Raises:
         ValueError: The pixels have another size than the tower's.
     """
-    return _apply(params, config, pixels, "encode_image")
+    return _apply(params, config, "encode_image", pixels)
 
 
 def encode_text(
-    params: Params, config: ModelConfig, tokens: Int[Array, "texts length"]
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "texts length"],
+    prefix: Int[Array, " prefix"] | None = None,
 ) -> Float[Array, "texts dim"]:
     """Unit-norm float32 embeddings of token ids.
 
@@ -67,15 +71,24 @@ def encode_text(
             any length up to the context gives the same embeddings, as long as each text's end token
             is kept. For SigLIP the length is the context exactly. An id outside the vocabulary
             makes its embedding NaN.
+        prefix: Tokens that precede all rows of `tokens`, which then hold what follows: the embeddings
+            are those of the whole texts, and the prefix is computed once. For CLIP only.
 
     Raises:
-        ValueError: The length does not fit the context.
+        ValueError: The length does not fit the context, or a prefix for SigLIP.
     """
-    return _apply(params, config, tokens, "encode_text")
+    if prefix is None:
+        return _apply(params, config, "encode_text", tokens)
+    if not config.prefix_can_be_shared:
+        raise ValueError(
+            f"prefix: {type(config).__name__} has no causal mask, so that the states of a prefix depend "
+            "on what follows; pass whole texts"
+        )
+    return _apply(params, config, "encode_text", tokens, prefix)
 
 
-def _apply(params: Params, config: ModelConfig, inputs: Array, method: str) -> Array:
-    return cast(Array, config.module().apply({"params": params}, inputs, method=method))
+def _apply(params: Params, config: ModelConfig, method: str, *inputs: Array) -> Array:
+    return cast(Array, config.module().apply({"params": params}, *inputs, method=method))
 
 
 # Jitted once for all models: the compilations are shared by models of one configuration.
@@ -147,8 +160,8 @@ class Model:
     ) -> Float[Array, "m dim"]:
         """Unit-norm float32 embeddings of texts, `TEXT_BATCH` at a time.
 
-        The last of several batches is padded to the size of the others; CLIP's tokens are cut to
-        the longest text of the batch, rounded up.
+        CLIP's texts are cut at their ends and batched by length, and what they all begin with is
+        computed once; see `bliss_jax.models.text_batches`.
 
         Args:
             texts: Any number of texts.
@@ -158,20 +171,27 @@ class Model:
             ValueError: A text is too long.
         """
         tokens = self.tokenize(texts, truncate=truncate)
-        size = max(1, min(TEXT_BATCH, len(tokens)))
-        starts = range(0, max(1, len(tokens)), size)
-        return jnp.concatenate([self._encode_tokens(tokens[i : i + size], size) for i in starts])
+        embeddings = np.empty((len(tokens), self.embedding_dim), np.float32)
+        if not len(tokens):
+            return jnp.asarray(embeddings)
+        lengths = self.config.used_lengths(tokens)
+        start = shared_prefix(tokens, lengths) if self.config.prefix_can_be_shared else 0
+        prefix = jnp.asarray(tokens[0, :start]) if start else None
+        batches = list(text_batches(tokens, lengths, start, TEXT_BATCH))
+        # All are dispatched before the first is waited for.
+        encoded = [
+            _encode_text(self.params, self.config, jnp.asarray(batch.tokens), prefix)
+            for batch in batches
+        ]
+        for batch, of_batch in zip(batches, encoded, strict=True):
+            embeddings[batch.rows] = np.asarray(of_batch)[: len(batch.rows)]
+        return jnp.asarray(embeddings)
 
     def tokenize(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> Int32[np.ndarray, "m length"]:
         """Token ids padded to the context; see `bliss_jax.models.tokenize`."""
         return self.tokenizer(texts, truncate=truncate)
-
-    def _encode_tokens(self, tokens: Int32[np.ndarray, "m length"], size: int) -> Array:
-        tokens = self.config.trim(tokens)
-        padded = np.pad(tokens, ((0, size - len(tokens)), (0, 0)))
-        return _encode_text(self.params, self.config, jnp.asarray(padded))[: len(tokens)]
 
     def _preprocessing(self, stats: str | None) -> Preprocessing:
         return self.preprocessing if stats is None else self.preprocessing.with_stats(stats)

@@ -81,9 +81,14 @@ class SiglipConfig:
         """The Flax module of this configuration."""
         return Siglip(self)
 
-    def trim(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, "n length"]:
-        """The tokens as they are: without a mask, padding cannot be cut."""
-        return tokens
+    def used_lengths(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
+        """How many tokens of each row its embedding depends on: all, there is no mask."""
+        return np.full(len(tokens), tokens.shape[1])
+
+    @property
+    def prefix_can_be_shared(self) -> bool:
+        """Whether what rows begin with has states of its own: no, every position sees every other."""
+        return False
 
 
 class VisionEmbeddings(nn.Module):
@@ -145,8 +150,9 @@ class TextTower(nn.Module):
                 f"padded to exactly {self.config.max_position_embeddings}"
             )
         x = TextEmbeddings(self.config, name="embeddings")(tokens)
-        x = Encoder(self.config, self.dtype, name="encoder")(x)
-        x = layer_norm(self.config, "final_layer_norm")(x[:, -1])
+        last = jnp.full(len(x), tokens.shape[1] - 1, jnp.int32)
+        x = Encoder(self.config, self.dtype, name="encoder")(x, position=last)
+        x = layer_norm(self.config, "final_layer_norm")(x[:, 0])
         return Dense(self.config.projection_size, self.dtype, name="head")(x)
 
 

@@ -116,7 +116,26 @@ def test_padding_can_be_cut(tiny):
     for length in (21, 32, 50):
         found = jit_text(params, config, tokens[:, :length])
         np.testing.assert_allclose(found, whole, atol=ROUNDING, rtol=0)
-    np.testing.assert_array_equal(config.trim(np.asarray(tokens)), tokens[:, :32])
+    assert config.used_lengths(np.asarray(tokens)).max() == 21
+
+
+@pytest.mark.parametrize("start", [1, 4, 15])
+def test_a_shared_prefix_can_be_computed_once(tiny, start):
+    params, config, _, tokens = tiny
+    tokens = tokens.at[:, :start].set(tokens[0, :start]).at[:, 20:].set(config.text.eos_token_id)
+    whole = jit_text(params, config, tokens)
+    found = jit_text(params, config, tokens[:, start:21], tokens[0, :start])
+    np.testing.assert_allclose(found, whole, atol=ROUNDING, rtol=0)
+    # It does take part.
+    other = jit_text(params, config, tokens[:, start:21], tokens[0, :start] + 1)
+    assert np.abs(other - whole).max() > 1e-3
+
+
+def test_a_prefix_counts_towards_the_context(tiny):
+    params, config, _, tokens = tiny
+    context = config.text.max_position_embeddings
+    with pytest.raises(ValueError, match=f"{context + 3} tokens per text"):
+        encode_text(params, config, tokens, tokens[0, :3])
 
 
 def test_what_follows_the_end_of_text_is_not_seen(tiny):
@@ -128,7 +147,7 @@ def test_what_follows_the_end_of_text_is_not_seen(tiny):
     )
 
 
-def test_trim_keeps_the_end_of_every_text():
+def test_a_text_is_used_up_to_its_end():
     sizes = dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), 8)
     tower = {**sizes, "num_hidden_layers": 1, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
     for convention in (2, 99):
@@ -142,9 +161,7 @@ def test_trim_keeps_the_end_of_every_text():
         for end in (0, 15, 16, 40, 76):
             tokens = np.zeros((3, 77), np.int32)
             tokens[0, 5], tokens[1, 0], tokens[2, end] = 99, 99, 99
-            length = config.trim(tokens).shape[1]
-            assert end < length <= 77 and (length % 16 == 0 or length == 77)
-    assert config.trim(np.zeros((0, 77), np.int32)).shape[0] == 0
+            np.testing.assert_array_equal(config.used_lengths(tokens), [6, 1, end + 1])
 
 
 def test_texts_beyond_the_context_are_refused(tiny):

@@ -121,10 +121,13 @@ def test_what_is_not_an_image_is_refused(untrained, unchecked):
 
 
 def test_many_texts_are_encoded_as_few(untrained, monkeypatch):
-    texts = [f"a photo of {i} {'very ' * (i % 9)}small cats" for i in range(11)]
-    whole = untrained.encode_texts(texts)
+    """Of all lengths, in any order, in one batch or several, with a beginning in common or none."""
+    texts = [f"a photo of {i} {'very ' * (i % 9)}small cats" for i in range(30)]
+    one_by_one = np.concatenate([untrained.encode_texts([text]) for text in texts])
+    np.testing.assert_allclose(untrained.encode_texts(texts), one_by_one, atol=ROUNDING)
+    np.testing.assert_allclose(untrained.encode_texts(["!", *texts])[1:], one_by_one, atol=ROUNDING)
     monkeypatch.setattr(model, "TEXT_BATCH", 4)
-    np.testing.assert_allclose(untrained.encode_texts(texts), whole, atol=ROUNDING)
+    np.testing.assert_allclose(untrained.encode_texts(texts), one_by_one, atol=ROUNDING)
 
 
 def test_texts_too_long_are_refused_or_cut_on_request(untrained):

@@ -89,11 +89,20 @@ def test_a_tower_without_its_head_is_refused(tmp_path):
 
 def test_padding_is_part_of_the_input(tiny):
     params, config, _, tokens = tiny
-    assert config.trim(np.asarray(tokens)).shape == tokens.shape
+    np.testing.assert_array_equal(config.used_lengths(np.asarray(tokens)), [16] * len(tokens))
     for length in (15, 17):
         cut = jnp.resize(tokens, (5, length))
         with pytest.raises(ValueError, match=f"{length} tokens per text.* padded to exactly 16"):
             encode_text(params, config, cut)
+
+
+def test_no_position_can_be_left_out_or_shared(tiny):
+    """Every position sees every other: the last tokens move the embedding, and so would a prefix's."""
+    params, config, _, tokens = tiny
+    changed = encode_text(params, config, tokens.at[:, -2].set(tokens[:, -2] % 7 + 1))
+    assert np.abs(changed - encode_text(params, config, tokens)).max() > 1e-3
+    with pytest.raises(ValueError, match="prefix: SiglipConfig has no causal mask"):
+        encode_text(params, config, tokens[:, 2:], tokens[0, :2])
 
 
 def test_every_parameter_matters(tiny):
