@@ -17,6 +17,8 @@ import click
 from benchmarks.measure import Table, in_fresh_process, machine, set_threads
 
 BENCHMARKS = {
+    "encoders": "benchmarks.encoders:encoders",
+    "prompts": "benchmarks.encoders:prompts_benchmark",
     "cifar10": "benchmarks.scores:cifar10",
     "ask": "benchmarks.scores:ask",
     "scale": "benchmarks.scale:scale",
