@@ -1,4 +1,4 @@
-"""The GPU benchmark counts, selects, quantises and replaces what it says, and leaves blank what it cannot run."""
+"""The GPU benchmark counts, selects, quantises and replaces what it says; what it cannot run is blank."""
 
 import subprocess
 import sys
@@ -149,7 +149,7 @@ def test_jax_s_attention_is_the_library_s_equation(gpu, causal):
     weights = np.exp(logits) if mask is None else np.exp(logits) * np.asarray(mask)
     weights /= weights.sum(axis=-1, keepdims=True)
     expected = np.einsum("nhqk,nkhd->nqhd", weights, v)
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         found = gpu("variants").attention_by("xla")(q, k, v, mask, "bfloat16")
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.03)
