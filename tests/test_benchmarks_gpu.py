@@ -205,7 +205,7 @@ class Refuse:
         if name.split(".")[0] in refused[:-1]:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-from benchmarks.gpu.__main__ import SECTIONS
+from benchmarks.gpu.command import SECTIONS
 from benchmarks.gpu.measuring import Settings
 import time
 numbers = SECTIONS["ceiling"](Settings(True, time.time() + 100), {})
@@ -223,7 +223,7 @@ print(table.markdown())
 
 def test_numbers_of_another_machine_are_refused(gpu, tmp_path):
     file = tmp_path / "numbers.json"
-    main = gpu("__main__")
+    main = gpu("command")
     assert main.read_kept(file, {"device": "one"}, True)["sections"] == {}
     file.write_text('{"machine": {"device": "other"}, "quick": true, "sections": {}}')
     with pytest.raises(ValueError, match=r"numbers\.json.*other"):

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--quick] [--only SECTION]... [--json FILE] [--budget SECONDS]
 
 From the repository's root, without installation: needs jax, flax, jaxtyping and numpy, and for the peer
-torch and transformers. Runs on any backend; `--quick` takes shrunken models, to prove on a CPU that everything
+torch and transformers. Runs on any backend; `--quick` takes shrunken models, to prove on a CPU that all of it
 runs. What cannot run here is a blank cell with its reason below the table.
 
 Each section runs in a process of its own. With `--json FILE` the numbers are kept after every section, and
