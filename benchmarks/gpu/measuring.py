@@ -132,7 +132,7 @@ def cosines(close: Agreement) -> str:
 
 def share(value: float, whole: float | None) -> str:
     """A percentage, or a blank where there is nothing to compare with."""
-    return f"{100 * value / whole:.0f} %" if whole else BLANK
+    return f"{100 * value / whole:.0f} %" if whole and value else BLANK
 
 
 def ceiling_of(found: Found) -> float | None:
