@@ -3,10 +3,10 @@
     python -m benchmarks.billion [--measure] [--images-folder DIR] [--gpu-json FILE] [--encode-rate X] ...
 
 From the repository's root. Every rate is measured or given; what is neither stays blank, and so does what
-depends on it. `--measure` measures on this machine's CPU: B/32 in bfloat16, scores, and the memory that reading
-an embeddings file takes. `--images-folder` measures decoding, by one thread, of the images below a folder.
-`--gpu-json` reads the numbers that `python -m benchmarks.gpu --json FILE` kept. An option on the command line
-stands above all of these. Powers are never measured: they are options. What the numbers mean:
+depends on it. `--measure` measures on this machine's CPU: B/32 in bfloat16, scores, and the memory that
+reading an embeddings file takes. `--images-folder` measures decoding, by one thread, of the images below a
+folder. `--gpu-json` reads the numbers that `python -m benchmarks.gpu --json FILE` kept. An option on the command
+line stands above all of these. Powers are never measured: they are options. What the numbers mean:
 docs/one_billion_images.md.
 """
 
@@ -156,15 +156,14 @@ def limits(
     seen = smallest_shift_seen(1e9, batch, typical)
     # A shift by a hundredth of a coordinate's typical size.
     unseen = 0.01 * typical / smallest_shift_seen(1, batch, typical)
-    reading = (
-        (f"{memory / (size * load_factor):.3g}", f"{load_factor * size * 1e9 / 1e12:.3g} TB")
-        if load_factor
-        else (BLANK, BLANK)
-    )
+    reading = BLANK, BLANK
+    if load_factor:
+        peak = load_factor * size
+        reading = f"{memory / peak:.3g}", f"{peak * 1e9 / 1e12:.3g} TB"
     letters = len("class_name/000000000.jpg")
     name_bytes = 8 + "".__sizeof__() + letters  # a list's pointer, and a string
     return [
-        ("embeddings read whole from one `.npz`", *reading),
+        ("embeddings read whole from one `.npz`", reading[0], reading[1]),
         (
             "embeddings of one run collected in memory, then concatenated",
             f"{memory / (2 * size):.3g}",

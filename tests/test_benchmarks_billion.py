@@ -1,4 +1,4 @@
-"""The cost of a billion images follows from its inputs, and the limits are where the arithmetic really breaks."""
+"""The cost of a billion images follows from its inputs; the limits are where the arithmetic breaks."""
 
 import json
 import sys
