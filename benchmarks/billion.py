@@ -5,8 +5,8 @@
 From the repository's root. Every rate is measured or given; what is neither stays blank, and so does what
 depends on it. `--measure` measures on this machine's CPU: B/32 in bfloat16, scores, and the memory that
 reading an embeddings file takes. `--images-folder` measures decoding, by one thread, of the images below a
-folder. `--gpu-json` reads the numbers that `python -m benchmarks.gpu --json FILE` kept. An option on the command
-line stands above all of these. Powers are never measured: they are options. What the numbers mean:
+folder. `--gpu-json` reads the numbers that `python -m benchmarks.gpu --json FILE` kept. An option on the
+command line stands above all of these. Powers are never measured: they are options. What the numbers mean:
 docs/one_billion_images.md.
 """
 

@@ -60,7 +60,9 @@ class Peer:
         self._torch, self._quick, self._device = torch, settings.quick, torch_device(torch)
         params, self._pixels = untrained_params(config), pixels_for(config, batch)
         tower = torch_tower(config, params, self._device)
-        given = torch.tensor(np.asarray(self._pixels).transpose(0, 3, 1, 2), device=self._device)
+        # PyTorch's own layout, contiguous: a transposed array would keep its strides.
+        contiguous = np.ascontiguousarray(np.asarray(self._pixels).transpose(0, 3, 1, 2))
+        given = torch.tensor(contiguous, device=self._device)
         few = min(32, batch)
         with torch.inference_mode():
             theirs = tower(pixel_values=given[:few]).image_embeds.cpu().numpy()
