@@ -15,7 +15,7 @@ from benchmarks.gpu.architectures import (
     pixels_for,
     stored_in,
 )
-from benchmarks.gpu.measuring import Found, Settings, Sheet, Timing, agreement, clock
+from benchmarks.gpu.measuring import BLANK, Found, Settings, Sheet, Timing, agreement, clock
 from benchmarks.measure import Table
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.export import to_torch
@@ -35,7 +35,10 @@ def peers(settings: Settings, found: Found) -> Table:
             functools.partial(Peer, models[name].config, batch, settings),
             lambda peer: f"smallest cosine {peer.cosine:.6f}",
         )
-        for mode in ("eager", "default", "max-autotune") if peer else ():
+        if peer is None:
+            sheet.rows.append((name, f"{batch:,}", *(BLANK,) * 4))
+            continue
+        for mode in ("eager", "default", "max-autotune"):
 
             def cells(pair, name=name, mode=mode, batch=batch):
                 ours, theirs = (batch / timing.median for timing in pair)
