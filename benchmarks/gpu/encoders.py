@@ -178,6 +178,9 @@ def parts_of(config: CLIPConfig, batch: int) -> dict[str, Part]:
         cut = cut.transpose(0, 1, 3, 2, 4, 5).reshape(n, grid**2, p * p * 3)
         return layers.contract("...i,io->...o", cut, kernel, dtype)
 
+    def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return layers.attend(query, key, value, None, dtype)
+
     def norm(x: jax.Array) -> jax.Array:
         module = layers.layer_norm(v)
         return module.apply({"params": {"scale": jnp.ones(d), "bias": jnp.zeros(d)}}, x)  # pyright: ignore[reportReturnType]
@@ -191,24 +194,12 @@ def parts_of(config: CLIPConfig, batch: int) -> dict[str, Part]:
         "patch embedding": Part(patches, pixels, embedding_flops, 1),
         "layer norm": Part(norm, (draw(batch, length, d),), 0, 2 * depth + 1),
         "qkv": dense(d, 3 * d),
-        "attention": Part(_attention(dtype), (draw(*heads),) * 3, 4 * batch * length**2 * d, depth),
+        "attention": Part(attention, (draw(*heads),) * 3, 4 * batch * length**2 * d, depth),
         "out": dense(d, d),
         "fc1": dense(d, f),
         "activation": Part(layers.ACTIVATIONS[v.hidden_act], (draw(batch, length, f),), 0, depth),
         "fc2": dense(f, d),
     }
-
-
-def _attention(dtype: Any) -> Callable:
-    """The library's attention alone, or its equation where it is not a function of its own."""
-    if hasattr(layers, "attend"):
-        return lambda q, k, v: layers.attend(q, k, v, None, dtype)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def attend(query, key, value):
-        logits = layers.contract("nqhd,nkhd->nhqk", query, key, dtype) * query.shape[-1] ** -0.5
-        return layers.contract("nhqk,nkhd->nqhd", jax.nn.softmax(logits, axis=-1), value, dtype)
-
-    return attend
 
 
 def roofline(settings: Settings, found: Found) -> Table:
