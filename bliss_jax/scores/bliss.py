@@ -18,20 +18,23 @@ No function here jits, and none builds a classes-by-texts or images-by-texts tab
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
 from bliss_jax.scores.text_moments import (
-    fold_nearest_texts,
+    chosen_texts,
+    dictionary_pooling,
+    fold_class_blocks,
     pooling_weights,
     shrinkage_is_on,
     shrinkage_share,
     standard_deviation,
+    sum_of_z_scores,
 )
-from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, top_k_similar
+from bliss_jax.scores.top_k import CHUNK_SIZE, check_where, similarity, top_k_similar
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -64,19 +67,9 @@ def internal_class_score(
     check_moments(moments, labels=labels, embeddings=x)
     mask = _pooled_classes(normal, moments, shrinkage)
 
-    mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
-    product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
-    variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
-    if shrinkage_is_on(shrinkage):
-        weights = pooling_weights(moments.count, mask, moments.mean.dtype)
-        cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
-        product = jnp.matmul(labels, cov, precision=_HIGHEST)
-        pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
-        variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
-            pooled - variance
-        )
-    score = -(similarity(x, labels) - mean[None, :]) / standard_deviation(variance)[None, :]
-    return _nan_where_empty(score, moments)
+    mean, deviation = label_moments(labels, moments, mask=mask, shrinkage=shrinkage)
+    score = -(similarity(x, labels) - mean[None, :]) / deviation[None, :]
+    return nan_where_empty(score, moments.count)
 
 
 def external_text_score(
@@ -87,6 +80,8 @@ def external_text_score(
     *,
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
+    where: Bool[Array, " texts"] | None = None,
+    dictionary_axis: str | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[jax.Array, "images classes"]:
     """external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}.
@@ -117,25 +112,33 @@ def external_text_score(
     _checks.top_k_size(k, len(texts), "the texts of the dictionary")
     mask = _pooled_classes(normal, moments, shrinkage)
 
-    values, indices = top_k_similar(x, texts, k, chunk_size=chunk_size)
-
-    def add_chunk(total, mean, deviation, row, inside):
-        z = (values[:, :, None] - mean[row]) / deviation[row]
-        return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1)
-
-    zero = zero_like_inputs(x, texts, moments.mean)
-    total = jnp.zeros((len(x), len(moments.count)), x.dtype) + zero
-    total = fold_nearest_texts(
-        add_chunk,
-        total,
-        indices,
+    nearest = top_k_similar(
+        x, texts, k, where=where, dictionary_axis=dictionary_axis, chunk_size=chunk_size
+    )
+    cosines = unknown_where_missing(nearest[0])
+    chosen = chosen_texts(nearest[1], len(texts), dictionary_axis=dictionary_axis)
+    pooling = dictionary_pooling(
         texts,
         moments,
         mask=mask,
         shrinkage=shrinkage,
-        chunk_size=chunk_size,
+        where=check_where(where, len(texts)),
+        dictionary_axis=dictionary_axis,
     )
-    return _nan_where_empty(total / k, moments)
+    inside = None if dictionary_axis is None else chosen.inside
+
+    def add_classes(total, first, mean, deviation):
+        z = sum_of_z_scores(cosines, chosen.row, inside, mean, deviation)
+        return lax.dynamic_update_slice_in_dim(total, z, first, axis=1)
+
+    total = jnp.zeros((len(x), len(moments.count)), x.dtype)
+    total = total + zero_like_inputs(x, texts, moments.mean, mask)
+    total = fold_class_blocks(
+        add_classes, total, chosen, texts, moments, pooling, chunk_size=chunk_size
+    )
+    if dictionary_axis is not None:
+        total = lax.psum(total, dictionary_axis)
+    return nan_where_empty(total / k, moments.count)
 
 
 def bliss_score(
@@ -148,6 +151,8 @@ def bliss_score(
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
     *,
+    where: Bool[Array, " texts"] | None = None,
+    dictionary_axis: str | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[jax.Array, " images"]:
     """BLISS(x) = min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
@@ -195,8 +200,20 @@ def bliss_score(
         k,
         normal=mask,
         shrinkage=shrinkage,
+        where=where,
+        dictionary_axis=dictionary_axis,
         chunk_size=chunk_size,
     )
+    return combine(internal, external, weight, mask)
+
+
+def combine(
+    internal: Float[jax.Array, "images classes"],
+    external: Float[jax.Array, "images classes"],
+    weight: float | Float[Array, ""],
+    mask: Bool[jax.Array, " classes"],
+) -> Float[jax.Array, " images"]:
+    """min over normal classes c of [ internal(x, c) + lambda external(x, c) ]."""
     # Masked before the sum: what is unknown of other classes must not reach the gradient of the weight.
     internal = jnp.where(mask[None, :], internal, jnp.inf)
     external = jnp.where(mask[None, :], external, 0)
@@ -210,7 +227,35 @@ def _pooled_classes(
     return _checks.normal_mask(normal, len(moments.count))
 
 
-def _nan_where_empty(
-    scores: Float[jax.Array, "images classes"], moments: ClassMoments
+def label_moments(
+    labels: Float[jax.Array, "classes dim"],
+    moments: ClassMoments,
+    *,
+    mask: Bool[jax.Array, " classes"],
+    shrinkage: float | Float[Array, ""],
+) -> tuple[Float[jax.Array, " classes"], Float[jax.Array, " classes"]]:
+    """mu_c and sigma_c: of each class's similarity to its own prompt."""
+    mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
+    product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
+    variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
+    if shrinkage_is_on(shrinkage):
+        weights = pooling_weights(moments.count, mask, moments.mean.dtype)
+        cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
+        product = jnp.matmul(labels, cov, precision=_HIGHEST)
+        pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
+        variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
+            pooled - variance
+        )
+    return mean, standard_deviation(variance)
+
+
+def unknown_where_missing(cosines: Float[jax.Array, "images k"]) -> Float[jax.Array, "images k"]:
+    """NaN in places that no text fills (fewer than k rows of the dictionary count)."""
+    return jnp.where(jnp.isneginf(cosines), jnp.nan, cosines)
+
+
+def nan_where_empty(
+    scores: Float[jax.Array, "images classes"], count: Int[jax.Array, " classes"]
 ) -> Float[jax.Array, "images classes"]:
-    return jnp.where((moments.count > 0)[None, :], scores, jnp.nan)
+    """NaN for classes of which no image was fitted."""
+    return jnp.where((count > 0)[None, :], scores, jnp.nan)
