@@ -12,7 +12,8 @@ Higher is more anomalous.
 Source: Goodge, Hooi, Ng, "When Text and Images Don't Mix: Bias-Correcting Language-Image Similarity
 Scores for Anomaly Detection", BMVC 2024, arXiv 2407.17083, section 4.
 
-No function here jits, and none builds a classes-by-texts or images-by-texts table larger than a chunk.
+No function here jits, and none builds a classes-by-texts or images-by-texts table larger than a chunk
+(`prepared.py` keeps the former, where it is used again and again).
 """
 
 import jax
@@ -96,9 +97,21 @@ def external_text_score(
         k: Texts per image, 1 <= k <= texts; static.
         normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
         shrinkage: n0 of `bliss_score`.
-        chunk_size: Texts handled at once; static. Beside inputs and result, memory is bounded by a few
-            arrays of images x chunk_size, images x k x classes and chunk_size x (dim + classes)
-            numbers; the result is the same for every chunk size.
+        where: Texts that count [texts]; False marks padding, which is never chosen. All by default. See
+            `top_k_similar`.
+        dictionary_axis: Name of the mapped axis over which the texts are spread, each device holding
+            equally many (`pad_dictionary`). The k texts are the nearest of all devices', each device adds
+            the z-scores of its own, and all get the result that one device would, up to the order of a
+            sum of k numbers. The moments are whole on each. Static.
+        chunk_size: Texts handled at once; static. The result is the same for every chunk size.
+
+    With n images, T texts and C classes, L = min(chunk_size, T) texts in a chunk, P = min(T, n k) places for
+    distinct texts and S = min(P C, max(P, L dim)) numbers in a table of their statistics, memory beside
+    inputs and result is at most
+
+        min(n, 512) (L + 8 k) + 4 n k + 3 T + n C + 2 S + 2 min(L, 2048) (dim + C) + 2 dim^2
+
+    numbers of 4 bytes: nothing that grows with images x texts or texts x classes.
 
     Returns:
         Scores [images, classes]; NaN for a class of which no image was fitted.
@@ -177,6 +190,8 @@ def bliss_score(
         weight: lambda; may be traced, so that a grid is a `vmap`.
         normal: Mask of the normal classes [classes]; all by default.
         shrinkage: n0 >= 0; 0 is the paper's score.
+        where: Texts that count, see `external_text_score`.
+        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
 
     Returns:
@@ -213,7 +228,7 @@ def combine(
     weight: float | Float[Array, ""],
     mask: Bool[jax.Array, " classes"],
 ) -> Float[jax.Array, " images"]:
-    """min over normal classes c of [ internal(x, c) + lambda external(x, c) ]."""
+    """Min over normal classes c of [ internal(x, c) + lambda external(x, c) ]."""
     # Masked before the sum: what is unknown of other classes must not reach the gradient of the weight.
     internal = jnp.where(mask[None, :], internal, jnp.inf)
     external = jnp.where(mask[None, :], external, 0)

@@ -37,17 +37,33 @@ _HIGHEST = lax.Precision.HIGHEST
 
 
 def text_moments(
-    texts: Float[jax.Array, "texts dim"], moments: ClassMoments
-) -> tuple[Float[jax.Array, "texts classes"], Float[jax.Array, "texts classes"]]:
-    """Mean t . m_c and variance t^T C_c t of the similarity of each class to each text."""
-    mean = jnp.matmul(texts, moments.mean.T, precision=_HIGHEST)
+    texts: Float[jax.Array, "texts dim"],
+    moments: ClassMoments,
+    classes: tuple[Int[jax.Array, ""], int] | None = None,
+) -> tuple[Float[jax.Array, "texts block"], Float[jax.Array, "texts block"]]:
+    """Mean t . m_c and variance t^T C_c t of the similarity of each class to each text.
+
+    Args:
+        texts: Texts.
+        moments: Of the normal images.
+        classes: The first of a block of classes, and their (static) number; all by default.
+    """
+    class_mean = moments.mean
+    if classes is not None:
+        class_mean = lax.dynamic_slice_in_dim(class_mean, *classes)
+    mean = jnp.matmul(texts, class_mean.T, precision=_HIGHEST)
 
     # One class at a time: the product of all texts with one covariance is as large as the texts.
     def class_variance(cov):
         return jnp.sum(jnp.matmul(texts, cov, precision=_HIGHEST) * texts, axis=1)
 
-    variance = lax.map(class_variance, moments.cov).T
-    return mean, jnp.maximum(variance, 0)
+    if classes is None:
+        variance = lax.map(class_variance, moments.cov)
+    else:
+        # By their numbers: a slice of the covariances would be a copy, larger than all else here.
+        numbers = classes[0] + jnp.arange(classes[1], dtype=jnp.int32)
+        variance = lax.map(lambda c: class_variance(moments.cov[c]), numbers)
+    return mean, jnp.maximum(variance.T, 0)
 
 
 def standard_deviation(variance: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
@@ -129,13 +145,18 @@ def dictionary_pooling(
 
 
 def dictionary_moments(
-    texts: Float[jax.Array, "texts dim"], moments: ClassMoments, pooling: Pooling | None
-) -> tuple[Float[jax.Array, "texts classes"], Float[jax.Array, "texts classes"]]:
+    texts: Float[jax.Array, "texts dim"],
+    moments: ClassMoments,
+    pooling: Pooling | None,
+    classes: tuple[Int[jax.Array, ""], int] | None = None,
+) -> tuple[Float[jax.Array, "texts block"], Float[jax.Array, "texts block"]]:
     """Mean and standard deviation of the similarity of each class to each text of a dictionary."""
-    mean, variance = text_moments(texts, moments)
+    mean, variance = text_moments(texts, moments, classes)
     if pooling is not None:
-        pooled = pooling.variance(texts)[:, None]
-        variance = variance + pooling.share[None, :] * (pooled - variance)
+        share = pooling.share
+        if classes is not None:
+            share = lax.dynamic_slice_in_dim(share, *classes)
+        variance = variance + share[None, :] * (pooling.variance(texts)[:, None] - variance)
     return mean, standard_deviation(variance)
 
 
@@ -207,28 +228,24 @@ def fold_class_blocks(
     block = min(classes, max(1, chunk_size * dim // (chunks * size)))
     block = -(-classes // -(-classes // block))
 
+    varying = [moments.count, moments.mean, moments.cov]
+    if pooling is not None:
+        varying += [pooling.share, pooling.cov]
+
     def add_block(carry, first, number):
-        of_block = ClassMoments(
-            *(lax.dynamic_slice_in_dim(leaf, first, number) for leaf in _leaves(moments))
-        )
-        own = pooling
-        if pooling is not None:
-            share = lax.dynamic_slice_in_dim(pooling.share, first, number)
-            own = pooling._replace(share=share)
+        of_classes = None if number == classes else (first, number)
 
         def of_chunk(entry):
             start, rows = entry
             # Chunks after the last text in use are not computed.
             return lax.cond(
                 start < chosen.number,
-                lambda: dictionary_moments(texts[rows], of_block, own),
+                lambda: dictionary_moments(texts[rows], moments, pooling, of_classes),
                 lambda: (unused, unused),
             )
 
         unused = jnp.zeros((size, number), texts.dtype)
-        unused = unused + zero_like_inputs(
-            texts, positions, *_leaves(of_block), *((own.share, own.cov) if own else ())
-        )
+        unused = unused + zero_like_inputs(texts, positions, *varying)
         mean, deviation = lax.map(of_chunk, (starts, positions))
         table = chunks * size, number
         return step(carry, first, mean.reshape(table), deviation.reshape(table))
@@ -259,7 +276,3 @@ def sum_of_z_scores(
     )
     places = cosines.T, row.T, None if inside is None else inside.T
     return lax.scan(add_place, total, places, unroll=min(cosines.shape[1], 16))[0]
-
-
-def _leaves(moments: ClassMoments) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return moments.count, moments.mean, moments.cov
