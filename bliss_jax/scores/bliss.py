@@ -109,7 +109,7 @@ def external_text_score(
     distinct texts and S = min(P C, max(P, L dim)) numbers in a table of their statistics, memory beside
     inputs and result is at most
 
-        min(n, 512) (L + 8 k) + 4 n k + 3 T + n C + 2 S + 2 min(L, 2048) (dim + C) + 2 dim^2
+        min(n, 512) (L + 8 k) + 4 n k + 3 T + n C + 2 S + 4 min(L, 2048) (dim + C) + 4 dim^2
 
     numbers of 4 bytes: nothing that grows with images x texts or texts x classes.
 
@@ -180,6 +180,9 @@ def bliss_score(
 
     and for dictionary texts v_pooled is itself drawn, with the weight of five images, toward its mean
     over the dictionary (one class with two images has nothing else to lean on).
+
+    Memory is bounded as in `external_text_score`, and by 3 images x classes + 2 classes x dim numbers more.
+    For a stream of batches, or many classes, `prepare_bliss` computes the statistics of the texts once.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
