@@ -123,10 +123,10 @@ def top_k_similar(
         )
         return fold_chunks(add_chunk, nothing, len(texts), min(chunk_size, len(texts)))
 
-    nearest = map_blocks(of_images, x, rows=IMAGE_BLOCK)
+    values, indices = map_blocks(of_images, x, rows=IMAGE_BLOCK)
     if dictionary_axis is None:
-        return nearest
-    return _nearest_of_all(*nearest, len(texts), k, dictionary_axis)
+        return values, indices
+    return _nearest_of_all(values, indices, len(texts), k, dictionary_axis)
 
 
 def pad_dictionary(

@@ -90,7 +90,7 @@ def test_scores_equal_those_of_one_device(problem, data, shrinkage):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 20.0])
-def test_prepared_by_each_device_for_its_own_texts(problem, shrinkage):
+def test_prepared_by_each_device_for_its_own_texts(problem, shrinkage, unchecked):
     images = problem.test[:88]
     padded, where = pad_dictionary(problem.words, 4)
     specs = PreparedBliss(
@@ -104,7 +104,7 @@ def test_prepared_by_each_device_for_its_own_texts(problem, shrinkage):
         normal=WHOLE,
         where=BY_TEXT,
         shrunk=shrinkage > 0,
-    )  # pyright: ignore
+    )
     prepared = sharded(
         lambda t, w, labels, moments: prepare_bliss(
             labels, t, moments, MASK, shrinkage, where=w, dictionary_axis="texts"
