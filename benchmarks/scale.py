@@ -36,6 +36,7 @@ from benchmarks.measure import (
     seconds,
 )
 from benchmarks.synthetic import embeddings
+from bliss_jax.scores.block_map import map_blocks
 from bliss_jax.scores.text_moments import VARIANCE_CHUNK
 from bliss_jax.scores.top_k import CHUNK_SIZE, IMAGE_BLOCK, similarity
 
@@ -240,16 +241,19 @@ def _stream(
 def _product(
     images: Float[jax.Array, "images dim"], texts: Float[jax.Array, "texts dim"]
 ) -> Float[jax.Array, " images"]:
-    """The similarities of every chunk of texts, of which all but one column each is thrown away."""
+    """The similarities in the library's blocks and chunks, of which all but one column each is thrown away."""
     size = min(CHUNK_SIZE, len(texts))
     begins = jnp.minimum(jnp.arange(0, len(texts), size), len(texts) - size)
 
-    def add_chunk(total, begin):
-        chunk = lax.dynamic_slice_in_dim(texts, begin, size)
-        # Without the barrier XLA would compute the one column alone.
-        return total + lax.optimization_barrier(similarity(images, chunk))[:, 0], None
+    def of_images(images):
+        def add_chunk(total, begin):
+            chunk = lax.dynamic_slice_in_dim(texts, begin, size)
+            # Without the barrier XLA would compute the one column alone.
+            return total + lax.optimization_barrier(similarity(images, chunk))[:, 0], None
 
-    return lax.scan(add_chunk, jnp.zeros(len(images), images.dtype), begins)[0]
+        return lax.scan(add_chunk, jnp.zeros(len(images), images.dtype), begins)[0]
+
+    return map_blocks(of_images, images, rows=IMAGE_BLOCK)
 
 
 def _made_up_moments(classes: int) -> bj.ClassMoments:

@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
@@ -101,8 +100,11 @@ def top_k_similar(
     _checks.top_k_size(k, devices * len(texts), "the texts")
     x, texts = jnp.asarray(embeddings), jnp.asarray(texts)
     valid = check_where(where, len(texts))
-    if valid is not None and dictionary_axis is None and _checks.is_concrete(valid):
-        _checks.top_k_size(k, int(np.asarray(valid).sum()), "the texts that `where` leaves")
+    left = None
+    if valid is not None and dictionary_axis is None:
+        left = _checks.look_at(jnp.sum, valid)
+    if left is not None:
+        _checks.top_k_size(k, int(left), "the texts that `where` leaves")
     own = min(k, len(texts))
 
     def of_images(x):
