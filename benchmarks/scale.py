@@ -241,7 +241,7 @@ def _stream(
 def _product(
     images: Float[jax.Array, "images dim"], texts: Float[jax.Array, "texts dim"]
 ) -> Float[jax.Array, " images"]:
-    """The similarities in the library's blocks and chunks, of which all but one column each is thrown away."""
+    """Similarities in the library's blocks and chunks, of which all but one column each is thrown away."""
     size = min(CHUNK_SIZE, len(texts))
     begins = jnp.minimum(jnp.arange(0, len(texts), size), len(texts) - size)
 
