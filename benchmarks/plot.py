@@ -35,7 +35,7 @@ def draw(cases: list[dict[str, Any]]):
     """The figure of the cases of `scale`, as they stand in the JSON file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     time, memory = figure.subplots(1, 2)
     for name, (label, colour, marker) in _SERIES.items():
         points = [(case["operations"], median(case[name])) for case in cases if case[name]]
@@ -48,7 +48,10 @@ def draw(cases: list[dict[str, Any]]):
     for axes in (time, memory):
         axes.set(xscale="log", yscale="log", xlabel="operations of similarities and variances")
         axes.grid(which="major", alpha=0.3)
-        axes.legend(frameon=False, fontsize="small")
+        # Below the axes: within them it would hide points.
+        axes.legend(
+            frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )
     return figure
 
 
