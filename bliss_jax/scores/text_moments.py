@@ -88,6 +88,20 @@ def shrinkage_share(
     return 1 - images / (images + shrinkage)
 
 
+def pooled_dictionary_variance(
+    variance: Float[jax.Array, "texts classes"],
+    dictionary_mean: Float[jax.Array, " classes"],
+    count: Int[jax.Array, " classes"],
+    mask: Bool[jax.Array, " classes"],
+) -> Float[jax.Array, " texts"]:
+    """The variance pooled over the normal classes, drawn toward its mean over the dictionary."""
+    weights = pooling_weights(count, mask, variance.dtype)
+    images = jnp.sum(jnp.where(mask, count, 0)).astype(variance.dtype)
+    pooled = jnp.matmul(variance, weights, precision=_HIGHEST)
+    prior = PRIOR_IMAGES * jnp.dot(dictionary_mean, weights)
+    return (images * pooled + prior) / (images + PRIOR_IMAGES)
+
+
 def shrinkage_is_on(shrinkage: float | Array) -> bool:
     """Whether shrinkage may be other than 0; a traced value may."""
     return not (isinstance(shrinkage, int | float) and shrinkage == 0)
