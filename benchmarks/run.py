@@ -22,6 +22,7 @@ BENCHMARKS = {
     "cifar10": "benchmarks.scores:cifar10",
     "ask": "benchmarks.scores:ask",
     "scale": "benchmarks.scale:scale",
+    "sharding": "benchmarks.sharding:sharding",
 }
 """Name: the function that takes `quick` and returns a `Table`."""
 

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from bliss_jax.models.preprocess import resize_bicubic as resize_bicubic
     from bliss_jax.scores import BlissExplanation as BlissExplanation
     from bliss_jax.scores import ClassMoments as ClassMoments
+    from bliss_jax.scores import PreparedBliss as PreparedBliss
     from bliss_jax.scores import bliss_score as bliss_score
+    from bliss_jax.scores import bliss_score_prepared as bliss_score_prepared
     from bliss_jax.scores import clip_ad_score as clip_ad_score
     from bliss_jax.scores import energy_score as energy_score
     from bliss_jax.scores import entropy_score as entropy_score
@@ -56,7 +58,10 @@ if TYPE_CHECKING:
     from bliss_jax.scores import merge_moments as merge_moments
     from bliss_jax.scores import msp_score as msp_score
     from bliss_jax.scores import neglabel_score as neglabel_score
+    from bliss_jax.scores import pad_dictionary as pad_dictionary
+    from bliss_jax.scores import prepare_bliss as prepare_bliss
     from bliss_jax.scores import psum_moments as psum_moments
+    from bliss_jax.scores import top_k_similar as top_k_similar
     from bliss_jax.scores import update_moments as update_moments
     from bliss_jax.scores import whitened_bliss_score as whitened_bliss_score
     from bliss_jax.text import fill_prompt as fill_prompt
@@ -70,10 +75,12 @@ _NAMES = {
     "metrics": "aupr auroc auroc_interval bootstrap_interval fpr_at_tpr",
     "models": "Model encode_image encode_text load_model",
     "models.preprocess": "Preprocessing preprocess resize_bicubic",
-    "scores": "BlissExplanation ClassMoments bliss_score clip_ad_score energy_score entropy_score "
-    "explain_bliss external_text_score fit_moments init_moments internal_class_score knn_score "
-    "mahalanobis_score max_cosine_score max_logit_score mcm_score merge_moments msp_score "
-    "neglabel_score psum_moments update_moments whitened_bliss_score",
+    "scores": "BlissExplanation ClassMoments PreparedBliss bliss_score bliss_score_prepared "
+    "clip_ad_score energy_score entropy_score explain_bliss external_text_score "
+    "fit_moments init_moments internal_class_score knn_score mahalanobis_score "
+    "max_cosine_score max_logit_score mcm_score merge_moments msp_score neglabel_score "
+    "pad_dictionary prepare_bliss psum_moments top_k_similar update_moments "
+    "whitened_bliss_score",
     "text": "fill_prompt load_dictionary",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}

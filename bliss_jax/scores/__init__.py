@@ -27,5 +27,9 @@ from bliss_jax.scores.moments import update_moments as update_moments
 from bliss_jax.scores.msp import msp_score as msp_score
 from bliss_jax.scores.neglabel import negative_labels as negative_labels
 from bliss_jax.scores.neglabel import neglabel_score as neglabel_score
+from bliss_jax.scores.prepared import PreparedBliss as PreparedBliss
+from bliss_jax.scores.prepared import bliss_score_prepared as bliss_score_prepared
+from bliss_jax.scores.prepared import prepare_bliss as prepare_bliss
+from bliss_jax.scores.top_k import pad_dictionary as pad_dictionary
 from bliss_jax.scores.top_k import top_k_similar as top_k_similar
 from bliss_jax.scores.whitened import whitened_bliss_score as whitened_bliss_score

@@ -12,26 +12,30 @@ Higher is more anomalous.
 Source: Goodge, Hooi, Ng, "When Text and Images Don't Mix: Bias-Correcting Language-Image Similarity
 Scores for Anomaly Detection", BMVC 2024, arXiv 2407.17083, section 4.
 
-No function here jits, and none builds a classes-by-texts or images-by-texts table larger than a chunk.
+No function here jits, and none builds a classes-by-texts or images-by-texts table larger than a chunk
+(`prepared.py` keeps the former, where it is used again and again).
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
 from bliss_jax.scores.text_moments import (
-    fold_nearest_texts,
+    chosen_texts,
+    dictionary_pooling,
+    fold_class_blocks,
     pooling_weights,
     shrinkage_is_on,
     shrinkage_share,
     standard_deviation,
+    sum_of_z_scores,
 )
-from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, top_k_similar
+from bliss_jax.scores.top_k import CHUNK_SIZE, check_where, similarity, top_k_similar
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -64,19 +68,9 @@ def internal_class_score(
     check_moments(moments, labels=labels, embeddings=x)
     mask = _pooled_classes(normal, moments, shrinkage)
 
-    mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
-    product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
-    variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
-    if shrinkage_is_on(shrinkage):
-        weights = pooling_weights(moments.count, mask, moments.mean.dtype)
-        cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
-        product = jnp.matmul(labels, cov, precision=_HIGHEST)
-        pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
-        variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
-            pooled - variance
-        )
-    score = -(similarity(x, labels) - mean[None, :]) / standard_deviation(variance)[None, :]
-    return _nan_where_empty(score, moments)
+    mean, deviation = label_moments(labels, moments, mask=mask, shrinkage=shrinkage)
+    score = -(similarity(x, labels) - mean[None, :]) / deviation[None, :]
+    return nan_where_empty(score, moments.count)
 
 
 def external_text_score(
@@ -87,6 +81,8 @@ def external_text_score(
     *,
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
+    where: Bool[Array, " texts"] | None = None,
+    dictionary_axis: str | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[jax.Array, "images classes"]:
     """external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}.
@@ -101,9 +97,21 @@ def external_text_score(
         k: Texts per image, 1 <= k <= texts; static.
         normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
         shrinkage: n0 of `bliss_score`.
-        chunk_size: Texts handled at once; static. Beside inputs and result, memory is bounded by a few
-            arrays of images x chunk_size, images x k x classes and chunk_size x (dim + classes)
-            numbers; the result is the same for every chunk size.
+        where: Texts that count [texts]; False marks padding, which is never chosen. All by default. See
+            `top_k_similar`.
+        dictionary_axis: Name of the mapped axis over which the texts are spread, each device holding
+            equally many (`pad_dictionary`). The k texts are the nearest of all devices', each device adds
+            the z-scores of its own, and all get the result that one device would, up to the order of a
+            sum of k numbers. The moments are whole on each. Static.
+        chunk_size: Texts handled at once; static. The result is the same for every chunk size.
+
+    With n images, T texts and C classes, L = min(chunk_size, T) texts in a chunk, P = min(T, n k) places for
+    distinct texts and S = min(P C, max(P, L dim)) numbers in a table of their statistics, memory beside
+    inputs and result is at most
+
+        min(n, 512) (L + 8 k) + 4 n k + 3 T + n C + 2 S + 4 min(L, 2048) (dim + C) + 4 dim^2
+
+    numbers of 4 bytes: nothing that grows with images x texts or texts x classes.
 
     Returns:
         Scores [images, classes]; NaN for a class of which no image was fitted.
@@ -117,25 +125,33 @@ def external_text_score(
     _checks.top_k_size(k, len(texts), "the texts of the dictionary")
     mask = _pooled_classes(normal, moments, shrinkage)
 
-    values, indices = top_k_similar(x, texts, k, chunk_size=chunk_size)
-
-    def add_chunk(total, mean, deviation, row, inside):
-        z = (values[:, :, None] - mean[row]) / deviation[row]
-        return total + jnp.where(inside[:, :, None], z, 0).sum(axis=1)
-
-    zero = zero_like_inputs(x, texts, moments.mean)
-    total = jnp.zeros((len(x), len(moments.count)), x.dtype) + zero
-    total = fold_nearest_texts(
-        add_chunk,
-        total,
-        indices,
+    nearest = top_k_similar(
+        x, texts, k, where=where, dictionary_axis=dictionary_axis, chunk_size=chunk_size
+    )
+    cosines = unknown_where_missing(nearest[0])
+    chosen = chosen_texts(nearest[1], len(texts), dictionary_axis=dictionary_axis)
+    pooling = dictionary_pooling(
         texts,
         moments,
         mask=mask,
         shrinkage=shrinkage,
-        chunk_size=chunk_size,
+        where=check_where(where, len(texts)),
+        dictionary_axis=dictionary_axis,
     )
-    return _nan_where_empty(total / k, moments)
+    inside = None if dictionary_axis is None else chosen.inside
+
+    def add_classes(total, first, mean, deviation):
+        z = sum_of_z_scores(cosines, chosen.row, inside, mean, deviation)
+        return lax.dynamic_update_slice_in_dim(total, z, first, axis=1)
+
+    total = jnp.zeros((len(x), len(moments.count)), x.dtype)
+    total = total + zero_like_inputs(x, texts, moments.mean, mask)
+    total = fold_class_blocks(
+        add_classes, total, chosen, texts, moments, pooling, chunk_size=chunk_size
+    )
+    if dictionary_axis is not None:
+        total = lax.psum(total, dictionary_axis)
+    return nan_where_empty(total / k, moments.count)
 
 
 def bliss_score(
@@ -148,6 +164,8 @@ def bliss_score(
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
     *,
+    where: Bool[Array, " texts"] | None = None,
+    dictionary_axis: str | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[jax.Array, " images"]:
     """BLISS(x) = min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
@@ -163,6 +181,9 @@ def bliss_score(
     and for dictionary texts v_pooled is itself drawn, with the weight of five images, toward its mean
     over the dictionary (one class with two images has nothing else to lean on).
 
+    Memory is bounded as in `external_text_score`, and by 3 images x classes + 2 classes x dim numbers more.
+    For a stream of batches, or many classes, `prepare_bliss` computes the statistics of the texts once.
+
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
@@ -172,6 +193,8 @@ def bliss_score(
         weight: lambda; may be traced, so that a grid is a `vmap`.
         normal: Mask of the normal classes [classes]; all by default.
         shrinkage: n0 >= 0; 0 is the paper's score.
+        where: Texts that count, see `external_text_score`.
+        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
 
     Returns:
@@ -195,8 +218,20 @@ def bliss_score(
         k,
         normal=mask,
         shrinkage=shrinkage,
+        where=where,
+        dictionary_axis=dictionary_axis,
         chunk_size=chunk_size,
     )
+    return combine(internal, external, weight, mask)
+
+
+def combine(
+    internal: Float[jax.Array, "images classes"],
+    external: Float[jax.Array, "images classes"],
+    weight: float | Float[Array, ""],
+    mask: Bool[jax.Array, " classes"],
+) -> Float[jax.Array, " images"]:
+    """Min over normal classes c of [ internal(x, c) + lambda external(x, c) ]."""
     # Masked before the sum: what is unknown of other classes must not reach the gradient of the weight.
     internal = jnp.where(mask[None, :], internal, jnp.inf)
     external = jnp.where(mask[None, :], external, 0)
@@ -210,7 +245,35 @@ def _pooled_classes(
     return _checks.normal_mask(normal, len(moments.count))
 
 
-def _nan_where_empty(
-    scores: Float[jax.Array, "images classes"], moments: ClassMoments
+def label_moments(
+    labels: Float[jax.Array, "classes dim"],
+    moments: ClassMoments,
+    *,
+    mask: Bool[jax.Array, " classes"],
+    shrinkage: float | Float[Array, ""],
+) -> tuple[Float[jax.Array, " classes"], Float[jax.Array, " classes"]]:
+    """mu_c and sigma_c: of each class's similarity to its own prompt."""
+    mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
+    product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
+    variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
+    if shrinkage_is_on(shrinkage):
+        weights = pooling_weights(moments.count, mask, moments.mean.dtype)
+        cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
+        product = jnp.matmul(labels, cov, precision=_HIGHEST)
+        pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
+        variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
+            pooled - variance
+        )
+    return mean, standard_deviation(variance)
+
+
+def unknown_where_missing(cosines: Float[jax.Array, "images k"]) -> Float[jax.Array, "images k"]:
+    """NaN in places that no text fills (fewer than k rows of the dictionary count)."""
+    return jnp.where(jnp.isneginf(cosines), jnp.nan, cosines)
+
+
+def nan_where_empty(
+    scores: Float[jax.Array, "images classes"], count: Int[jax.Array, " classes"]
 ) -> Float[jax.Array, "images classes"]:
-    return jnp.where((moments.count > 0)[None, :], scores, jnp.nan)
+    """NaN for classes of which no image was fitted."""
+    return jnp.where((count > 0)[None, :], scores, jnp.nan)

@@ -20,7 +20,7 @@ from bliss_jax._checks import Array
 from bliss_jax.scores.bliss import external_text_score, internal_class_score
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
-from bliss_jax.scores.text_moments import fold_nearest_texts
+from bliss_jax.scores.text_moments import chosen_texts, dictionary_pooling, fold_class_blocks
 from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
 
 
@@ -98,20 +98,18 @@ def explain_bliss(
     named = k if num_texts is None else num_texts
     cosines, texts = top_k_similar(x, words, named, chunk_size=chunk_size)
 
-    def add_chunk(z_scores, mean, deviation, row, inside):
-        own = row, nearest_class[:, None]
-        return jnp.where(inside, (cosines - mean[own]) / deviation[own], z_scores)
+    chosen = chosen_texts(texts, len(words))
+    pooling = dictionary_pooling(words, moments, mask=mask, shrinkage=shrinkage)
 
-    zero = zero_like_inputs(x, words, moments.mean) + jnp.zeros_like(cosines)
-    z_scores = fold_nearest_texts(
-        add_chunk,
-        zero,
-        texts,
-        words,
-        moments,
-        mask=mask,
-        shrinkage=shrinkage,
-        chunk_size=chunk_size,
+    def add_classes(z_scores, first, mean, deviation):
+        column = nearest_class - first
+        inside = (column >= 0) & (column < mean.shape[1])
+        own = chosen.row, jnp.clip(column, 0, mean.shape[1] - 1)[:, None]
+        return jnp.where(inside[:, None], (cosines - mean[own]) / deviation[own], z_scores)
+
+    zero = zero_like_inputs(x, words, moments.mean, mask) + jnp.zeros_like(cosines)
+    z_scores = fold_class_blocks(
+        add_classes, zero, chosen, words, moments, pooling, chunk_size=chunk_size
     )
     return BlissExplanation(
         score=min_over_classes(both),

@@ -26,7 +26,7 @@ from bliss_jax._checks import Array
 from bliss_jax.scores.class_blocks import class_blocks
 from bliss_jax.scores.reductions import zero_like_inputs
 
-_MAX_BLOCK = 256
+_MAX_BLOCK = 512
 
 
 @jax.tree_util.register_dataclass

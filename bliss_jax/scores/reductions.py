@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, Shaped
 
 
 def min_over_classes(
@@ -17,7 +17,7 @@ def min_over_classes(
     return jnp.where(unknown, jnp.nan, jnp.min(per_class, axis=1))
 
 
-def zero_like_inputs(*arrays: Num[jax.Array, "..."]) -> Num[jax.Array, ""]:
+def zero_like_inputs(*arrays: Shaped[jax.Array, "..."]) -> Num[jax.Array, ""]:
     """A zero that varies over the mesh axes that the arrays vary over, in the first array's dtype.
 
     Added to the start of a loop it gives the carry the type that the loop's body returns, as

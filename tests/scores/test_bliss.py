@@ -411,3 +411,61 @@ def test_top_k_is_a_stable_sort(chunk_size):
     expected = np.argsort(-(x @ texts.T), axis=1, kind="stable")[:, :7]
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(x @ texts.T, expected, axis=1))
+
+
+@pytest.mark.parametrize("images", [512, 513, 1031])
+def test_blocks_of_images_do_not_matter(problem, images):
+    """One block, several of one size, and (1031 is prime) several with a rest choose the same texts."""
+    x = np.resize(problem.test, (images, D))
+    texts = problem.labels, problem.words, problem.moments
+    some = np.r_[0:5, images - 5 : images]
+    _, together = top_k_similar(x, problem.words, 10)
+    np.testing.assert_array_equal(together[some], top_k_similar(x[some], problem.words, 10)[1])
+    np.testing.assert_allclose(
+        bliss_score(x, *texts)[some], bliss_score(x[some], *texts), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 20.0])
+def test_classes_in_blocks_are_scored_alike(problem, shrinkage):
+    """Chunks so small that the table of statistics holds one class, or a few, at a time."""
+    x = np.resize(problem.test, (120, D))
+    whole = external_text_score(x, problem.words, problem.moments, shrinkage=shrinkage)
+    for chunk_size in (2, 15):
+        few = external_text_score(
+            x, problem.words, problem.moments, shrinkage=shrinkage, chunk_size=chunk_size
+        )
+        np.testing.assert_allclose(few, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "classes", "dim", "k", "chunk_size"),
+    [
+        (10_000, 1_860, 10, 512, 10, 4096),
+        (10_000, 80_000, 10, 512, 10, 4096),
+        (10_000, 1_000_000, 10, 512, 10, 4096),
+        (1_000, 80_000, 1_000, 512, 10, 4096),
+        (9_999, 1_860, 10, 512, 10, 1_000),
+        (700, 50_000, 30, 64, 3, 256),
+        (1_000, 3_000, 10, 64, 40, 4096),
+    ],
+)
+def test_keeps_the_bound_on_memory(images, texts, classes, dim, k, chunk_size, unchecked):
+    """What XLA allots beside inputs and results, for the formula in `external_text_score`."""
+    f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    moments = ClassMoments(
+        jax.ShapeDtypeStruct((classes,), jnp.int32), f32(classes, dim), f32(classes, dim, dim)
+    )
+    chunk, places = min(chunk_size, texts), min(texts, images * k)
+    table = min(places * classes, max(places, chunk * dim))
+    bound = min(images, 512) * (chunk + 8 * k) + 4 * images * k + 3 * texts + images * classes
+    bound += 2 * table + 4 * min(chunk, 2048) * (dim + classes) + 4 * dim**2
+    options = {"k": k, "chunk_size": chunk_size}
+    arrays = f32(images, dim), f32(texts, dim), moments
+    external = jax.jit(lambda *a: external_text_score(*a, shrinkage=20.0, **options))
+    used = external.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    assert 0 < used <= 4 * bound
+    score = jax.jit(lambda x, t, m, labels: bliss_score(x, labels, t, m, **options))
+    score = score.lower(*arrays, f32(classes, dim)).compile()
+    more = 3 * images * classes + 2 * classes * dim
+    assert 0 < score.memory_analysis().temp_size_in_bytes <= 4 * (bound + more)
