@@ -158,7 +158,7 @@ class ShardFolder:
         file = self.file(span)
         try:
             content = file.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             return decode_shard(content, span, self.key)
