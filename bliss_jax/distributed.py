@@ -123,7 +123,8 @@ def _exchange(message: bytes, failed: bool) -> list[bytes]:
         padded = np.zeros(-(-max(longest, 1) // _MESSAGE_GRAIN) * _MESSAGE_GRAIN, np.uint8)
         padded[: len(message)] = np.frombuffer(message, np.uint8)
         gathered = np.asarray(process_allgather(padded)) if longest else np.zeros((len(heads), 0))
-    except jax.errors.JaxRuntimeError as error:
+    # gloo's errors come as ValueError, those of other backends as JaxRuntimeError.
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise LostProcessError(
             f"process {jax.process_index()} of {jax.process_count()}: another process is gone "
             f"({str(error).splitlines()[0]})"

@@ -37,34 +37,30 @@ def finish_all(processes, seconds=120):
 
 
 @pytest.mark.slow
-def test_two_and_four_processes_write_the_file_that_one_writes(words, tmp_path):
-    runs = {}
-    for number in (1, 2, 4):
-        file = tmp_path / f"{number}.npz"
-        cache = ["--cache", str(tmp_path / "cache")] if number == 4 else []
-        arguments = ["embed", *UNTRAINED, "--dictionary", str(words), *cache, "-o", str(file)]
-        runs[file] = start_commands(file, number, arguments)
-    said = [finish_all(processes) for processes in runs.values()]
-    contents = [file.read_bytes() for file in runs]
-    assert contents[0] == contents[1] == contents[2]
-    assert "4 processes, 4 devices" in said[2][0]
-    assert "wrote" in said[2][0]
-    for quiet in said[2][1:]:
-        assert "digits" not in quiet, "process 0 alone speaks"
-
-    # The shards that four wrote are read by two, which print and write one result.
+def test_two_and_four_processes_write_what_one_writes(words, tmp_path):
+    common = ["--dictionary", str(words), *UNTRAINED]
+    quick = ["--score", "bliss", "--score", "max_cosine"]
+    files = {number: tmp_path / f"{number}.npz" for number in (1, 4)}
+    runs = [
+        start_commands(file, number, ["embed", *common, "-o", str(file)])
+        for number, file in files.items()
+    ]
     out = tmp_path / "result.json"
-    scores = ["--score", "bliss", "--score", "max_cosine"]
-    arguments = ["evaluate", *UNTRAINED, "--dictionary", str(words), *scores, "--json", str(out)]
-    arguments += ["--cache", str(tmp_path / "cache")]
-    first, second = finish_all(start_commands(tmp_path / "evaluated", 2, arguments))
-    assert "max_cosine" in first
-    assert "max_cosine" not in second
-    rows = json.loads(out.read_text())["rows"]
+    arguments = ["evaluate", *common, *quick, "--cache", str(tmp_path / "cache")]
+    runs.append(start_commands(out, 2, [*arguments, "--json", str(out)]))
+    _, four, two = [finish_all(processes) for processes in runs]
+    assert files[1].read_bytes() == files[4].read_bytes()
+    assert "4 processes, 4 devices" in four[0]
+    assert "wrote" in four[0]
+    assert "max_cosine" in two[0]
+    for other in (*four[1:], *two[1:]):
+        assert "digits" not in other, "process 0 alone speaks"
+        assert "max_cosine" not in other
+
     alone = tmp_path / "alone.json"
-    arguments = ["--embeddings", str(tmp_path / "1.npz"), *scores, "--json", str(alone)]
-    assert CliRunner().invoke(main, ["evaluate", *arguments]).exit_code == 0
-    assert rows == json.loads(alone.read_text())["rows"]
+    arguments = ["evaluate", "--embeddings", str(files[1]), *quick, "--json", str(alone)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert json.loads(out.read_text())["rows"] == json.loads(alone.read_text())["rows"]
 
 
 @pytest.fixture(scope="module")
