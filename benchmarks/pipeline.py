@@ -46,7 +46,7 @@ class Sizes:
     runs: int
 
 
-QUICK, FULL = Sizes(arrays=128, files=96, runs=2), Sizes(arrays=1024, files=512, runs=5)
+QUICK, FULL = Sizes(arrays=64, files=64, runs=2), Sizes(arrays=1024, files=512, runs=5)
 
 
 def b32_model() -> Any:
@@ -224,7 +224,9 @@ def throughput(quick: bool) -> Table:
                     start = time.perf_counter()
                     function()
                     seconds[stage].append(time.perf_counter() - start)
+                    print(f"{what}, {stage}: {seconds[stage][-1]:.2f} s", file=sys.stderr)
                 took, waited = timed_embed(model, dataset)
+                print(f"{what}, {OURS}: {took:.2f} s, {waited:.2f} s waiting", file=sys.stderr)
                 seconds[OURS].append(took)
                 waits.append(waited / took)
                 if run == 0:  # compiles, and starts the peer's workers
