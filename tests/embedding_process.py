@@ -1,12 +1,13 @@
 """Processes that embed slow images, for tests that kill one or start several; see `start`.
 
 They are forked from a process that has imported everything and done nothing yet (multiprocessing's fork
-server), and compile into one folder: starting one costs a fraction of a new interpreter.
+server), and share one cache of compiled programs: starting one costs a fraction of a new interpreter.
 """
 
 import multiprocessing
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import NamedTuple
 BATCH, SHARDS = 8, 24
 IMAGES = BATCH * SHARDS - 3
 
+_compiled = tempfile.TemporaryDirectory()
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["bliss_jax.distributed", "bliss_jax.embed", "bliss_jax.cli", "transformers", "tokenizers"]
@@ -72,13 +74,12 @@ def _start(output: Path, of: int, index: int, port: int, job: tuple) -> Started:
             "JAX_PROCESS_ID": str(index),
         }
     said = Path(f"{output}.said-{index}")
-    compiled = output.parent / "compiled"
-    process = _context.Process(target=_run, args=(said, environment, compiled, of > 1, *job))
+    process = _context.Process(target=_run, args=(said, environment, _compiled.name, of > 1, *job))
     process.start()
     return Started(process, said)
 
 
-def _run(said: Path, environment: dict[str, str], compiled: Path, several: bool, function, *args):
+def _run(said: Path, environment: dict[str, str], compiled: str, several: bool, function, *args):
     """What a started process does."""
     os.environ.update(environment)
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -86,7 +87,7 @@ def _run(said: Path, environment: dict[str, str], compiled: Path, several: bool,
         os.dup2(file, standard)
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     function(several, *args)
 
