@@ -15,8 +15,8 @@ from pathlib import Path
 VARIABLE = "BLISS_JAX_COMPILATION_CACHE"
 OFF = "off"
 MIN_COMPILE_SECONDS = "0.1"
-"""What compiles faster is not kept. JAX's default is a second, which most programs of an evaluation take
-less than: there are many, and together they are half of its start."""
+"""What compiles faster is not kept. JAX's default is a second; on a machine with nothing else to do many
+programs of an evaluation take less than that. `benchmarks/pipeline.py` measures what the cache saves."""
 
 MAX_BYTES = str(1 << 30)
 """Least recently used programs are dropped beyond this."""
