@@ -1,14 +1,15 @@
 """The command `bliss-jax`: parse, call, print.
 
 Results go to standard output, progress and notes to standard error. Exit codes: 0 done, 1 the work could
-not be done (the message says what was expected), 2 the command line is wrong.
+not be done (the message says what was expected), 2 the command line is wrong. With --distributed, process 0
+alone prints and writes; JAX ends a process whose partner died by SIGABRT.
 """
 
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from bliss_jax.compilation_cache import use_compilation_cache
 from bliss_jax.defaults import DATASET, MODEL, defaults
 from bliss_jax.files import check_writable, replacing
 
@@ -31,7 +33,19 @@ _OF_THE_MODEL = (
     "dictionary",
     "exclude_labels",
 )
-_OF_THE_DATA = ("data_dir", "manual_dir", "batch_size", "skip_unreadable", "reference_quirks")
+_OF_THE_DATA = (
+    "data_dir",
+    "manual_dir",
+    "batch_size",
+    "skip_unreadable",
+    "reference_quirks",
+    "cache",
+    "distributed",
+)
+_ENVIRONMENT = (
+    "Compiled programs are kept in ~/.cache/bliss-jax/compiled ($XDG_CACHE_HOME): "
+    "BLISS_JAX_COMPILATION_CACHE names another folder, or is 'off'."
+)
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -52,6 +66,7 @@ def main() -> None:
     """Semantic anomaly detection with CLIP and bias-corrected similarity (BLISS)."""
     # transformers would advise to install PyTorch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    use_compilation_cache()
 
 
 def _model_and_data_options(command: Callable) -> Callable:
@@ -107,6 +122,28 @@ def _model_and_data_options(command: Callable) -> Callable:
             help="TinyImageNet without the class that the authors' scripts lose (9,950 test images).",
         ),
         click.option(
+            "--cache",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="Keep embeddings here as they are done: a run that was stopped goes on from them, and "
+            "the next run with the same images and model reads them.",
+        ),
+        click.option(
+            "--distributed",
+            is_flag=True,
+            help="One of several processes that share the work: under SLURM, Open MPI, Kubernetes, on "
+            "Cloud TPUs, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set. "
+            "See docs/many_machines.md.",
+        ),
+        click.option(
+            "--heartbeat",
+            type=click.IntRange(1),
+            default=30,
+            show_default=True,
+            metavar="SECONDS",
+            help="With --distributed: after so long a silence a process is taken for dead, and all end.",
+        ),
+        click.option(
             "--quiet",
             is_flag=True,
             help="No progress, no notes but on what is left out.",
@@ -119,7 +156,7 @@ def _model_and_data_options(command: Callable) -> Callable:
 
 @main.command(
     epilog="Example:  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 "
-    "--model openai/clip-vit-base-patch16"
+    f"--model openai/clip-vit-base-patch16\n\n{_ENVIRONMENT}"
 )
 @_model_and_data_options
 @click.option(
@@ -190,25 +227,29 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     scores = options["scores"] or SCORES
     if options["report"] is not None and "bliss" not in scores:
         raise click.UsageError("--report needs --score bliss")
-    for file in filter(None, (options["json_file"], options["csv_file"])):
-        check_writable(file)
+    outputs = [file for file in (options["json_file"], options["csv_file"]) if file is not None]
     images = None
     if options["embeddings"] is not None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:
             raise click.UsageError(f"--embeddings leaves nothing to do for {', '.join(given)}")
+        for file in outputs:
+            check_writable(file)
         embeddings = load_embeddings(options["embeddings"])
         dataset = options["dataset"] or _recorded_dataset(embeddings) or options["embeddings"].stem
         protocols = _protocols(options, dataset, embeddings.class_names)
     else:
-        train, test = _load_data(options)
-        dataset = train.name
-        protocols = _protocols(options, dataset, train.class_names)
-        splits = [split for protocol in protocols for split in protocol.splits]
-        normal = {c for split in splits for c in split.normal}
-        both = normal | {c for split in splits for c in split.anomalous}
-        test = test.subset(np.flatnonzero(np.isin(test.labels, sorted(both))))
-        embeddings = _embed(options, train, test, train_classes=normal)
+        with _processes(options, outputs) as first:
+            train, test = _jointly(options, lambda: _load_data(options))
+            dataset = train.name
+            protocols = _jointly(options, lambda: _protocols(options, dataset, train.class_names))
+            splits = [split for protocol in protocols for split in protocol.splits]
+            normal = {c for split in splits for c in split.normal}
+            both = normal | {c for split in splits for c in split.anomalous}
+            test = test.subset(np.flatnonzero(np.isin(test.labels, sorted(both))))
+            embeddings = _embed(options, train, test, train_classes=normal)
+        if not first:
+            return
         if len(test) == len(embeddings.test_labels):
             images = test.images
         elif options["report"] is not None:
@@ -250,7 +291,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
 
 @main.command(
     epilog="Example:  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 "
-    "-o cifar10.npz"
+    f"-o cifar10.npz\n\n{_ENVIRONMENT}"
 )
 @_model_and_data_options
 @click.option(
@@ -267,9 +308,12 @@ def embed(**options: Any) -> None:
 
     if options["output"].suffix != ".npz":
         raise click.UsageError(f"--output: expected a file ending in .npz, got {options['output']}")
-    check_writable(options["output"])
-    train, test = _load_data(options)
-    save_embeddings(_embed(options, train, test), options["output"])
+    with _processes(options, [options["output"]]) as first:
+        train, test = _jointly(options, lambda: _load_data(options))
+        embeddings = _embed(options, train, test)
+    if not first:
+        return
+    save_embeddings(embeddings, options["output"])
     if not options["quiet"]:
         notes.print(f"wrote {options['output']}")
 
@@ -303,6 +347,56 @@ def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
     )
     if json_file is not None:
         _write(json_file, results.to_json(evaluations, command=command))
+
+
+@contextmanager
+def _processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool]:
+    """The part of a command in which all processes take part; process 0 goes on alone afterwards.
+
+    Args:
+        options: `distributed` and `heartbeat`; `quiet` becomes true but in process 0.
+        outputs: What process 0 will write.
+
+    Yields:
+        Whether this is process 0.
+    """
+    if not options["distributed"]:
+        for file in outputs:
+            check_writable(file)
+        yield True
+        return
+    import jax
+
+    from bliss_jax import distributed
+
+    try:
+        distributed.initialize(options["heartbeat"])
+        first = jax.process_index() == 0
+        if first and not options["quiet"]:
+            kept = f"shards that are done stay in {options['cache']}" if options["cache"] else ""
+            notes.print(
+                f"{jax.process_count()} processes, {jax.device_count()} devices; if one process dies, all "
+                f"end within about {options['heartbeat']} s: {kept or 'without --cache nothing stays'}"
+            )
+        options["quiet"] = options["quiet"] or not first
+        with distributed.failing_together():
+            for file in outputs if first else ():
+                check_writable(file)
+        yield first
+        distributed.shutdown()
+    except distributed.LostProcessError as error:
+        click.ClickException(str(error)).show()
+        sys.stderr.flush()
+        os._exit(1)  # leaving in order would wait for the process that is gone
+
+
+def _jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
+    """function(); with --distributed in process 0 first, and if it fails in one it fails in all."""
+    if not options["distributed"]:
+        return function()
+    from bliss_jax.distributed import first_process_first
+
+    return first_process_first(function)
 
 
 def _tables() -> Console:
@@ -381,11 +475,15 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
     from bliss_jax.text import PROMPT, find_overlap, load_dictionary
 
     quiet = options["quiet"]
-    model = load_model(
-        options["model"] or MODEL, dtype=options["dtype"], revision=options["revision"]
-    )
     dictionary_name = options["dictionary"] or defaults(train.name).dictionary
-    dictionary = load_dictionary(dictionary_name)
+    dtype, revision = options["dtype"], options["revision"]
+    model, dictionary = _jointly(
+        options,
+        lambda: (
+            load_model(options["model"] or MODEL, dtype=dtype, revision=revision),
+            load_dictionary(dictionary_name),
+        ),
+    )
     overlap = find_overlap(dictionary, train.class_names)
     if not quiet:
         notes.print(
@@ -404,6 +502,7 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
         preprocess=options["preprocess"],
         batch_size=options["batch_size"],
         skip_unreadable=options["skip_unreadable"],
+        cache=options["cache"],
         track=_no_progress if quiet else _progress,
         **classes,
     )

@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
 # Tests never reach for a hub: what they load is what they wrote.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Nor do they read or write the user's cache of compiled programs.
+os.environ["BLISS_JAX_COMPILATION_CACHE"] = "off"
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jaxtyping
 import pytest

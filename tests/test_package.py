@@ -11,9 +11,9 @@ PACKAGE = Path(bliss_jax.__file__).parent
 
 # An import only ever points to a room that stands earlier in this list.
 ROOMS = [
-    "_checks", "files", "versions", "scores", "metrics", "text", "models", "datasets",
-    "embedding_set", "embed", "results", "bias", "evaluation", "split_aurocs", "study", "studies",
-    "report", "demo", "cli",
+    "_checks", "files", "versions", "distributed", "scores", "metrics", "text", "models", "datasets",
+    "embedding_set", "shards", "embed", "results", "bias", "evaluation", "split_aurocs", "study", "studies",
+    "report", "demo", "compilation_cache", "cli",
 ]  # fmt: skip
 
 

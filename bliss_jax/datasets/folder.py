@@ -13,6 +13,7 @@ like. Ignored are only names that begin with a dot and `LITTER`, which file brow
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,20 @@ class FileImages(LazyImages):
         """Decodes the file; an error names it relative to the folder."""
         name = self._names[position]
         return decode_image(self._root / name, name)
+
+    def identity(self) -> Iterator[bytes | memoryview]:
+        """Each file's name, size and time of modification; a file that is gone has its name alone."""
+        for name in self._names:
+            file = self._root / name
+            facts = (f.st_size, f.st_mtime_ns) if (f := _stat(file)) else ()
+            yield repr((name, *facts)).encode()
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
 
 
 def load_folder(folder: Path, split: str) -> ImageDataset:

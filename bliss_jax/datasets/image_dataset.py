@@ -8,6 +8,7 @@ Images are either in memory (an array uint8 [images, h, w, 3], a list) or read w
 at once.
 """
 
+import hashlib
 import operator
 from abc import abstractmethod
 from collections import Counter
@@ -17,6 +18,11 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
+
+from bliss_jax.datasets.decode import UnreadableImageError
+
+SAMPLED = 32
+"""Images that stand for all others where reading them all would cost too much."""
 
 
 @runtime_checkable
@@ -37,6 +43,17 @@ class LazyImages(Sequence[np.ndarray]):
     @abstractmethod
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
         """The image at a position in [0, len)."""
+
+    def identity(self) -> Iterator[bytes | memoryview]:
+        """What `content_sha256` takes for the content; here the pixels of `SAMPLED` images of all.
+
+        A subclass that can tell its content apart without decoding says so instead.
+        """
+        for position in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
+            try:
+                yield from image_bytes(self.read(int(position)))
+            except UnreadableImageError as error:
+                yield str(error).encode()
 
     def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The image at `index`; negative ones count from the end, slices are `ImageDataset.subset`'s."""
@@ -60,6 +77,11 @@ class SelectedImages(LazyImages):
         """The image at the position's position in the images selected from."""
         return self._images[int(self._positions[position])]
 
+    def identity(self) -> Iterator[bytes | memoryview]:
+        """What the images selected from are identified by, and the positions."""
+        yield from content_parts(self._images)
+        yield np.ascontiguousarray(self._positions, np.int64).tobytes()
+
 
 class ChainedImages(LazyImages):
     """The images of one source, then those of another."""
@@ -75,6 +97,40 @@ class ChainedImages(LazyImages):
         """The image at the position in whichever source holds it."""
         rest = position - len(self._first)
         return self._first[position] if rest < 0 else self._second[rest]
+
+    def identity(self) -> Iterator[bytes | memoryview]:
+        """What both sources are identified by."""
+        yield from content_parts(self._first)
+        yield from content_parts(self._second)
+
+
+def content_sha256(images: Images) -> str:
+    """SHA-256 of what the images are, without decoding them all.
+
+    It covers every pixel of images in memory; of a folder the files' names, sizes and times of
+    modification; of a prepared data set the order of its records and the pixels of `SAMPLED` of them, evenly
+    spaced (the archive it was made from was verified); and of any other images the pixels of as many.
+    """
+    digest = hashlib.sha256()
+    for part in content_parts(images):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def content_parts(images: Images) -> Iterator[bytes | memoryview]:
+    """The number of images, then what identifies them."""
+    yield f"{len(images)} images".encode()
+    if isinstance(images, LazyImages):
+        yield from images.identity()
+    else:
+        for image in images if isinstance(images, list | tuple) else [np.asarray(images)]:
+            yield from image_bytes(image)
+
+
+def image_bytes(image: np.ndarray) -> Iterator[bytes | memoryview]:
+    """Shape and pixels of an image, or of an array of them."""
+    yield str(image.shape).encode()
+    yield np.ascontiguousarray(image).data
 
 
 @dataclass(frozen=True, eq=False)

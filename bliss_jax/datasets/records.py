@@ -20,6 +20,7 @@ order, by the examples' feature `id`.
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class RecordImages(LazyImages):
         """Decodes one record's image."""
         content = self._records[int(self._order[position])]["image"]
         return decode_image(content, f"{self._name} {position}")
+
+    def identity(self) -> Iterator[bytes | memoryview]:
+        """The order of the records, and the pixels of a few."""
+        yield np.ascontiguousarray(self._order, np.int64).tobytes()
+        yield from super().identity()
 
 
 def load_prepared(

@@ -1,0 +1,333 @@
+"""From images to embeddings: `embed_images` beside the encoder alone, and beside the usual loop in PyTorch.
+
+    python -m benchmarks.pipeline [--quick] [--threads N] [--json FILE]
+
+The model is CLIP's B/32 in its real size with random weights: time does not depend on them. The images are
+made here: uint8 32 x 32 as CIFAR's are, and a folder of JPEGs of 500 x 375, gradients with noise. Stages:
+
+    encoder alone       one batch of preprocessed pixels, on the device, again and again
+    with the resize     one batch of uint8 images, on the device, again and again: resize and encoder
+    embed_images        all images from where they are to embeddings in memory
+    waiting             the share of that time in which the loop waited for a batch of images
+    usual loop          transformers' CLIPImageProcessor in the workers of a torch DataLoader, then
+                        CLIPModel, the same weights, images and batch, float32
+
+torch and transformers' torch models are imported for the last of them only; where they are absent the line
+says so. The start of `bliss-jax evaluate` is measured with an empty and with a filled compilation cache.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.measure import Table, in_fresh_process, machine, median, set_threads, spread
+
+BATCH = 32
+HEIGHT, WIDTH = 375, 500
+ALONE, OURS, PEER = "encoder alone", "embed_images", "usual loop in PyTorch"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images and runs."""
+
+    arrays: int
+    files: int
+    runs: int
+
+
+QUICK, FULL = Sizes(arrays=64, files=64, runs=2), Sizes(arrays=1024, files=512, runs=5)
+
+
+def b32_model() -> Any:
+    """CLIP B/32 with random weights; its tokenizer is that of the untrained model and is not used."""
+    from dataclasses import replace
+
+    from bliss_jax.models import load_model
+    from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
+    from bliss_jax.models.layers import VisionConfig
+    from bliss_jax.models.preprocess import Preprocessing
+    from bliss_jax.models.untrained import untrained_params
+
+    common = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    vision = VisionConfig(
+        hidden_size=768, intermediate_size=3072, num_attention_heads=12, image_size=224,
+        patch_size=32, **common,
+    )  # fmt: skip
+    text = CLIPTextConfig(
+        hidden_size=512, intermediate_size=2048, num_attention_heads=8, vocab_size=49408,
+        max_position_embeddings=77, eos_token_id=49407, **common,
+    )  # fmt: skip
+    config = CLIPConfig(vision=vision, text=text, projection_dim=512, dtype="float32")
+    return replace(
+        load_model("bliss-jax/untrained"),
+        name="B/32 with random weights",
+        config=config,
+        params=untrained_params(config),
+        preprocessing=Preprocessing(224),
+        weights_hash="random",
+    )
+
+
+def write_folder(folder: Path, number: int) -> None:
+    """JPEGs of quality 90, about 100 kB each: a gradient for each image, with noise."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    down, across = np.mgrid[0:1:HEIGHT * 1j, 0:1:WIDTH * 1j]  # fmt: skip
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+    for i in range(number):
+        a, b, c = rng.uniform(-1, 1, (3, 3))
+        smooth = 128 + 60 * (a * down[..., None] + b * across[..., None] + c)
+        pixels = np.clip(smooth + rng.normal(0, 12, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "ab"[i % 2] / f"{i:05d}.jpg", quality=90)
+
+
+def timed_embed(model: Any, dataset: Any) -> tuple[float, float]:
+    """Seconds of one `embed_images`, and those in which its loop waited for images."""
+    from bliss_jax import embed
+
+    waited = 0.0
+    ahead = embed._ahead
+
+    def measured(items: Iterator[Any], number: int) -> Iterator[Any]:
+        nonlocal waited
+        coming = ahead(items, number)
+        while True:
+            start = time.perf_counter()
+            item = next(coming, None)
+            waited += time.perf_counter() - start
+            if item is None:
+                return
+            yield item
+
+    embed._ahead = measured
+    try:
+        start = time.perf_counter()
+        embed.embed_images(model, dataset, batch_size=BATCH)
+        return time.perf_counter() - start, waited
+    finally:
+        embed._ahead = ahead
+
+
+class Processed:
+    """The images as transformers' processor makes them; what a DataLoader's workers do."""
+
+    def __init__(self, images: Any):
+        from transformers import CLIPImageProcessor
+
+        self.images, self.processor = images, CLIPImageProcessor()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.processor(self.images[position], return_tensors="pt")["pixel_values"][0]
+
+
+def torch_loop(model: Any, images: Any, workers: int) -> Callable[[], Any]:
+    """The usual loop over these images, with the weights of `model`; raises ImportError without torch."""
+    import numpy as np
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from bliss_jax.models.export import to_torch
+    from bliss_jax.models.weights import flatten
+
+    peer = CLIPModel(CLIPConfig())
+    tensors = dict(to_torch(n, np.asarray(t)) for n, t in flatten(model.params).items())
+    peer.load_state_dict({name: torch.tensor(np.array(t)) for name, t in tensors.items()})
+    peer.eval()
+    loader = torch.utils.data.DataLoader(
+        Processed(images),  # pyright: ignore[reportArgumentType]
+        batch_size=BATCH,
+        num_workers=workers,
+        persistent_workers=True,
+    )
+
+    def run() -> Any:
+        done = []
+        with torch.inference_mode():
+            for pixels in loader:
+                features = peer.vision_model(pixel_values=pixels).pooler_output
+                projected = peer.visual_projection(features)
+                done.append(projected / projected.norm(dim=-1, keepdim=True))
+        return torch.cat(done).numpy()
+
+    return run
+
+
+def stages(model: Any, dataset: Any, cpus: int) -> tuple[dict[str, Callable[[], Any]], str | None]:
+    """What is timed over as many batches as the data set has; and why there is no peer, if there is none."""
+    import jax
+    import numpy as np
+
+    from bliss_jax.models import encode_image
+    from bliss_jax.models.preprocess import apply_preprocessing
+
+    encode = jax.jit(encode_image, static_argnums=1)
+    batch = jax.device_put(np.stack([dataset.images[i] for i in range(BATCH)]))
+    pixels = jax.jit(apply_preprocessing, static_argnums=1)(batch, model.preprocessing)
+    steps = len(dataset) // BATCH
+
+    def alone() -> None:
+        jax.block_until_ready([encode(model.params, model.config, pixels) for _ in range(steps)])
+
+    def resized() -> None:
+        jax.block_until_ready([model.encode_images(batch) for _ in range(steps)])
+
+    found: dict[str, Callable[[], Any]] = {ALONE: alone, "with the resize": resized}
+    try:
+        found[PEER] = torch_loop(model, dataset.images, cpus)
+    except ImportError as error:
+        return found, str(error)
+    return found, None
+
+
+def throughput(quick: bool) -> Table:
+    """Both kinds of images, all stages in turn."""
+    import numpy as np
+
+    from bliss_jax.datasets import ImageDataset, load_dataset
+    from bliss_jax.embed import embed_images
+
+    sizes = QUICK if quick else FULL
+    model = b32_model()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    data: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "jpegs"
+        write_folder(folder, sizes.files)
+        noise = np.random.default_rng(0).integers(0, 256, (sizes.arrays, 32, 32, 3), dtype=np.uint8)
+        arrays = ImageDataset("noise", noise, np.zeros(len(noise), int), ("a", "b"), "made here")
+        files = load_dataset(folder)
+        for what, dataset in (("uint8 32 x 32 in memory", arrays), ("JPEG 500 x 375", files)):
+            timed, without = stages(model, dataset, cpus)
+            seconds: dict[str, list[float]] = {stage: [] for stage in (*timed, OURS)}
+            waits: list[float] = []
+            for run in range(sizes.runs + 1):
+                for stage, function in timed.items():
+                    start = time.perf_counter()
+                    function()
+                    seconds[stage].append(time.perf_counter() - start)
+                    print(f"{what}, {stage}: {seconds[stage][-1]:.2f} s", file=sys.stderr)
+                took, waited = timed_embed(model, dataset)
+                print(f"{what}, {OURS}: {took:.2f} s, {waited:.2f} s waiting", file=sys.stderr)
+                seconds[OURS].append(took)
+                waits.append(waited / took)
+                if run == 0:  # compiles, and starts the peer's workers
+                    seconds, waits = {stage: [] for stage in seconds}, []
+            for stage, times in seconds.items():
+                rates = [len(dataset) / t for t in times]
+                ratio = median(seconds[ALONE]) / median(times)
+                waiting = f"{100 * median(waits):.1f} %" if stage == OURS else ""
+                cells = (f"{median(rates):.1f}", spread(rates), f"{ratio:.2f}", waiting)
+                rows.append((what, stage, *cells))
+            data[what] = {"seconds": seconds, "images": len(dataset), "waiting": waits}
+            if without is not None:
+                notes.append(f"{what}: no peer, {without}")
+                continue
+            mine = embed_images(model, dataset, batch_size=BATCH).embeddings
+            lowest = float(np.min(np.sum(mine * timed[PEER](), axis=1)))
+            faster = median(seconds[PEER]) / median(seconds[OURS])
+            notes.append(
+                f"{what}: {OURS} is {faster:.2f} times as fast as the usual loop; smallest cosine between "
+                f"their embeddings {lowest:.5f}"
+            )
+        notes.append(decode_rate(files, min(len(files), 128), cpus))
+    notes.append(
+        f"batches of {BATCH}, medians of {sizes.runs} runs that took turns; ratio to the encoder alone"
+    )
+    headings = ("images", "stage", "images/s", "smallest to largest", "ratio", "waiting")
+    title = "From images to embeddings, CLIP B/32, float32"
+    return Table(title, headings, tuple(rows), tuple(notes), data)
+
+
+def decode_rate(dataset: Any, number: int, cpus: int) -> str:
+    """JPEGs decoded per second by one thread and by all."""
+
+    def rate(threads: int) -> float:
+        with ThreadPoolExecutor(threads) as pool:
+            start = time.perf_counter()
+            list(pool.map(dataset.images.read, range(number)))
+            return number / (time.perf_counter() - start)
+
+    rate(1)
+    return f"decoding alone: {rate(1):.0f} JPEGs/s on one core, {rate(cpus):.0f} on {cpus}"
+
+
+def startup(quick: bool) -> Table:
+    """`bliss-jax evaluate` in new processes, without a cache, filling one, and with it."""
+    runs = 1 if quick else 3
+    common = [sys.executable, "-m", "bliss_jax.cli", "evaluate", "--quiet", "--dataset", "digits"]
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        words = Path(temporary) / "words.txt"
+        words.write_text("\n".join(f"word {i}" for i in range(100)))
+        options = ["--model", "bliss-jax/untrained", "--dictionary", str(words)]
+        for what, command in {
+            "all scores": [*common, *options],
+            "BLISS alone": [*common, *options, "--score", "bliss"],
+            "--help": [*common, "--help"],
+        }.items():
+            for run in range(runs):
+                cache = str(Path(temporary) / f"cache {run} {what}")
+                for state, folder in (("off", "off"), ("empty", cache), ("filled", cache)):
+                    environment = os.environ | {"BLISS_JAX_COMPILATION_CACHE": folder}
+                    start = time.perf_counter()
+                    subprocess.run(  # noqa: S603
+                        command, env=environment, check=True, stdout=subprocess.DEVNULL
+                    )
+                    took = time.perf_counter() - start
+                    found.setdefault(f"{what}, {state}", []).append(took)
+    rows = []
+    for what in ("all scores", "BLISS alone", "--help"):
+        off, empty, filled = (found[f"{what}, {s}"] for s in ("off", "empty", "filled"))
+        ratio = median(off) / median(filled)
+        row = (what, *(f"{median(t):.1f}" for t in (off, empty, filled)), f"{ratio:.2f}")
+        rows.append(row)
+    headings = ("evaluate", "cache off, s", "cache empty, s", "cache filled, s", "off / filled")
+    notes = (
+        f"whole process, medians of {runs}; digits with the untrained model: little else than starting",
+    )
+    return Table("Start of the command line", headings, tuple(rows), notes, {"seconds": found})
+
+
+BENCHMARKS = {"pipeline": throughput, "startup": startup}
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer images and runs.")
+@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="May be repeated.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write numbers.")
+def main(quick: bool, only: tuple[str, ...], threads: int, json_file: Path | None) -> None:
+    """Measure the way from images to embeddings, and the start of the command line."""
+    set_threads(threads)
+    facts = in_fresh_process(machine)
+    click.echo("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    numbers: dict[str, Any] = {"machine": facts, "quick": quick, "benchmarks": {}}
+    for name in only or BENCHMARKS:
+        table = in_fresh_process(BENCHMARKS[name], quick)
+        click.echo(f"\n{table.markdown()}")
+        numbers["benchmarks"][name] = {"title": table.title, **table.data}
+    if json_file is not None:
+        json_file.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

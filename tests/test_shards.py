@@ -1,0 +1,272 @@
+"""Shards are whole or not there, never believed when damaged, and a run that is killed loses only the last.
+
+BLISS_JAX_KILLS sets how often the run is killed (default 4).
+"""
+
+import dataclasses
+import errno
+import os
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+from embedding_process import (
+    BATCH,
+    SHARDS,
+    read_by,
+    rows_of,
+    shards_in,
+    start,
+    wait_for,
+)
+
+from bliss_jax.datasets import ImageDataset, UnreadableImageError
+from bliss_jax.datasets.image_dataset import LazyImages
+from bliss_jax.embed import embed_images, embed_texts
+from bliss_jax.models import load_model
+from bliss_jax.shards import Shard, ShardFolder, Span, decode_shard, encode_shard, spans
+
+KEY = {"model": {"weights_sha256": "00"}, "classes": ["a", "b"]}
+SPAN = Span(10, 14)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("bliss-jax/untrained")
+
+
+@pytest.fixture
+def shard():
+    embeddings = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    return Shard(embeddings, np.array([10, 11, 13], np.int32), ("12.png: nothing in it",))
+
+
+class NoisyImages(LazyImages):
+    """Remembers what was read; some cannot be."""
+
+    def __init__(self, number, damaged=()):
+        self.number, self.damaged, self.seen = number, damaged, []
+
+    def __len__(self):
+        return self.number
+
+    def read(self, position):
+        self.seen.append(position)
+        if position in self.damaged:
+            raise UnreadableImageError(f"image {position}", "damaged")
+        return np.random.default_rng(position).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+    def identity(self):
+        yield b"noise"
+
+
+def dataset(images, **changes) -> ImageDataset:
+    made = ImageDataset("some", images, np.arange(len(images)) % 3, ("a", "b", "c"), "made here")
+    return dataclasses.replace(made, **changes)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.embeddings, b.embeddings)
+    np.testing.assert_array_equal(a.rows, b.rows)
+    assert a.unreadable == b.unreadable
+
+
+def test_spans_cover_everything_once():
+    assert spans(10, 4) == ((0, 4), (4, 8), (8, 10))
+    assert spans(8, 4) == ((0, 4), (4, 8))
+
+
+def test_what_is_written_is_read(shard, tmp_path):
+    content = encode_shard(shard, SPAN, KEY)
+    same(decode_shard(content, SPAN, KEY), shard)
+    assert encode_shard(shard, SPAN, KEY) == content, "the same bytes every time"
+    folder = ShardFolder(tmp_path / "new", "some/model: x", KEY)
+    assert folder.read(SPAN) is None
+    folder.prepare()
+    folder.write(SPAN, shard)
+    same(folder.read(SPAN), shard)
+    assert folder.file(SPAN).name == "0000000010-0000000014.safetensors"
+    none = Shard(np.empty((0, 8), np.float32), np.empty(0, np.int32), ("a", "b", "c", "d"))
+    same(decode_shard(encode_shard(none, SPAN, KEY), SPAN, KEY), none)
+
+
+def test_any_flipped_bit_and_any_cut_is_found(shard):
+    content = encode_shard(shard, SPAN, KEY)
+    rng = np.random.default_rng(0)
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        with pytest.raises(ValueError, match=r"damaged|something else"):
+            decode_shard(bytes(damaged), SPAN, KEY)
+    for length in range(0, len(content), 7):
+        with pytest.raises(ValueError, match="damaged"):
+            decode_shard(content[:length], SPAN, KEY)
+
+
+def test_a_shard_of_something_else_is_refused(shard):
+    content = encode_shard(shard, SPAN, KEY)
+    for span, key in [(Span(10, 15), KEY), (SPAN, KEY | {"classes": ["a"]})]:
+        with pytest.raises(ValueError, match="made from something else"):
+            decode_shard(content, span, key)
+
+
+def test_a_damaged_file_is_named_with_the_way_out(model, tmp_path):
+    images = dataset(NoisyImages(40))
+    whole = embed_images(model, images, batch_size=8, cache=tmp_path)
+    damaged = shards_in(tmp_path)[2]
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 4
+    damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{damaged.name} cannot be used: .*Delete that file"):
+        embed_images(model, images, batch_size=8, cache=tmp_path)
+    damaged.unlink()
+    images.images.seen.clear()
+    same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+    assert sorted(images.images.seen) == list(rows_of(damaged)), "only that one is embedded anew"
+
+
+def test_nothing_is_embedded_twice_and_unreadable_images_stay_known(model, tmp_path):
+    images = dataset(NoisyImages(50, damaged=range(16, 33)))  # one shard has no image at all
+    uncached = embed_images(model, images, batch_size=8)
+    counts = []
+    first = embed_images(model, images, batch_size=8, cache=tmp_path, progress=counts.append)
+    same(first, uncached)
+    assert sum(counts) == 33
+    images.images.seen.clear()
+    counts.clear()
+    same(embed_images(model, images, batch_size=8, cache=tmp_path, progress=counts.append), first)
+    assert images.images.seen == []
+    assert counts == [33]
+    assert first.unreadable == tuple(
+        str(UnreadableImageError(f"image {i}", "damaged")) for i in range(16, 33)
+    )
+
+
+def test_whatever_decides_an_embedding_has_shards_of_its_own(model, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    changed = images.copy()
+    changed[7, 3, 3, 1] ^= 1
+    plain = {"model": model, "dataset": dataset(images), "batch_size": 8}
+    runs = [
+        {},
+        {"preprocess": "reference"},
+        {"batch_size": 16},
+        {"shard_size": 16},
+        {"model": load_model("bliss-jax/untrained", dtype="bfloat16")},
+        {"model": dataclasses.replace(model, weights_hash="another")},
+        {"dataset": dataset(changed)},
+        {"dataset": dataset(images, labels=np.zeros(24, int))},
+        {"dataset": dataset(images, class_names=("a", "b", "d"))},
+    ]
+    for number, run in enumerate(runs, 1):
+        embed_images(**(plain | run), cache=tmp_path)
+        assert len(list(tmp_path.iterdir())) == number, run
+    embed_images(**plain, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(runs)
+
+
+def test_texts_are_kept_as_well(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("bliss_jax.embed._TEXTS_AT_ONCE", 512)
+    texts = [f"text {i}" for i in range(1100)]
+    embedded = embed_texts(model, texts, cache=tmp_path)
+    np.testing.assert_array_equal(embedded, embed_texts(model, texts))
+    assert len(shards_in(tmp_path)) == 2
+    monkeypatch.setattr(type(model), "encode_texts", None)
+    np.testing.assert_array_equal(embedded, embed_texts(model, texts, cache=tmp_path))
+
+
+def test_a_full_disk_is_an_error_and_the_shards_before_it_stay(model, tmp_path):
+    """A limit on the size of files stands for the disk: the first shard fits, the second does not."""
+    images = dataset(NoisyImages(24, damaged=range(1, 8)))  # a shard with one image
+    whole = embed_images(model, images, batch_size=8)
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3500, most))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*shards written before are kept"):
+            embed_images(model, images, batch_size=8, cache=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(shards_in(tmp_path)) == 1
+    assert [file.name for file in tmp_path.glob("*/.*")] == []
+    images.images.seen.clear()
+    same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+    assert min(images.images.seen) == 8
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_path, monkeypatch):
+    images = dataset(NoisyImages(16))
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OSError, match="cannot write"):
+        embed_images(model, images, batch_size=8, cache=file)
+    assert images.images.seen == []
+    whole = embed_images(model, images, batch_size=8, cache=tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
+    same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+    shards_in(tmp_path)[0].unlink()
+    images.images.seen.clear()
+    with pytest.raises(ValueError, match="read-only"):
+        embed_images(model, images, batch_size=8, cache=tmp_path)
+    assert images.images.seen == []
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_when_it_is_old(shard, tmp_path):
+    folder = ShardFolder(tmp_path, "some", KEY)
+    folder.prepare()
+    old, young = (folder.folder / f".0-1.safetensors.{name}" for name in ("old", "young"))
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    folder.prepare()
+    assert list(folder.folder.iterdir()) == [young]
+
+
+def test_an_error_of_the_system_keeps_its_reason(shard, tmp_path, monkeypatch):
+    folder = ShardFolder(tmp_path, "some", KEY)
+    folder.prepare()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        folder.write(SPAN, shard)
+    assert list(folder.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+    reference, output = tmp_path / "whole.npz", tmp_path / "killed.npz"
+    # Two at once in one folder, not knowing of each other.
+    pair = [start(tmp_path / "one", reference), start(tmp_path / "one", tmp_path / "twin.npz")]
+    for started in pair:
+        code, said = started.finish()
+        assert code == 0, said
+    whole = reference.read_bytes()
+    assert (tmp_path / "twin.npz").read_bytes() == whole
+
+    folder, log = tmp_path / "shards", tmp_path / "killed.npz.read-0"
+    rng = np.random.default_rng(0)
+    kills = int(os.environ.get("BLISS_JAX_KILLS", "4"))
+    for number in range(kills):
+        kept = shards_in(folder)
+        log.unlink(missing_ok=True)
+        started = start(folder, output, delay=0.4 / BATCH)
+        # It dies at a random moment of its work, before its first shard or after some.
+        wanted = len(kept) + int(rng.integers(1 + SHARDS // (kills + 1)))
+        wait_for(lambda wanted=wanted: len(shards_in(folder)) >= wanted and log.exists())
+        time.sleep(rng.uniform(0, 0.2))
+        started.kill()
+        assert started.finish()[0] == -signal.SIGKILL, f"kill {number} came too late"
+        known = {row for shard in kept for row in rows_of(shard)}
+        assert not known & set(read_by(output)), "a shard that was there was embedded again"
+    assert not output.exists()
+    code, said = start(folder, output).finish()
+    assert code == 0, said
+    assert output.read_bytes() == whole
+    for kept, mine in zip(shards_in(tmp_path / "one"), shards_in(folder), strict=True):
+        assert kept.read_bytes() == mine.read_bytes()
