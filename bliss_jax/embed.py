@@ -35,7 +35,6 @@ from bliss_jax.datasets.image_dataset import content_sha256
 from bliss_jax.distributed import exchange, failing_together
 from bliss_jax.embedding_set import EmbeddingSet
 from bliss_jax.models import Model
-from bliss_jax.models.model import TEXT_BATCH
 from bliss_jax.models.preprocess import Preprocessing, resize_on_host
 from bliss_jax.shards import (
     Shard,
@@ -191,10 +190,6 @@ def embed_texts(
     """
     if not texts:
         raise ValueError("texts: expected at least one text, got none")
-    blocks = list(spans(len(texts), _TEXTS_AT_ONCE))
-    if len(blocks) > 1 and len(texts) - blocks[-1].start < TEXT_BATCH:
-        # A rest of less than a batch would be a shape of its own to compile; it joins its neighbour.
-        blocks[-2:] = [Span(blocks[-2].start, len(texts))]
     key = {"what": "texts", "model": _model_key(model), "truncate": truncate}
 
     def content() -> str:
@@ -207,8 +202,9 @@ def embed_texts(
             report(len(some))
             yield span, Shard(embedded, np.arange(*span, dtype=np.int32))
 
+    blocks = tuple(spans(len(texts), _TEXTS_AT_ONCE))
     return _in_shards(
-        tuple(blocks), f"texts-{model.name}", key, content, cache, embed, progress
+        blocks, f"texts-{model.name}", key, content, cache, embed, progress
     ).embeddings
 
 

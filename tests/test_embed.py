@@ -63,18 +63,17 @@ def test_a_ragged_last_batch_does_not_recompile(model):
     assert compiled() == before
 
 
-def test_a_short_rest_of_texts_does_not_recompile(model, monkeypatch):
-    """700 texts in steps of 512 leave less than a batch, which joins its neighbour."""
+def test_texts_in_several_blocks_are_those_of_one(model, monkeypatch):
     monkeypatch.setattr("bliss_jax.embed._TEXTS_AT_ONCE", 512)
-    texts = [f"text {i}" for i in range(1100)]
-    embed_texts(model, texts[:1024])
-    compiled = model_module._encode_text._cache_size
-    before = compiled()
+    texts = [f"text {i} {'and more ' * (i % 7)}" for i in range(1100)]
     counts = []
     embedded = embed_texts(model, texts, progress=counts.append)
+    assert counts == [512, 512, 76]
+    np.testing.assert_allclose(embedded, model.encode_texts(texts), atol=1e-6)
+    compiled = model_module._encode_text._cache_size
+    before = compiled()
+    embed_texts(model, texts)
     assert compiled() == before
-    assert counts == [512, 588]
-    np.testing.assert_allclose(embedded[-3:], model.encode_texts(texts[-3:]), atol=1e-6)
 
 
 def test_progress_counts_every_image_once(model):
