@@ -21,19 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
+from benchmarks.gpu.architectures import ARCHITECTURES
 from benchmarks.measure import Table, median, seconds, spread
 from bliss_jax.models import Model, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
-from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
+from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.export import save_checkpoint
-from bliss_jax.models.layers import Dtype, VisionConfig
+from bliss_jax.models.layers import Dtype
 from bliss_jax.models.preprocess import Preprocessing
 from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer
 from bliss_jax.models.untrained import untrained_params
 from bliss_jax.models.weights import as_params, check, read_tensors
 
-PATCH = {"B/32": 32, "B/16": 16}
 CONTEXT, START, END, VOCABULARY = 77, 49406, 49407, 49408
 PROMPT = (START, 589, 533, 320, 1125, 539, 320)
 """The ids that "This is a photo of a" begins with in OpenAI's vocabulary, start token included."""
@@ -62,11 +62,11 @@ def encoders(quick: bool) -> Table:
     for name, batch in jobs:
         with tempfile.TemporaryDirectory() as folder:
             images = np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32)
-            contenders = _image_contenders(_checkpoint(Path(folder), PATCH[name]), images, quick)
+            contenders = _image_contenders(_checkpoint(Path(folder), name), images, quick)
             _measure(f"images, {name}, batch {batch}", contenders, batch, rounds, rows, data)
     with tempfile.TemporaryDirectory() as folder:
         tokens = prompts(256)
-        contenders = _text_contenders(_checkpoint(Path(folder), 32), tokens, quick)
+        contenders = _text_contenders(_checkpoint(Path(folder), "B/32"), tokens, quick)
         _measure("texts of 77 tokens, batch 256", contenders, len(tokens), rounds, rows, data)
     return Table(
         "Encoders: random weights of the real architectures, taken in turn",
@@ -96,7 +96,7 @@ def prompts_benchmark(quick: bool) -> Table:
     times = 1 if quick else 3
     tokens = prompts(256 if quick else sum(PROMPT_LENGTHS.values()))
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = _checkpoint(Path(folder), 32)
+        checkpoint = _checkpoint(Path(folder), "B/32")
         model, torch_model = _model(checkpoint.directory, "float32", tokens), checkpoint.torch_model
     longest = int((tokens == END).argmax(axis=1).max()) + 1
     ways: dict[str, Callable[[], Any]] = {
@@ -169,34 +169,9 @@ class _Checkpoint:
     """transformers' `CLIPModel`, or None where there is no PyTorch."""
 
 
-def _checkpoint(directory: Path, patch: int) -> _Checkpoint:
-    """A CLIP of the size of ViT-B with random weights, in transformers' format."""
-    tower: dict[str, Any] = {
-        "num_hidden_layers": 12,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    }
-    wide: dict[str, Any] = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-    }
-    narrow: dict[str, Any] = {
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_attention_heads": 8,
-    }
-    config = CLIPConfig(
-        VisionConfig(**tower, **wide, image_size=224, patch_size=patch),
-        CLIPTextConfig(
-            **tower,
-            **narrow,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=CONTEXT,
-            eos_token_id=END,
-        ),
-        projection_dim=512,
-    )
+def _checkpoint(directory: Path, name: str) -> _Checkpoint:
+    """One of OpenAI's architectures with random weights, in transformers' format."""
+    config = replace(ARCHITECTURES[name].config, dtype="float32")
     save_checkpoint(directory, config, untrained_params(config), Preprocessing())
     if not _has("torch"):
         return _Checkpoint(directory, None)

@@ -1,6 +1,6 @@
 """From images to embeddings: `embed_images` beside the encoder alone, and beside the usual loop in PyTorch.
 
-    python -m benchmarks.pipeline [--quick] [--threads N] [--json FILE]
+    python -m benchmarks.run --only pipeline --only startup
 
 The model is CLIP's B/32 in its real size with random weights: time does not depend on them. The images are
 made here: uint8 32 x 32 as CIFAR's are, and a folder of JPEGs of 500 x 375, gradients with noise. Stages:
@@ -16,7 +16,6 @@ torch and transformers' torch models are imported for the last of them only; whe
 says so. The start of `bliss-jax evaluate` is measured with an empty and with a filled compilation cache.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -28,9 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
-from benchmarks.measure import Table, in_fresh_process, machine, median, set_threads, spread
+from benchmarks.measure import Table, median, spread
 
 BATCH = 32
 HEIGHT, WIDTH = 375, 500
@@ -53,22 +50,12 @@ def b32_model() -> Any:
     """CLIP B/32 with random weights; its tokenizer is that of the untrained model and is not used."""
     from dataclasses import replace
 
+    from benchmarks.gpu.architectures import ARCHITECTURES
     from bliss_jax.models import load_model
-    from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
-    from bliss_jax.models.layers import VisionConfig
     from bliss_jax.models.preprocess import Preprocessing
     from bliss_jax.models.untrained import untrained_params
 
-    common = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-    vision = VisionConfig(
-        hidden_size=768, intermediate_size=3072, num_attention_heads=12, image_size=224,
-        patch_size=32, **common,
-    )  # fmt: skip
-    text = CLIPTextConfig(
-        hidden_size=512, intermediate_size=2048, num_attention_heads=8, vocab_size=49408,
-        max_position_embeddings=77, eos_token_id=49407, **common,
-    )  # fmt: skip
-    config = CLIPConfig(vision=vision, text=text, projection_dim=512, dtype="float32")
+    config = replace(ARCHITECTURES["B/32"].config, dtype="float32")
     return replace(
         load_model("bliss-jax/untrained"),
         name="B/32 with random weights",
@@ -305,29 +292,3 @@ def startup(quick: bool) -> Table:
         f"whole process, medians of {runs}; digits with the untrained model: little else than starting",
     )
     return Table("Start of the command line", headings, tuple(rows), notes, {"seconds": found})
-
-
-BENCHMARKS = {"pipeline": throughput, "startup": startup}
-
-
-@click.command()
-@click.option("--quick", is_flag=True, help="Fewer images and runs.")
-@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="May be repeated.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write numbers.")
-def main(quick: bool, only: tuple[str, ...], threads: int, json_file: Path | None) -> None:
-    """Measure the way from images to embeddings, and the start of the command line."""
-    set_threads(threads)
-    facts = in_fresh_process(machine)
-    click.echo("\n".join(f"- {name}: {value}" for name, value in facts.items()))
-    numbers: dict[str, Any] = {"machine": facts, "quick": quick, "benchmarks": {}}
-    for name in only or BENCHMARKS:
-        table = in_fresh_process(BENCHMARKS[name], quick)
-        click.echo(f"\n{table.markdown()}")
-        numbers["benchmarks"][name] = {"title": table.title, **table.data}
-    if json_file is not None:
-        json_file.write_text(json.dumps(numbers, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

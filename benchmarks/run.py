@@ -19,6 +19,8 @@ from benchmarks.measure import Table, in_fresh_process, machine, set_threads
 BENCHMARKS = {
     "encoders": "benchmarks.encoders:encoders",
     "prompts": "benchmarks.encoders:prompts_benchmark",
+    "pipeline": "benchmarks.pipeline:throughput",
+    "startup": "benchmarks.pipeline:startup",
     "cifar10": "benchmarks.scores:cifar10",
     "ask": "benchmarks.scores:ask",
     "scale": "benchmarks.scale:scale",

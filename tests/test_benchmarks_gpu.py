@@ -1,5 +1,6 @@
 """The GPU benchmark counts, selects, quantises and replaces what it says; what it cannot run is blank."""
 
+import math
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bliss_jax.models import layers
+from bliss_jax.models import encode_image, layers
 from bliss_jax.models.untrained import untrained_config, untrained_params
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,24 @@ def test_the_flops_of_an_image_are_those_that_pytorch_counts(gpu, name):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         tower(pixel_values=pixels)
     assert architectures.vision_flops(config) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["B/32", "L/14"])
+def test_the_flops_that_are_computed_are_those_of_the_program_s_products(gpu, name):
+    """What `vision_flops` counts, less what the last layer leaves out."""
+    architectures = gpu("architectures")
+    config = architectures.ARCHITECTURES[name].config
+    params = jax.eval_shape(lambda: untrained_params(config))
+    size = config.vision.image_size
+    pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    program = jax.make_jaxpr(lambda params, pixels: encode_image(params, config, pixels))
+    products = 0
+    for equation in program(params, pixels).eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            left = equation.invars[0].aval.shape
+            products += equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+    assert architectures.computed_flops(config) == 2 * products
 
 
 def test_the_parts_of_the_roofline_add_up_to_the_encoder(gpu):

@@ -83,6 +83,18 @@ def vision_flops(config: CLIPConfig) -> int:
     return embedding + v.num_hidden_layers * layer + 2 * d * config.projection_dim
 
 
+def computed_flops(config: CLIPConfig) -> int:
+    """Those of `vision_flops` that the library computes: of the last layer, what the class token needs.
+
+    Keys and values of all L positions, 4 L d^2, and of one position the rest, 4 d^2 + 4 L d + 4 d f.
+    """
+    v = config.vision
+    length, d, f = v.num_patches + 1, v.hidden_size, v.intermediate_size
+    whole = 8 * length * d**2 + 4 * length**2 * d + 4 * length * d * f
+    last = 4 * length * d**2 + 4 * d**2 + 4 * length * d + 4 * d * f
+    return vision_flops(config) - whole + last
+
+
 def stored_in(params: Any, dtype: str) -> Any:
     """The parameters with every kernel stored in `dtype`, all others left in float32."""
 
