@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
-from benchmarks.gpu.architectures import ARCHITECTURES
-from benchmarks.measure import Table, median, seconds, spread
+from benchmarks.gpu.architectures import ARCHITECTURES, computed_flops
+from benchmarks.measure import Table, compiled, median, repeat, seconds, spread
 from bliss_jax.models import Model, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.clip import CLIPConfig
@@ -146,6 +146,37 @@ def prompts_benchmark(quick: bool) -> Table:
             f"medians of {times}; the first call compiles",
         ),
         {"seconds": taken, "first": first, "cosine": cosine},
+    )
+
+
+def batches(quick: bool) -> Table:
+    """Seconds against work: batches of images and of texts, from one on."""
+    rows, cases = [], []
+    sizes = {"B/32": (1, 4, 16, 64), "B/16": (1, 4, 16)}
+    if not quick:
+        sizes = {"B/32": (1, 2, 4, 8, 16, 32, 64, 128), "B/16": (1, 2, 4, 8, 16, 32)}
+    for name, numbers in sizes.items():
+        config = replace(ARCHITECTURES[name].config, dtype="float32")
+        params = untrained_params(config)
+        for number in numbers:
+            print(f"batches: {name}, {number}", file=sys.stderr)
+            shape = (number, config.vision.image_size, config.vision.image_size, 3)
+            images = jax.random.normal(jax.random.key(0), shape)
+            step, _ = compiled(partial(encode_image, config=config), params, pixels=images)
+            taken = repeat(lambda s=step, p=params, x=images: s(p, pixels=x), 3 if quick else 7)
+            operations = number * computed_flops(config)
+            cases.append({"encoder": name, "batch": number, "flops": operations, "seconds": taken})
+    for case in cases:
+        own = median(case["seconds"])
+        rate = f"{case['batch'] / own:.1f}", f"{case['flops'] / own / 1e9:.0f}"
+        sizes_of = (str(case["batch"]), f"{case['flops'] / 1e9:.1f}", f"{1e3 * own:.0f}")
+        rows.append((case["encoder"], *sizes_of, *rate))
+    return Table(
+        "Time of a batch of images, float32",
+        ("encoder", "batch", "GFLOP", "ms", "images/s", "GFLOP/s"),
+        tuple(rows),
+        ("GFLOP: those that the library computes, two a multiply-add, products alone",),
+        {"cases": cases},
     )
 
 

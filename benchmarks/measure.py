@@ -79,12 +79,12 @@ def repeat(function: Callable[[], Any], times: int) -> list[float]:
     return [seconds(function) for _ in range(times)]
 
 
-def compiled(function: Callable, *args: Any) -> tuple[Any, float]:
+def compiled(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]:
     """The function compiled for these arguments, and the seconds that tracing and compiling took."""
     import jax
 
     start = time.perf_counter()
-    executable = jax.jit(function).lower(*args).compile()
+    executable = jax.jit(function).lower(*args, **kwargs).compile()
     return executable, time.perf_counter() - start
 
 

@@ -1,10 +1,10 @@
-"""Draws time and memory of scoring against its work, from the numbers that `benchmarks.run --json` wrote.
+"""Draws cost against work, from the numbers that `benchmarks.run --json` wrote.
 
-    python -m benchmarks.run --only scale --json FILE
-    python -m benchmarks.plot FILE            # writes benchmarks/figures/scores.svg
+    python -m benchmarks.run --only scale --only batches --json FILE
+    python -m benchmarks.plot FILE            # writes benchmarks/figures/scores.svg and encoders.svg
 
-Work is counted in floating-point operations of the two products that BLISS needs, so that texts, classes and
-images share one axis.
+Work is counted in floating-point operations of the products that are needed: so texts, classes and images
+share one axis, and so do encoders and batches.
 """
 
 import json
@@ -16,7 +16,7 @@ import matplotlib as mpl
 
 from benchmarks.measure import median
 
-FIGURE = Path(__file__).parent / "figures" / "scores.svg"
+FIGURES = Path(__file__).parent / "figures"
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers differ as well.
 _SERIES = {
@@ -31,7 +31,32 @@ _MEMORY = {
 }
 
 
-def draw(cases: list[dict[str, Any]]):
+_ENCODERS = {"B/32": ("#0072B2", "o"), "B/16": ("#D55E00", "^")}
+
+
+def draw_encoders(cases: list[dict[str, Any]]):
+    """The figure of the cases of `batches`, as they stand in the JSON file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    time, rate = figure.subplots(1, 2)
+    for name, (colour, marker) in _ENCODERS.items():
+        own = [case for case in cases if case["encoder"] == name]
+        work = [case["flops"] / 1e9 for case in own]
+        taken = [median(case["seconds"]) for case in own]
+        style = {"color": colour, "marker": marker, "label": name}
+        time.plot(work, taken, **style)
+        rate.plot(work, [w / t for w, t in zip(work, taken, strict=True)], **style)
+    time.set(yscale="log", ylabel="seconds", title="Time of a batch")
+    rate.set(ylabel="GFLOP/s", title="Rate", ylim=(0, None))
+    for axes in (time, rate):
+        axes.set(xscale="log", xlabel="GFLOP of a batch of images")
+        axes.grid(which="major", alpha=0.3)
+        axes.legend(frameon=False)
+    return figure
+
+
+def draw_scores(cases: list[dict[str, Any]]):
     """The figure of the cases of `scale`, as they stand in the JSON file."""
     from matplotlib.figure import Figure
 
@@ -55,20 +80,28 @@ def draw(cases: list[dict[str, Any]]):
     return figure
 
 
+DRAWN = {"scale": ("scores.svg", draw_scores), "batches": ("encoders.svg", draw_encoders)}
+"""Benchmark: the figure's name, and what draws its cases."""
+
+
 @click.command()
 @click.argument("json_file", type=click.Path(exists=True, path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), default=FIGURE, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=FIGURES, show_default=True)
 def main(json_file: Path, output: Path) -> None:
-    """Draw the figure from the numbers in JSON_FILE."""
-    numbers = json.loads(json_file.read_text())
-    cases = numbers["benchmarks"].get("scale", {}).get("cases")
-    if not cases:
-        raise click.BadParameter("expected the numbers of `scale`", param_hint="JSON_FILE")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # The same bytes for the same numbers, and words that stay text.
-    with mpl.rc_context({"svg.hashsalt": "bliss_jax", "svg.fonttype": "none"}):
-        draw(cases).savefig(output, metadata={"Date": None})
-    click.echo(f"{output}: {len(cases)} cases")
+    """Draw the figures of the numbers in JSON_FILE into a folder."""
+    benchmarks = json.loads(json_file.read_text())["benchmarks"]
+    found = {name: benchmarks[name]["cases"] for name in DRAWN if name in benchmarks}
+    if not found:
+        raise click.BadParameter(
+            f"expected the numbers of {' or '.join(DRAWN)}", param_hint="JSON_FILE"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    for name, cases in found.items():
+        file, draw = DRAWN[name]
+        # The same bytes for the same numbers, and words that stay text.
+        with mpl.rc_context({"svg.hashsalt": "bliss_jax", "svg.fonttype": "none"}):
+            draw(cases).savefig(output / file, metadata={"Date": None})
+        click.echo(f"{output / file}: {len(cases)} cases")
 
 
 if __name__ == "__main__":
