@@ -43,7 +43,7 @@ class Sizes:
     runs: int
 
 
-QUICK, FULL = Sizes(arrays=64, files=64, runs=2), Sizes(arrays=1024, files=512, runs=5)
+QUICK, FULL = Sizes(arrays=64, files=64, runs=2), Sizes(arrays=256, files=256, runs=3)
 
 
 def b32_model() -> Any:
