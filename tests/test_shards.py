@@ -172,7 +172,7 @@ def test_texts_are_kept_as_well(model, tmp_path, monkeypatch):
     texts = [f"text {i}" for i in range(1100)]
     embedded = embed_texts(model, texts, cache=tmp_path)
     np.testing.assert_array_equal(embedded, embed_texts(model, texts))
-    assert len(shards_in(tmp_path)) == 2
+    assert len(shards_in(tmp_path)) == 3
     monkeypatch.setattr(type(model), "encode_texts", None)
     np.testing.assert_array_equal(embedded, embed_texts(model, texts, cache=tmp_path))
 
