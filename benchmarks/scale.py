@@ -107,12 +107,12 @@ QUICK = (
 )
 FULL = (
     Case(1_860, 10),
-    Case(80_000, 10),
-    Case(1_000_000, 10, times=1),
+    Case(80_000, 10, times=1),
+    Case(1_000_000, 10, images=1_000, batch=1_000, times=1),
     Case(1_860, 100),
-    Case(80_000, 100, times=1),
+    Case(80_000, 100, images=1_000, batch=1_000, times=1),
     Case(1_860, 1_000),
-    Case(80_000, 1_000, images=1_000, batch=1_000, times=1),
+    Case(10_000, 1_000, images=1_000, batch=1_000, times=1),
     Case(1_860, 10, images=1_000_000, times=1),
     Case(1_860, 10, images=1_000_000, batch=50_000, times=1),
 )
