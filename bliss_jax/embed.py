@@ -144,7 +144,7 @@ def embed_images(
     key = {
         "what": "images",
         "model": _model_key(model),
-        "preprocessing": _preprocessing(model, preprocess).describe(),
+        "preprocessing": model.preprocessing_with(preprocess).describe(),
         "dataset": {
             "name": dataset.name,
             "source": dataset.source,
@@ -311,7 +311,7 @@ def embed_dataset(
                 "weights_sha256": model.weights_hash,
                 "dtype": model.dtype,
             },
-            "preprocessing": _preprocessing(model, preprocess).describe(),
+            "preprocessing": model.preprocessing_with(preprocess).describe(),
             "prompt": prompt,
             "dictionary": {
                 "name": dictionary_name,
@@ -568,10 +568,6 @@ def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:
     """uint8 [batch_size, h, w, 3], with zeros after the images."""
     missing = batch_size - len(images)
     return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
-
-
-def _preprocessing(model: Model, stats: str | None) -> Preprocessing:
-    return model.preprocessing if stats is None else model.preprocessing.with_stats(stats)
 
 
 def _model_key(model: Model) -> dict[str, Any]:

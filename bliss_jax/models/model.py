@@ -152,7 +152,7 @@ class Model:
         Raises:
             ValueError: `images` is not uint8 of these shapes, or `preprocess` is unknown.
         """
-        pixels = self._pixels(images, self._preprocessing(preprocess))
+        pixels = self._pixels(images, self.preprocessing_with(preprocess))
         return _encode_image(self.params, self.config, pixels)
 
     def encode_texts(
@@ -193,7 +193,12 @@ class Model:
         """Token ids padded to the context; see `bliss_jax.models.tokenize`."""
         return self.tokenizer(texts, truncate=truncate)
 
-    def _preprocessing(self, stats: str | None) -> Preprocessing:
+    def preprocessing_with(self, stats: str | None) -> Preprocessing:
+        """The checkpoint's preprocessing, with the statistics named `stats` unless that is None.
+
+        Raises:
+            ValueError: `stats` is unknown.
+        """
         return self.preprocessing if stats is None else self.preprocessing.with_stats(stats)
 
     def _pixels(

@@ -29,7 +29,7 @@ from bliss_jax.scores.text_moments import (
     chosen_texts,
     dictionary_pooling,
     fold_class_blocks,
-    pooling_weights,
+    pooled_covariance,
     shrinkage_is_on,
     shrinkage_share,
     standard_deviation,
@@ -257,9 +257,7 @@ def label_moments(
     product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
     variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
     if shrinkage_is_on(shrinkage):
-        weights = pooling_weights(moments.count, mask, moments.mean.dtype)
-        cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
-        product = jnp.matmul(labels, cov, precision=_HIGHEST)
+        product = jnp.matmul(labels, pooled_covariance(moments, mask), precision=_HIGHEST)
         pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
         variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
             pooled - variance

@@ -54,16 +54,20 @@ def text_moments(
     mean = jnp.matmul(texts, class_mean.T, precision=_HIGHEST)
 
     # One class at a time: the product of all texts with one covariance is as large as the texts.
-    def class_variance(cov):
-        return jnp.sum(jnp.matmul(texts, cov, precision=_HIGHEST) * texts, axis=1)
-
     if classes is None:
-        variance = lax.map(class_variance, moments.cov)
+        variance = lax.map(lambda cov: _quadratic_form(texts, cov), moments.cov)
     else:
         # By their numbers: a slice of the covariances would be a copy, larger than all else here.
         numbers = classes[0] + jnp.arange(classes[1], dtype=jnp.int32)
-        variance = lax.map(lambda c: class_variance(moments.cov[c]), numbers)
+        variance = lax.map(lambda c: _quadratic_form(texts, moments.cov[c]), numbers)
     return mean, jnp.maximum(variance.T, 0)
+
+
+def _quadratic_form(
+    texts: Float[jax.Array, "texts dim"], cov: Float[jax.Array, "dim dim"]
+) -> Float[jax.Array, " texts"]:
+    """t^T C t of each text."""
+    return jnp.sum(jnp.matmul(texts, cov, precision=_HIGHEST) * texts, axis=1)
 
 
 def standard_deviation(variance: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
@@ -78,6 +82,14 @@ def pooling_weights(
     """Share of each normal class in the images of all normal classes."""
     normal = jnp.where(mask, count, 0).astype(dtype)
     return normal / jnp.maximum(normal.sum(), 1)
+
+
+def pooled_covariance(
+    moments: ClassMoments, mask: Bool[jax.Array, " classes"]
+) -> Float[jax.Array, "dim dim"]:
+    """Sum n_c C_c / sum n_c over the normal classes: v_pooled(t) = t^T C t."""
+    weights = pooling_weights(moments.count, mask, moments.cov.dtype)
+    return jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
 
 
 def shrinkage_share(
@@ -98,8 +110,16 @@ def pooled_dictionary_variance(
     weights = pooling_weights(count, mask, variance.dtype)
     images = jnp.sum(jnp.where(mask, count, 0)).astype(variance.dtype)
     pooled = jnp.matmul(variance, weights, precision=_HIGHEST)
-    prior = PRIOR_IMAGES * jnp.dot(dictionary_mean, weights)
-    return (images * pooled + prior) / (images + PRIOR_IMAGES)
+    return _toward_prior(pooled, jnp.dot(dictionary_mean, weights), images)
+
+
+def _toward_prior(
+    pooled: Float[jax.Array, " texts"],
+    prior: Float[jax.Array, ""],
+    images: Float[jax.Array, ""],
+) -> Float[jax.Array, " texts"]:
+    """Pooled variances, drawn with the weight of `PRIOR_IMAGES` toward their mean over the dictionary."""
+    return (images * pooled + PRIOR_IMAGES * prior) / (images + PRIOR_IMAGES)
 
 
 def shrinkage_is_on(shrinkage: float | Array) -> bool:
@@ -121,9 +141,8 @@ class Pooling(NamedTuple):
 
     def variance(self, texts: Float[jax.Array, "texts dim"]) -> Float[jax.Array, " texts"]:
         """v_pooled of each text, drawn toward its mean over the dictionary."""
-        product = jnp.matmul(texts, self.cov, precision=_HIGHEST)
-        pooled = jnp.maximum(jnp.sum(product * texts, axis=1), 0)
-        return (self.images * pooled + PRIOR_IMAGES * self.prior) / (self.images + PRIOR_IMAGES)
+        pooled = jnp.maximum(_quadratic_form(texts, self.cov), 0)
+        return _toward_prior(pooled, self.prior, self.images)
 
 
 def dictionary_pooling(
@@ -148,8 +167,7 @@ def dictionary_pooling(
     if dictionary_axis is not None:
         number = lax.psum(number + zero_like_inputs(texts), dictionary_axis)
         second_moment = lax.psum(second_moment, dictionary_axis)
-    weights = pooling_weights(moments.count, mask, dtype)
-    cov = jnp.einsum("c,cde->de", weights, moments.cov, precision=_HIGHEST)
+    cov = pooled_covariance(moments, mask)
     return Pooling(
         shrinkage_share(moments.count, shrinkage, dtype),
         cov,

@@ -8,12 +8,11 @@ the mean eigenvalue, makes S invertible where images are fewer than dimensions.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.text_moments import pooling_weights
+from bliss_jax.scores.text_moments import pooled_covariance
 
 
 def cholesky_within_classes(
@@ -22,8 +21,7 @@ def cholesky_within_classes(
     ridge: float | Float[Array, ""],
 ) -> Float[jax.Array, "dim dim"]:
     """The lower triangular L of S = L L^T; NaN where S is singular."""
-    shares = pooling_weights(moments.count, mask, moments.cov.dtype)
-    cov = jnp.einsum("c,cde->de", shares, moments.cov, precision=lax.Precision.HIGHEST)
+    cov = pooled_covariance(moments, mask)
     identity = jnp.eye(len(cov), dtype=cov.dtype)
     return jnp.linalg.cholesky(cov + ridge * (jnp.trace(cov) / len(cov)) * identity)
 
