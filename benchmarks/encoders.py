@@ -7,7 +7,6 @@ library's float32 ones first: a time of other embeddings counts for nothing.
 """
 
 import copy
-import os
 import sys
 import tempfile
 import time
@@ -23,17 +22,18 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from benchmarks.gpu.architectures import ARCHITECTURES, computed_flops
-from benchmarks.measure import Table, compiled, median, repeat, seconds, spread
+from benchmarks.gpu.measuring import agreement
+from benchmarks.measure import Table, compiled, cpus, median, repeat, seconds, spread
 from bliss_jax.models import Model, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
-from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.export import save_checkpoint
 from bliss_jax.models.layers import Dtype
+from bliss_jax.models.model import TEXT_BATCH, ModelConfig
 from bliss_jax.models.preprocess import Preprocessing
 from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer
 from bliss_jax.models.untrained import untrained_params
-from bliss_jax.models.weights import as_params, check, read_tensors
+from bliss_jax.models.weights import Params, load_params
 
 CONTEXT, START, END, VOCABULARY = 77, 49406, 49407, 49408
 PROMPT = (START, 589, 533, 320, 1125, 539, 320)
@@ -103,7 +103,7 @@ def prompts_benchmark(quick: bool) -> Table:
     ways: dict[str, Callable[[], Any]] = {
         "bliss_jax, `Model.encode_texts`": lambda: model.encode_texts(("a prompt",) * len(tokens)),
         "bliss_jax, cut and batched by length, no shared prefix": lambda: _in_batches(
-            model, tokens, 0
+            model, tokens
         ),
         f"bliss_jax, all cut to the longest, {longest} tokens": lambda: _whole(
             model, tokens[:, :longest]
@@ -126,7 +126,7 @@ def prompts_benchmark(quick: bool) -> Table:
         first[name] = time.perf_counter() - start
     reference = found["bliss_jax, the whole context, 77 tokens"]
     for name, embeddings in found.items():
-        cosine[name] = _lowest_cosine(embeddings, reference)
+        cosine[name] = agreement(embeddings, reference).cosine
         assert cosine[name] > MIN_COSINE["float32"], (name, cosine[name])
     for _ in range(times):
         for name, way in ways.items():
@@ -213,15 +213,14 @@ def _checkpoint(directory: Path, name: str) -> _Checkpoint:
     import torch
     from transformers import CLIPModel
 
-    torch.set_num_threads(len(_cpus()))
+    torch.set_num_threads(cpus())
     return _Checkpoint(directory, CLIPModel.from_pretrained(directory).eval())
 
 
-def _load(directory: Path, dtype: Dtype) -> tuple[dict, CLIPConfig]:
+def _load(directory: Path, dtype: Dtype) -> tuple[Params, ModelConfig]:
     config = read_config(directory, dtype)
-    tensors = read_tensors(directory)
-    check(tensors, config, directory)
-    return as_params(tensors, dtype), config  # pyright: ignore[reportReturnType]
+    params, _ = load_params(directory, config)
+    return params, config
 
 
 def _model(directory: Path, dtype: Dtype, tokens: Int32[np.ndarray, "texts 77"]) -> Model:
@@ -249,12 +248,13 @@ def _whole(model: Model, tokens: Int32[np.ndarray, "texts length"]) -> Float[np.
 
 
 def _in_batches(
-    model: Model, tokens: Int32[np.ndarray, "texts 77"], prefix: int
+    model: Model, tokens: Int32[np.ndarray, "texts 77"]
 ) -> Float[np.ndarray, "texts d"]:
+    """By length, each text whole: what `Model.encode_texts` does without the shared prefix."""
     lengths = model.config.used_lengths(tokens)
     assert shared_prefix(tokens, lengths) == len(PROMPT)
     found = np.empty((len(tokens), model.embedding_dim), np.float32)
-    for batch in text_batches(tokens, lengths, prefix, 256):
+    for batch in text_batches(tokens, lengths, 0, TEXT_BATCH):
         encoded = _text_step(model.params, model.config, jnp.asarray(batch.tokens))
         found[batch.rows] = np.asarray(encoded)[: len(batch.rows)]
     return found
@@ -434,7 +434,7 @@ def _measure(
     cosine = []
     for c in contenders:
         print(f"encoders: {task}: {c.name}, {c.dtype}", file=sys.stderr)
-        cosine.append(_lowest_cosine(c.encode(), reference))
+        cosine.append(agreement(c.encode(), reference).cosine)
         # The library's own promise; a peer in bfloat16 throughout rounds more, and is shown as it is.
         if c.name == "bliss_jax" or c.dtype == "float32":
             assert cosine[-1] > MIN_COSINE[c.dtype], (task, replace(c, encode=None), cosine[-1])
@@ -464,13 +464,6 @@ def _measure(
     ]
 
 
-def _lowest_cosine(found: Any, reference: np.ndarray) -> float:
-    found, reference = np.asarray(found, np.float64), reference.astype(np.float64)
-    dots = (found * reference).sum(axis=1)
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(reference, axis=1)
-    return float((dots / norms).min())
-
-
 def _absent() -> list[str]:
     """A sentence for each peer that is not there."""
     import transformers
@@ -485,8 +478,3 @@ def _has(module: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(module) is not None
-
-
-def _cpus() -> set[int]:
-    count = os.cpu_count() or 1
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(count))

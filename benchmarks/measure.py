@@ -137,15 +137,21 @@ def machine() -> dict[str, str]:
         for library in threadpool_info()
         if library["user_api"] == "blas"
     ]
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": f"{_processor()}, {cpus} CPUs in use of {os.cpu_count()}",
+        "processor": f"{_processor()}, {cpus()} CPUs in use of {os.cpu_count()}",
         "device": ", ".join(sorted({d.device_kind for d in jax.devices()})),
         "load, 1 minute": f"{os.getloadavg()[0]:.2f}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("bliss-jax", "jax", "jaxlib", "numpy", "scikit-learn")},
         "BLAS of NumPy": ", ".join(blas),
     }
+
+
+def cpus() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Table, median, spread
+from benchmarks.measure import Table, cpus, median, spread
 
 BATCH = 32
 HEIGHT, WIDTH = 375, 500
@@ -126,17 +126,11 @@ class Processed:
 
 def torch_loop(model: Any, images: Any, workers: int) -> Callable[[], Any]:
     """The usual loop over these images, with the weights of `model`; raises ImportError without torch."""
-    import numpy as np
     import torch
-    from transformers import CLIPConfig, CLIPModel
 
-    from bliss_jax.models.export import to_torch
-    from bliss_jax.models.weights import flatten
+    from benchmarks.gpu.peers import torch_tower
 
-    peer = CLIPModel(CLIPConfig())
-    tensors = dict(to_torch(n, np.asarray(t)) for n, t in flatten(model.params).items())
-    peer.load_state_dict({name: torch.tensor(np.array(t)) for name, t in tensors.items()})
-    peer.eval()
+    peer = torch_tower(model.config, model.params, "cpu")
     loader = torch.utils.data.DataLoader(
         Processed(images),  # pyright: ignore[reportArgumentType]
         batch_size=BATCH,
@@ -148,15 +142,16 @@ def torch_loop(model: Any, images: Any, workers: int) -> Callable[[], Any]:
         done = []
         with torch.inference_mode():
             for pixels in loader:
-                features = peer.vision_model(pixel_values=pixels).pooler_output
-                projected = peer.visual_projection(features)
+                projected = peer(pixel_values=pixels).image_embeds
                 done.append(projected / projected.norm(dim=-1, keepdim=True))
         return torch.cat(done).numpy()
 
     return run
 
 
-def stages(model: Any, dataset: Any, cpus: int) -> tuple[dict[str, Callable[[], Any]], str | None]:
+def stages(
+    model: Any, dataset: Any, workers: int
+) -> tuple[dict[str, Callable[[], Any]], str | None]:
     """What is timed over as many batches as the data set has; and why there is no peer, if there is none."""
     import jax
     import numpy as np
@@ -177,7 +172,7 @@ def stages(model: Any, dataset: Any, cpus: int) -> tuple[dict[str, Callable[[], 
 
     found: dict[str, Callable[[], Any]] = {ALONE: alone, "with the resize": resized}
     try:
-        found[PEER] = torch_loop(model, dataset.images, cpus)
+        found[PEER] = torch_loop(model, dataset.images, workers)
     except ImportError as error:
         return found, str(error)
     return found, None
@@ -192,7 +187,7 @@ def throughput(quick: bool) -> Table:
 
     sizes = QUICK if quick else FULL
     model = b32_model()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpus()
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
     data: dict[str, Any] = {}
@@ -203,7 +198,7 @@ def throughput(quick: bool) -> Table:
         arrays = ImageDataset("noise", noise, np.zeros(len(noise), int), ("a", "b"), "made here")
         files = load_dataset(folder)
         for what, dataset in (("uint8 32 x 32 in memory", arrays), ("JPEG 500 x 375", files)):
-            timed, without = stages(model, dataset, cpus)
+            timed, without = stages(model, dataset, cores)
             seconds: dict[str, list[float]] = {stage: [] for stage in (*timed, OURS)}
             waits: list[float] = []
             for run in range(sizes.runs + 1):
@@ -235,7 +230,7 @@ def throughput(quick: bool) -> Table:
                 f"{what}: {OURS} is {faster:.2f} times as fast as the usual loop; smallest cosine between "
                 f"their embeddings {lowest:.5f}"
             )
-        notes.append(decode_rate(files, min(len(files), 128), cpus))
+        notes.append(decode_rate(files, min(len(files), 128), cores))
     notes.append(
         f"batches of {BATCH}, medians of {sizes.runs} runs that took turns; ratio to the encoder alone"
     )
@@ -244,7 +239,7 @@ def throughput(quick: bool) -> Table:
     return Table(title, headings, tuple(rows), tuple(notes), data)
 
 
-def decode_rate(dataset: Any, number: int, cpus: int) -> str:
+def decode_rate(dataset: Any, number: int, cores: int) -> str:
     """JPEGs decoded per second by one thread and by all."""
 
     def rate(threads: int) -> float:
@@ -254,7 +249,7 @@ def decode_rate(dataset: Any, number: int, cpus: int) -> str:
             return number / (time.perf_counter() - start)
 
     rate(1)
-    return f"decoding alone: {rate(1):.0f} JPEGs/s on one core, {rate(cpus):.0f} on {cpus}"
+    return f"decoding alone: {rate(1):.0f} JPEGs/s on one core, {rate(cores):.0f} on {cores}"
 
 
 def startup(quick: bool) -> Table:

@@ -77,22 +77,24 @@ def vision_flops(config: CLIPConfig) -> int:
     Norms, softmax and activations are not counted: the usual "model FLOPs".
     """
     v = config.vision
-    patches, length, d = v.num_patches, v.num_patches + 1, v.hidden_size
-    layer = 8 * length * d**2 + 4 * length**2 * d + 4 * length * d * v.intermediate_size
-    embedding = 2 * patches * 3 * v.patch_size**2 * d
-    return embedding + v.num_hidden_layers * layer + 2 * d * config.projection_dim
+    embedding = 2 * v.num_patches * 3 * v.patch_size**2 * v.hidden_size
+    layers = v.num_hidden_layers * _layer_flops(v, v.num_patches + 1)
+    return embedding + layers + 2 * v.hidden_size * config.projection_dim
 
 
 def computed_flops(config: CLIPConfig) -> int:
-    """Those of `vision_flops` that the library computes: of the last layer, what the class token needs.
-
-    Keys and values of all L positions, 4 L d^2, and of one position the rest, 4 d^2 + 4 L d + 4 d f.
-    """
+    """Those of `vision_flops` that the library computes: of the last layer, what the class token needs."""
     v = config.vision
-    length, d, f = v.num_patches + 1, v.hidden_size, v.intermediate_size
-    whole = 8 * length * d**2 + 4 * length**2 * d + 4 * length * d * f
-    last = 4 * length * d**2 + 4 * d**2 + 4 * length * d + 4 * d * f
-    return vision_flops(config) - whole + last
+    return vision_flops(config) - _layer_flops(v, v.num_patches + 1) + _layer_flops(v, 1)
+
+
+def _layer_flops(vision: VisionConfig, queries: int) -> int:
+    """Of one layer that is asked for so many of its L positions: keys and values are those of all.
+
+    4 L d^2  +  q (4 d^2 + 4 L d + 4 d f)
+    """
+    length, d, f = vision.num_patches + 1, vision.hidden_size, vision.intermediate_size
+    return 4 * length * d**2 + queries * (4 * d**2 + 4 * length * d + 4 * d * f)
 
 
 def stored_in(params: Any, dtype: str) -> Any:
