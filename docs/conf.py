@@ -16,7 +16,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 
 project = "bliss_jax"
-copyright = "the authors of bliss_jax"  # noqa: A001
+copyright = "the authors of bliss_jax"
 version = release = installed_version("bliss-jax")
 
 extensions = [

@@ -1,0 +1,169 @@
+"""The figures of the documentation, from the model that ships with the library: no download.
+
+    python docs/figures/make.py
+
+NAME-light.svg and NAME-dark.svg beside this file, for the two colour schemes of the pages: the ground is
+transparent, and no two things are told apart by colour alone. What docs/method.md quotes is printed.
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import bliss_jax as bj
+from bliss_jax.datasets.glyphs import family_classes
+from bliss_jax.files import replacing
+from bliss_jax.report.drawing import BLUE, GREEN, ORANGE, SKY_BLUE, VERMILLION
+
+HERE = Path(__file__).parent
+PROMPT = "This is a photo of a {label}"
+SCHEMES = {
+    "light": {"ink": "#3b4252", "grid": "#dfe3e8", "colors": (BLUE, VERMILLION, GREEN)},
+    "dark": {"ink": "#c8ced8", "grid": "#3a3f47", "colors": (SKY_BLUE, ORANGE, "#4fd1a5")},
+}
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "bliss-jax",  # the same figure is the same file
+}
+
+
+class Glyphs(NamedTuple):
+    """Embeddings of the symbols and their names by `bliss-jax/tiny`."""
+
+    train: Float[np.ndarray, "train dim"]
+    train_labels: Int[np.ndarray, " train"]
+    test: Float[np.ndarray, "test dim"]
+    test_labels: Int[np.ndarray, " test"]
+    labels: Float[np.ndarray, "classes dim"]
+    dictionary: Float[np.ndarray, "texts dim"]
+    names: tuple[str, ...]
+
+    def moments(self) -> bj.ClassMoments:
+        """Of the training images of each symbol."""
+        return bj.fit_moments(self.train, self.train_labels, num_classes=len(self.names))
+
+
+def glyphs() -> Glyphs:
+    """Renders and embeds."""
+    model = bj.load_model("bliss-jax/tiny")
+    train, test = bj.load_dataset("glyphs", "train"), bj.load_dataset("glyphs", "test")
+    words = bj.load_dictionary("unicode-names")
+    return Glyphs(
+        train=bj.embed_images(model, train).embeddings,
+        train_labels=train.labels,
+        test=bj.embed_images(model, test).embeddings,
+        test_labels=test.labels,
+        labels=np.asarray(model.encode_texts(bj.fill_prompt(PROMPT, train.class_names))),
+        dictionary=np.asarray(
+            model.encode_texts(bj.fill_prompt(PROMPT, words, allow_repeats=True))
+        ),
+        names=train.class_names,
+    )
+
+
+def gap(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, " kinds"]:
+    """Cosines of texts with texts, of images with images, and of images with texts; their means."""
+    rng = np.random.default_rng(0)
+    images = g.test[rng.choice(len(g.test), 600, replace=False)]
+    texts = g.dictionary[rng.choice(len(g.dictionary), 600, replace=False)]
+    upper = np.triu_indices(600, 1)
+    kinds = {
+        "text and text": (texts @ texts.T)[upper],
+        "image and image": (images @ images.T)[upper],
+        "image and text": (images @ texts.T).ravel(),
+    }
+    for (name, cosines), color, style in zip(kinds.items(), colors, ("-", "--", ":"), strict=True):
+        height, edges = np.histogram(cosines, 60, (0, 1), density=True)
+        axes[0].stairs(height, edges, color=color, label=name, linestyle=style, linewidth=1.8)
+    axes[0].set(xlabel="cosine of two that have nothing to do with each other", ylabel="density")
+    return np.array([cosines.mean() for cosines in kinds.values()])
+
+
+def classes(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
+    """Test images of one symbol of each family: cosine to their own label, and internal score.
+
+    Returns the smallest and largest mean cosine of these symbols, and the mean deviation within them.
+    """
+    ids = np.array([family[0] for family in family_classes().values()])
+    internal = np.asarray(bj.internal_class_score(g.test, g.labels, g.moments()))
+    rows = [np.flatnonzero(g.test_labels == c) for c in ids]
+    cosines = [g.test[r] @ g.labels[c] for r, c in zip(rows, ids, strict=True)]
+    scores = [internal[r, c] for r, c in zip(rows, ids, strict=True)]
+    order = np.argsort([values.mean() for values in cosines])
+    for ax, groups in zip(axes, (cosines, scores), strict=True):
+        for place, group in enumerate(groups[i] for i in order):
+            ax.plot(group, np.full(len(group), place), "o", ms=3.5, color=colors[0], alpha=0.6)
+            ax.plot(group.mean(), place, "|", ms=12, mew=2.2, color=colors[1])
+        ax.set(yticks=range(len(ids)))
+    axes[0].set(xlabel="cosine to the own label")
+    axes[0].set_yticklabels([g.names[ids[i]] for i in order])
+    axes[1].set(xlabel="internal score")
+    axes[1].tick_params(labelleft=False)
+    means = [values.mean() for values in cosines]
+    return np.array([min(means), max(means), np.mean([values.std() for values in cosines])])
+
+
+def separation(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
+    """Test images under the best cosine and under BLISS, every third symbol an anomaly; their AUROCs."""
+    normal = np.arange(len(g.names)) % 3 != 0
+    anomaly = ~normal[g.test_labels]
+    bliss = jax.jit(bj.bliss_score, static_argnames="k")
+    scores = {
+        "largest cosine, negated": bj.max_cosine_score(g.test, g.labels, normal=normal),
+        "BLISS": bliss(g.test, g.labels, g.dictionary, g.moments(), k=1, normal=normal),
+    }
+    for ax, (name, values) in zip(axes, scores.items(), strict=True):
+        values = np.asarray(values)
+        edges = np.linspace(*np.quantile(values, [0.001, 0.999]), 41)
+        kinds = (("normal", ~anomaly, colors[0], "-"), ("anomalous", anomaly, colors[1], "--"))
+        for kind, rows, color, style in kinds:
+            height, _ = np.histogram(values[rows], edges, density=True)
+            ax.stairs(height, edges, color=color, label=kind, linestyle=style, linewidth=1.8)
+        ax.set(xlabel=name)
+    axes[0].set(ylabel="density")
+    return np.array([float(bj.auroc(values, anomaly)) for values in scores.values()])
+
+
+FIGURES = {gap: (1, 3.2), classes: (2, 5.0), separation: (2, 3.2)}
+"""Panels and height of each."""
+
+
+def main() -> None:
+    """Draws every figure in both schemes, and prints its numbers."""
+    g = glyphs()
+    for draw, (panels, height) in FIGURES.items():
+        for scheme, look in SCHEMES.items():
+            ink = dict.fromkeys(
+                ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
+                look["ink"],
+            )
+            with mpl.rc_context({**_STYLE, **ink, "grid.color": look["grid"]}):
+                figure = Figure(figsize=(6.4, height), layout="constrained")
+                axes = list(figure.subplots(1, panels, squeeze=False)[0])
+                numbers = draw(g, axes, look["colors"])
+                handles, labels = axes[0].get_legend_handles_labels()
+                if handles:
+                    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+                content = io.BytesIO()
+                figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+            with replacing(HERE / f"{draw.__name__}-{scheme}.svg") as file:
+                file.write(content.getvalue())
+        print(draw.__name__, np.round(numbers, 3))
+
+
+if __name__ == "__main__":
+    main()
