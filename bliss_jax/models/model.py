@@ -231,7 +231,7 @@ def load_model(
 
     Raises:
         ValueError: The name is unknown (near misses are listed), the checkpoint is incomplete,
-            corrupt, a pickle or of another architecture, or its sizes are not the registry's.
+            corrupt, a pickle or of another architecture, or its sizes or weights are not the registry's.
     """
     if dtype not in get_args(Dtype):
         raise ValueError(f"unknown dtype {dtype!r}, expected one of {list(get_args(Dtype))}")
@@ -239,7 +239,9 @@ def load_model(
     if name == UNTRAINED:
         return _untrained(dtype)
     if name == TINY:
-        return _load_directory(TINY, _TINY_DIRECTORY, dtype, None)
+        model = _load_directory(TINY, _TINY_DIRECTORY, dtype, None)
+        _check_entry(model, REGISTRY[TINY], f"{_TINY_DIRECTORY} is damaged: install bliss-jax anew")
+        return model
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a directory and has no revision, got {revision!r}")
@@ -247,7 +249,7 @@ def load_model(
     entry = REGISTRY.get(name)
     model = _load_repository(name, dtype, revision or (entry.revision if entry else None))
     if entry is not None:
-        _check_entry(model, entry)
+        _check_entry(model, entry, "not the checkpoint that is meant")
     return model
 
 
@@ -269,14 +271,21 @@ def _load_directory(name: str, directory: Path, dtype: Dtype, revision: str | No
     return Model(name, config, params, tokenizer, preprocessing, weights_hash, revision)
 
 
-def _check_entry(model: Model, entry: NamedCheckpoint) -> None:
+def _check_entry(model: Model, entry: NamedCheckpoint, otherwise: str) -> None:
     vision = model.config.vision
     found = (model.embedding_dim, vision.image_size, vision.patch_size)
     expected = (entry.embedding_dim, entry.image_size, entry.patch_size)
     if found != expected:
         raise ValueError(
             f"{model.name} at {model.revision} has (embedding, image, patch) sizes {found}, but the "
-            f"registry says {expected}: not the checkpoint that is meant"
+            f"registry says {expected}: {otherwise}"
+        )
+    # The hash is that of the entry's own revision; a caller may have asked for another.
+    known = entry.weights_sha256 if model.revision == entry.revision else None
+    if known not in (None, model.weights_hash):
+        raise ValueError(
+            f"the weights of {model.name} have the hash {model.weights_hash}, but the registry says "
+            f"{known}: {otherwise}"
         )
 
 

@@ -7,7 +7,7 @@ repositories some commits may hold weights for transformers only as a pickle, wh
 refuses with a message that says how to convert it.
 
 A checkpoint's own configuration files decide how it is run; `load_model` refuses a checkpoint whose
-sizes are not those of its entry here.
+sizes are not those of its entry here, or whose weights are not, where their hash is known.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ class NamedCheckpoint:
         embedding_dim: Length of an embedding.
         patch_size: Side of a patch in pixels.
         preprocessing: Image size, geometry, filter and statistics.
+        weights_sha256: `Model.weights_hash` at that revision; None where it is not known, and for the
+            untrained model, which is computed and not read.
     """
 
     repository: str
@@ -40,6 +42,7 @@ class NamedCheckpoint:
     embedding_dim: int
     patch_size: int
     preprocessing: Preprocessing
+    weights_sha256: str | None = None
 
     @property
     def image_size(self) -> int:
@@ -47,8 +50,16 @@ class NamedCheckpoint:
         return self.preprocessing.size
 
 
-def _clip(repository: str, revision: str | None, dim: int, patch: int, size: int = 224):
-    return NamedCheckpoint(repository, revision, "clip", dim, patch, Preprocessing(size))
+def _clip(
+    repository: str,
+    revision: str | None,
+    dim: int,
+    patch: int,
+    size: int = 224,
+    weights_sha256: str | None = None,
+):
+    preprocessing = Preprocessing(size)
+    return NamedCheckpoint(repository, revision, "clip", dim, patch, preprocessing, weights_sha256)
 
 
 def _siglip(repository: str, revision: str, size: int):
@@ -104,7 +115,14 @@ _TABLE = (
     _siglip("google/siglip2-base-patch16-384", "f775b65a79762255128c981547af89addcfe0f88", 384),
     _siglip("google/siglip2-base-patch16-512", "main", 512),
     # Shipped with this library: trained on the symbols of `glyphs` by experiments/train_tiny.py.
-    _clip(TINY, None, 64, 8, 32),
+    _clip(
+        TINY,
+        None,
+        64,
+        8,
+        32,
+        "7cddc934601e5bb602526d12ebf1fd178f16b6465207a41147b065d086bff2a8",
+    ),
     # Built into this library: random, knows nothing (see `untrained`).
     _clip(UNTRAINED, None, 64, 8, 32),
 )

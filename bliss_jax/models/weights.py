@@ -10,10 +10,14 @@ A checkpoint directory holds its tensors in one of three forms, looked for in th
 of PyTorch become those of Flax by one rule (`to_flax`). What a configuration expects and what the
 files hold must agree exactly: one error lists every tensor that is missing, unexpected, of another
 shape or not floating-point.
+
+In the hub's cache a weight file is a link to `blobs/SHA256`, named after its content: there, a file of
+other content is refused by name before it is read.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,11 +67,15 @@ def load_params(directory: Path, config: CLIPConfig | SiglipConfig) -> tuple[Par
 def read_tensors(directory: Path) -> Tensors:
     """All tensors of a checkpoint under their Flax names, as stored."""
     if (directory / FLAX_MSGPACK).is_file() and not has_safetensors(directory):
+        check_content(directory / FLAX_MSGPACK)
         named = read_msgpack(directory / FLAX_MSGPACK)
     else:
+        files = safetensors_files(directory)
+        for file in files:
+            check_content(file)
         named = (
             converted
-            for file in safetensors_files(directory)
+            for file in files
             for name, tensor in read_safetensors(file)
             for converted in to_flax(name, tensor)
         )
@@ -133,6 +141,26 @@ def shard_names(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not a valid safetensors index: {error}") from error
     return names
+
+
+def check_content(file: Path) -> None:
+    """Compares a file of the hub's cache with the SHA-256 it is named after.
+
+    Files elsewhere have no such name, and nothing is asked of them.
+
+    Raises:
+        ValueError: the content is another; says what to delete.
+    """
+    blob = file.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    if sha256 != blob.name:
+        raise ValueError(
+            f"{file} is damaged: its SHA-256 is {sha256}, but it was published with {blob.name}. Delete "
+            f"{blob} and load the model again, which fetches that file anew"
+        )
 
 
 def read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """The whole encoder: uint8 images and strings in, unit-norm embeddings out."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -287,3 +288,36 @@ def test_a_repository_is_loaded_from_the_cache_and_checked_against_the_registry(
     load_model(name, revision="v2")
     assert asked == [("somebody/else", None), (name, pinned), (name, pinned), (name, "v2")]
     assert name in model_names()
+
+
+def test_weights_are_compared_with_the_registry_at_its_own_revision(saved, monkeypatch):
+    name, commit = "openai/clip-vit-base-patch32", saved[0].name
+    monkeypatch.setattr(model, "fetch", lambda name, revision: saved[0])
+    loaded = load_model("somebody/else")
+
+    def register(weights_sha256, revision):
+        changes = {"embedding_dim": 24, "patch_size": 8, "preprocessing": loaded.preprocessing}
+        entry = dataclasses.replace(REGISTRY[name], **changes)
+        changes = {"weights_sha256": weights_sha256, "revision": revision}
+        monkeypatch.setitem(REGISTRY, name, dataclasses.replace(entry, **changes))
+
+    for known, revision in [(loaded.weights_hash, commit), (None, commit), ("00", "another")]:
+        register(known, revision)
+        load_model(name)
+    register("00", commit)
+    with pytest.raises(ValueError, match=f"hash {loaded.weights_hash}, but the registry says 00"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("position", [-1, -1_000_000])
+def test_a_flipped_byte_in_the_tiny_model_is_found_and_named(position, tmp_path, monkeypatch):
+    directory = tmp_path / "tiny"
+    shutil.copytree(model._TINY_DIRECTORY, directory)
+    monkeypatch.setattr(model, "_TINY_DIRECTORY", directory)
+    load_model("bliss-jax/tiny")
+    file = directory / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"bliss-jax/tiny have the hash .*{directory} is damaged"):
+        load_model("bliss-jax/tiny")

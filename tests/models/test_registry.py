@@ -56,3 +56,11 @@ def test_known_models(name, family, dim, image, patch, geometry):
 def test_near_misses(given, meant):
     assert meant in near_misses(given)
     assert near_misses("zzzzzz") == []
+
+
+def test_a_known_hash_belongs_to_a_revision_that_cannot_move():
+    known = {name: entry for name, entry in REGISTRY.items() if entry.weights_sha256 is not None}
+    assert TINY in known
+    for entry in known.values():
+        assert re.fullmatch(r"[0-9a-f]{64}", entry.weights_sha256)
+        assert entry.revision != "main"

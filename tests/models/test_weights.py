@@ -1,5 +1,6 @@
 """Checkpoints: every format gives the same parameters, and nothing that does not fit is loaded."""
 
+import hashlib
 import json
 import pickle
 
@@ -143,6 +144,77 @@ def test_damaged_files_are_named(saved, name, damage):
     (saved / name).write_bytes(damaged[damage])
     with pytest.raises(ValueError, match=f"{name} is truncated or corrupt"):
         load(saved)
+
+
+def in_the_hub_s_cache(directory, blobs):
+    """A checkpoint's weight files as in the hub's cache: links to files named after their content."""
+    blobs.mkdir()
+    links = [file for file in directory.iterdir() if file.suffix in (".safetensors", ".msgpack")]
+    for link in links:
+        blob = blobs / hashlib.sha256(link.read_bytes()).hexdigest()
+        link.rename(blob)
+        link.symlink_to(blob)
+    return sorted(links)
+
+
+def flip(file, position, bit=1):
+    content = bytearray(file.read_bytes())
+    content[position] ^= bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sharded", "flax"])
+def test_a_flipped_byte_in_the_hub_s_cache_is_found_and_named(kind, tmp_path):
+    snapshot = tmp_path / "snapshot"
+    tiny_clip_model().save_pretrained(
+        snapshot, max_shard_size="40KB" if kind == "sharded" else "1GB"
+    )
+    if kind == "flax":
+        tree = unflatten_dict(read_tensors(snapshot), sep="/")
+        (snapshot / "flax_model.msgpack").write_bytes(msgpack_serialize(tree))
+        (snapshot / "model.safetensors").unlink()
+    links = in_the_hub_s_cache(snapshot, tmp_path / "blobs")
+    params, digest = load(snapshot)
+    damaged = links[-1]
+    blob = damaged.resolve()
+    flip(blob, -1)  # in a number: the file stays readable, and all its sizes are right
+    with pytest.raises(ValueError, match="its SHA-256 is") as error:
+        load(snapshot)
+    assert str(error.value).startswith(f"{damaged} is damaged")
+    assert f"published with {blob.name}. Delete {blob} and load the model again" in str(error.value)
+    flip(blob, -1)
+    found, found_digest = load(snapshot)
+    assert_same(found, params)
+    assert found_digest == digest
+
+
+def test_every_flipped_byte_of_a_file_in_the_hub_s_cache_is_found(saved, tmp_path_factory):
+    links = in_the_hub_s_cache(saved, tmp_path_factory.mktemp("cache") / "blobs")
+    blob = links[0].resolve()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, blob.stat().st_size, 100).tolist():
+        bit = 1 << int(rng.integers(8))
+        flip(blob, position, bit)
+        with pytest.raises(ValueError, match="its SHA-256 is"):
+            read_tensors(saved)
+        flip(blob, position, bit)
+
+
+def test_what_is_deleted_as_told_counts_as_missing(saved, tmp_path_factory):
+    """So that it is fetched again."""
+    links = in_the_hub_s_cache(saved, tmp_path_factory.mktemp("cache") / "blobs")
+    assert has_weights(saved)
+    links[0].resolve().unlink()
+    assert not has_weights(saved)
+
+
+@pytest.mark.parametrize("place", ["blobs/model-of-mine", "elsewhere/" + "0" * 64])
+def test_a_link_to_a_file_of_another_name_is_loaded(saved, place, tmp_path_factory):
+    target = tmp_path_factory.mktemp("cache") / place
+    target.parent.mkdir()
+    (saved / "model.safetensors").rename(target)
+    (saved / "model.safetensors").symlink_to(target)
+    load(saved)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
