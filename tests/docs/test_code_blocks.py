@@ -51,6 +51,7 @@ def run_page():
         process.stdin.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_page_runs(run_page, page, tmp_path):
     run, texts = [], {}
@@ -125,17 +126,23 @@ def check_command(arguments: list[str]) -> None:
 
 
 def check_script(arguments: list[str]) -> None:
-    """The script or module exists, and its options stand in its source or in that of its folder."""
-    if arguments[0] == "-m":
+    """The script or module exists, and so do its options: in its source, or in what it says of itself."""
+    module = arguments[0] == "-m"
+    start = arguments[: 1 + module]
+    if module:
         spec = importlib.util.find_spec(arguments[1])
-        assert spec is not None, f"no module {arguments[1]}"
-        file, options = Path(spec.origin), arguments[2:]
+        assert spec is not None and spec.origin is not None, f"no module {arguments[1]}"
+        source = Path(spec.origin).read_text()
     else:
-        file, options = ROOT / arguments[0], arguments[1:]
-    source = "".join(path.read_text() for path in file.parent.glob("*.py"))
-    for option in options:
-        if option.startswith("--") and option != "--help":
-            assert f'"{option.split("=")[0]}"' in source, f"{file.name} has no {option}"
+        source = (ROOT / arguments[0]).read_text()
+    options = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
+    unseen = {option for option in options if f'"{option}"' not in source}
+    if unseen:
+        known = subprocess.run(  # noqa: S603
+            [sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        unseen = {option for option in unseen if not re.search(rf"{option}\b(?!-)", known)}
+    assert not unseen, f"{' '.join(start)} has no {unseen}"
 
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
