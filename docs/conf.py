@@ -5,6 +5,7 @@ no script from elsewhere. Formulas become MathML, which browsers draw themselves
 """
 
 import ast
+import html
 import inspect
 import re
 import textwrap
@@ -12,8 +13,10 @@ from importlib.metadata import version as installed_version
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 project = "bliss_jax"
 copyright = "the authors of bliss_jax"
@@ -112,15 +115,24 @@ def signature_as_written(
 
 def visit_inline_math(translator: Any, node: nodes.math) -> None:
     """$...$ as MathML."""
-    translator.body.append(tex2mathml(node.astext()))
+    translator.body.append(as_mathml(node.astext(), node))
     raise nodes.SkipNode
 
 
 def visit_block_math(translator: Any, node: nodes.math_block) -> None:
     """A formula on a line of its own as MathML."""
     source = re.sub(r"\\(begin|end)\{(align|equation)\*?\}", "", node.astext()).strip()
-    translator.body.append(f'<div class="math">{tex2mathml(source, as_block=True)}</div>\n')
+    translator.body.append(f'<div class="math">{as_mathml(source, node, as_block=True)}</div>\n')
     raise nodes.SkipNode
+
+
+def as_mathml(source: str, node: nodes.Element, **options: bool) -> str:
+    """MathML; what docutils does not know is a warning at the formula's place, and stays LaTeX."""
+    try:
+        return tex2mathml(source, **options)
+    except MathError as error:
+        logging.getLogger(__name__).warning("formula: %s", error, location=node)
+        return html.escape(source)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

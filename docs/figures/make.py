@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bliss_jax as bj
-from bliss_jax.datasets.glyphs import family_classes
 from bliss_jax.files import replacing
 from bliss_jax.report.drawing import BLUE, GREEN, ORANGE, SKY_BLUE, VERMILLION
 
@@ -51,6 +50,7 @@ class Glyphs(NamedTuple):
     labels: Float[np.ndarray, "classes dim"]
     dictionary: Float[np.ndarray, "texts dim"]
     names: tuple[str, ...]
+    words: tuple[str, ...]
 
     def moments(self) -> bj.ClassMoments:
         """Of the training images of each symbol."""
@@ -72,6 +72,7 @@ def glyphs() -> Glyphs:
             model.encode_texts(bj.fill_prompt(PROMPT, words, allow_repeats=True))
         ),
         names=train.class_names,
+        words=words,
     )
 
 
@@ -93,28 +94,40 @@ def gap(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarra
     return np.array([cosines.mean() for cosines in kinds.values()])
 
 
-def classes(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
-    """Test images of one symbol of each family: cosine to their own label, and internal score.
+def words(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
+    """Images of one symbol and twenty words: cosines, and the z-scores that the external score averages.
 
-    Returns the smallest and largest mean cosine of these symbols, and the mean deviation within them.
+    Every other training image is fitted on, the others are shown; the words are evenly spaced in the order
+    of their mean cosine. Returns, over all words, the smallest and largest mean cosine, the mean deviation
+    within a word, and of cosines and z-scores the variance between words as a share of all.
     """
-    ids = np.array([family[0] for family in family_classes().values()])
-    internal = np.asarray(bj.internal_class_score(g.test, g.labels, g.moments()))
-    rows = [np.flatnonzero(g.test_labels == c) for c in ids]
-    cosines = [g.test[r] @ g.labels[c] for r, c in zip(rows, ids, strict=True)]
-    scores = [internal[r, c] for r, c in zip(rows, ids, strict=True)]
-    order = np.argsort([values.mean() for values in cosines])
-    for ax, groups in zip(axes, (cosines, scores), strict=True):
-        for place, group in enumerate(groups[i] for i in order):
-            ax.plot(group, np.full(len(group), place), "o", ms=3.5, color=colors[0], alpha=0.6)
-            ax.plot(group.mean(), place, "|", ms=12, mew=2.2, color=colors[1])
-        ax.set(yticks=range(len(ids)))
-    axes[0].set(xlabel="cosine to the own label")
-    axes[0].set_yticklabels([g.names[ids[i]] for i in order])
-    axes[1].set(xlabel="internal score")
+    own = g.train[g.train_labels == 0]
+    fitted, shown = own[::2], own[1::2]
+    mean, cov = fitted.mean(axis=0), np.cov(fitted.T, ddof=0)
+    deviation = np.sqrt(np.einsum("td,de,te->t", g.dictionary, cov, g.dictionary))
+    cosines = shown @ g.dictionary.T
+    scores = (cosines - g.dictionary @ mean) / deviation
+    order = np.argsort(cosines.mean(axis=0))
+    chosen = order[np.linspace(0, len(order) - 1, 20).astype(int)]
+    for ax, values in zip(axes, (cosines, scores), strict=True):
+        for place, word in enumerate(chosen):
+            ax.plot(
+                values[:, word], np.full(len(shown), place), "o", ms=3.5, color=colors[0], alpha=0.6
+            )
+            ax.plot(values[:, word].mean(), place, "|", ms=12, mew=2.2, color=colors[1])
+        ax.set(yticks=range(len(chosen)))
+    axes[0].set(xlabel="cosine to the word")
+    axes[0].set_yticklabels([shortened(g.words[word]) for word in chosen])
+    axes[1].set(xlabel="the same, standardised")
     axes[1].tick_params(labelleft=False)
-    means = [values.mean() for values in cosines]
-    return np.array([min(means), max(means), np.mean([values.std() for values in cosines])])
+    means = cosines.mean(axis=0)
+    shares = [values.mean(axis=0).var() / values.var() for values in (cosines, scores)]
+    return np.array([means.min(), means.max(), cosines.std(axis=0).mean(), *shares])
+
+
+def shortened(word: str, length: int = 30) -> str:
+    """At most so many characters."""
+    return word if len(word) <= length else word[: length - 1] + "…"
 
 
 def separation(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
@@ -138,7 +151,7 @@ def separation(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np
     return np.array([float(bj.auroc(values, anomaly)) for values in scores.values()])
 
 
-FIGURES = {gap: (1, 3.2), classes: (2, 5.0), separation: (2, 3.2)}
+FIGURES = {gap: (1, 3.2), words: (2, 5.0), separation: (2, 3.2)}
 """Panels and height of each."""
 
 
