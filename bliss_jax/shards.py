@@ -4,9 +4,10 @@ A shard is what became of a contiguous range of images (or texts), one file of s
 
     FOLDER/NAME-KEY/START-STOP.safetensors      embeddings float32 [read, dim], rows int32 [read]
 
-Its header holds one JSON text: the key in full, the range, the names of what could not be read, and the
-SHA-256 of all of that and of both arrays. KEY are the first 16 digits of the key's SHA-256; the key is a
-mapping of all that decides the embeddings, so that other weights or other images never meet these files.
+Each is sealed (`sealed.py`): it describes itself by the key in full, the range and the names of what could
+not be read, and carries the SHA-256 of all of that and of both arrays. KEY are the first 16 digits of the
+key's SHA-256; the key is a mapping of all that decides the embeddings, so that other weights or other images
+never meet these files.
 
 A file is written beside its place and renamed into it: it is there whole or not at all, also when two
 processes write the same. A shard that was damaged later is refused by name, never repaired or skipped.
@@ -23,12 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from bliss_jax.files import check_writable, replacing
+from bliss_jax.sealed import seal, unseal
 
-FORMAT = "bliss_jax shard 1"
+FORMAT = "bliss_jax shard 2"
 _ABANDONED_SECONDS = 3600
 """Age at which a file that was being written is taken for one whose process was killed."""
 
@@ -58,11 +58,8 @@ def spans(total: int, size: int) -> tuple[Span, ...]:
 
 def encode_shard(shard: Shard, span: Span, key: Mapping[str, Any]) -> bytes:
     """A shard as the content of its file."""
-    description = {"format": FORMAT, "key": key, "span": span, "unreadable": shard.unreadable}
-    text = json.dumps(description, sort_keys=True)
-    # One entry: safetensors writes several in an order that changes from run to run.
-    header = json.dumps({"description": text, "sha256": _digest(text, shard)})
-    return save({"embeddings": shard.embeddings, "rows": shard.rows}, metadata={"shard": header})
+    arrays = {"embeddings": shard.embeddings, "rows": shard.rows}
+    return seal("shard", _description(shard.unreadable, span, key), arrays)
 
 
 def decode_shard(content: bytes, span: Span, key: Mapping[str, Any]) -> Shard:
@@ -71,23 +68,18 @@ def decode_shard(content: bytes, span: Span, key: Mapping[str, Any]) -> Shard:
     Raises:
         ValueError: the content is damaged, or of another span or key.
     """
-    try:
-        arrays = load(content)
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["shard"])
-        text = header["description"]
-        description = json.loads(text)
-        unreadable = tuple(description["unreadable"])
-        shard = Shard(arrays.pop("embeddings"), arrays.pop("rows"), unreadable)
-        intact = header["sha256"] == _digest(text, shard) and not arrays
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
-    if not intact:
-        raise ValueError("it is damaged: its SHA-256 is not the one it was written with")
-    expected = {"format": FORMAT, "key": key, "span": span, "unreadable": unreadable}
-    if text != json.dumps(expected, sort_keys=True):
+    description, arrays = unseal("shard", content)
+    unreadable = description.get("unreadable")
+    if arrays.keys() != {"embeddings", "rows"} or not isinstance(unreadable, list):
+        raise ValueError("it is damaged: it holds something else than a shard does")
+    if description != _description(tuple(unreadable), span, key):
         raise ValueError("it was made from something else than its name says")
-    return shard
+    return Shard(arrays["embeddings"], arrays["rows"], tuple(unreadable))
+
+
+def _description(unreadable: tuple[str, ...], span: Span, key: Mapping[str, Any]) -> dict[str, Any]:
+    # Lists, not tuples: as it comes back from JSON.
+    return {"format": FORMAT, "key": key, "span": list(span), "unreadable": list(unreadable)}
 
 
 def key_digest(key: Mapping[str, Any]) -> str:
@@ -188,12 +180,3 @@ def _cannot_keep(path: Path, error: Exception) -> OSError:
         f"cannot write {path}: {reason}. The shards written before are kept; the same command goes on "
         "from them"
     )
-
-
-def _digest(text: str, shard: Shard) -> str:
-    """SHA-256 of the description and of both arrays with their types and shapes."""
-    digest = hashlib.sha256(text.encode())
-    for array in (shard.embeddings, shard.rows):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

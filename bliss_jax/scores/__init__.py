@@ -11,6 +11,7 @@ from bliss_jax.scores.energy import energy_score as energy_score
 from bliss_jax.scores.entropy import entropy_score as entropy_score
 from bliss_jax.scores.explanation import BlissExplanation as BlissExplanation
 from bliss_jax.scores.explanation import explain_bliss as explain_bliss
+from bliss_jax.scores.explanation import explain_bliss_prepared as explain_bliss_prepared
 from bliss_jax.scores.knn import knn_score as knn_score
 from bliss_jax.scores.knn import knn_score_from_nearest as knn_score_from_nearest
 from bliss_jax.scores.knn import nearest_of_class as nearest_of_class

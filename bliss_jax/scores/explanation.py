@@ -19,6 +19,7 @@ from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.bliss import external_text_score, internal_class_score
 from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.prepared import PreparedBliss, prepared_parts
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
 from bliss_jax.scores.text_moments import chosen_texts, dictionary_pooling, fold_class_blocks
 from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
@@ -90,8 +91,7 @@ def explain_bliss(
         shrinkage=shrinkage,
         chunk_size=chunk_size,
     )
-    both = jnp.where(mask[None, :], internal + weight * external, jnp.inf)
-    nearest_class = jnp.argmin(both, axis=1).astype(jnp.int32)
+    both, nearest_class = _nearest_class(internal, external, weight, mask)
 
     x = _checks.embeddings_as_float("embeddings", embeddings)
     words = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
@@ -119,6 +119,59 @@ def explain_bliss(
         texts=texts,
         z_scores=z_scores,
     )
+
+
+def explain_bliss_prepared(
+    embeddings: Float[Array, "images dim"],
+    prepared: PreparedBliss,
+    k: int = 10,
+    weight: float | Float[Array, ""] = 0.5,
+    normal: Bool[Array, " classes"] | None = None,
+    *,
+    num_texts: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> BlissExplanation:
+    """`explain_bliss` from what `prepare_bliss` made; its score is that of `bliss_score_prepared`, exactly.
+
+    Args:
+        embeddings: Unit-norm image embeddings [images, dim].
+        prepared: From `prepare_bliss`, the whole dictionary on one device.
+        k: Texts per image, 1 <= k <= texts; static.
+        weight: lambda.
+        normal: As `bliss_score_prepared`.
+        num_texts: Nearest texts to name, 1 <= num_texts <= texts; by default the k of the score. Static.
+        chunk_size: Texts handled at once, see `external_text_score`; static.
+
+    Raises:
+        ValueError: as `bliss_score_prepared`, or `num_texts` out of range.
+    """
+    named = k if num_texts is None else num_texts
+    _checks.top_k_size(named, len(prepared.dictionary_embeddings), "texts in the dictionary")
+    parts = prepared_parts(
+        embeddings, prepared, k, weight, normal, places=max(k, named), chunk_size=chunk_size
+    )
+    both, nearest_class = _nearest_class(parts.internal, parts.external, weight, parts.normal)
+    cosines, texts = parts.cosines[:, :named], parts.texts[:, :named]
+    own = texts, nearest_class[:, None]
+    return BlissExplanation(
+        score=min_over_classes(both),
+        nearest_class=nearest_class,
+        internal=_of_class(parts.internal, nearest_class),
+        external=_of_class(parts.external, nearest_class),
+        texts=texts,
+        z_scores=(cosines - prepared.mean[own]) / prepared.deviation[own],
+    )
+
+
+def _nearest_class(
+    internal: Float[jax.Array, "images classes"],
+    external: Float[jax.Array, "images classes"],
+    weight: float | Float[Array, ""],
+    mask: Bool[jax.Array, " classes"],
+) -> tuple[Float[jax.Array, "images classes"], Int[jax.Array, " images"]]:
+    """The sum internal + lambda external of the normal classes, and the class for which it is smallest."""
+    both = jnp.where(mask[None, :], internal + weight * external, jnp.inf)
+    return both, jnp.argmin(both, axis=1).astype(jnp.int32)
 
 
 def _of_class(

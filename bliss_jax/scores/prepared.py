@@ -12,6 +12,7 @@ and cheap use is that of a linear solver's `init` and `compute`.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,49 @@ def bliss_score_prepared(
         ValueError: as `bliss_score`; a mask beside a table made with shrinkage; `nearest` of other images
             or of fewer than k places.
     """
+    parts = prepared_parts(
+        embeddings,
+        prepared,
+        k,
+        weight,
+        normal,
+        nearest=nearest,
+        dictionary_axis=dictionary_axis,
+        chunk_size=chunk_size,
+    )
+    return combine(parts.internal, parts.external, weight, parts.normal)
+
+
+class PreparedParts(NamedTuple):
+    """What the score of each image is the minimum of, and what it was computed from."""
+
+    internal: Float[jax.Array, "images classes"]
+    external: Float[jax.Array, "images classes"]
+    normal: Bool[jax.Array, " classes"]
+    """The normal classes in use."""
+    cosines: Float[jax.Array, "images places"]
+    """Of the nearest texts, falling."""
+    texts: Int[jax.Array, "images places"]
+    """Their positions in the dictionary."""
+
+
+def prepared_parts(
+    embeddings: Float[Array, "images dim"],
+    prepared: PreparedBliss,
+    k: int = 10,
+    weight: float | Float[Array, ""] = 0.5,
+    normal: Bool[Array, " classes"] | None = None,
+    *,
+    places: int | None = None,
+    nearest: tuple[Float[Array, "images places"], Int[Array, "images places"]] | None = None,
+    dictionary_axis: str | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> PreparedParts:
+    """internal(x, c) and external(x, c) of every class, NaN for a class of which no image was fitted.
+
+    Arguments and errors are those of `bliss_score_prepared`; `places` >= k texts per image are found, k by
+    default.
+    """
     _checks.scalar("weight", weight)
     if normal is not None and prepared.shrunk:
         raise ValueError(
@@ -207,7 +251,7 @@ def bliss_score_prepared(
         nearest = top_k_similar(
             x,
             texts,
-            k,
+            k if places is None else places,
             where=prepared.where,
             dictionary_axis=dictionary_axis,
             chunk_size=chunk_size,
@@ -218,8 +262,9 @@ def bliss_score_prepared(
             f"{list(nearest[1].shape)}"
         )
     _checks.top_k_size(k, nearest[0].shape[1], "the places of `nearest`")
-    cosines = unknown_where_missing(jnp.asarray(nearest[0])[:, :k])
-    row, inside = jnp.asarray(nearest[1])[:, :k], None
+    cosines = unknown_where_missing(jnp.asarray(nearest[0]))
+    positions = jnp.asarray(nearest[1])
+    row, inside = positions[:, :k], None
     if dictionary_axis is not None:
         row = row - lax.axis_index(dictionary_axis) * len(texts)
         inside = (row >= 0) & (row < len(texts))
@@ -227,12 +272,13 @@ def bliss_score_prepared(
 
     internal = -(similarity(x, labels) - prepared.label_mean[None, :])
     internal = internal / prepared.label_deviation[None, :]
-    total = sum_of_z_scores(cosines, row, inside, prepared.mean, prepared.deviation)
+    total = sum_of_z_scores(cosines[:, :k], row, inside, prepared.mean, prepared.deviation)
     if dictionary_axis is not None:
         total = lax.psum(total, dictionary_axis)
-    return combine(
-        nan_where_empty(internal, prepared.count),
-        nan_where_empty(total / k, prepared.count),
-        weight,
-        mask,
+    return PreparedParts(
+        internal=nan_where_empty(internal, prepared.count),
+        external=nan_where_empty(total / k, prepared.count),
+        normal=mask,
+        cosines=cosines,
+        texts=positions,
     )

@@ -9,10 +9,13 @@ from reference import random_embeddings
 
 from bliss_jax.scores import (
     bliss_score,
+    bliss_score_prepared,
     explain_bliss,
+    explain_bliss_prepared,
     external_text_score,
     fit_moments,
     internal_class_score,
+    prepare_bliss,
     top_k_similar,
 )
 
@@ -111,3 +114,23 @@ def test_refuses_what_the_score_refuses(problem):
         explain(problem, k=151)
     with pytest.raises(ValueError, match="at least one normal class"):
         explain(problem, normal=np.zeros(C, bool))
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 20.0])
+@pytest.mark.parametrize("named", [3, K, 12])
+def test_from_prepared_statistics_it_is_the_same(problem, shrinkage, named):
+    x, *texts = (problem[name] for name in ("x", "labels", "words", "moments"))
+    prepared = prepare_bliss(*texts, MASK, shrinkage)
+    why = explain_bliss_prepared(x, prepared, K, 0.7, num_texts=named)
+    np.testing.assert_array_equal(why.score, bliss_score_prepared(x, prepared, K, 0.7))
+    expected = explain(problem, shrinkage=shrinkage, num_texts=named)
+    np.testing.assert_array_equal(why.texts, expected.texts)
+    np.testing.assert_array_equal(why.nearest_class, expected.nearest_class)
+    for name in ("score", "internal", "external", "z_scores"):
+        np.testing.assert_allclose(getattr(why, name), getattr(expected, name), atol=1e-3)
+
+
+def test_prepared_statistics_refuse_too_many_words(problem):
+    x, *texts = (problem[name] for name in ("x", "labels", "words", "moments"))
+    with pytest.raises(ValueError, match=rf"k: expected an integer in 1\.\.{M}"):
+        explain_bliss_prepared(x, prepare_bliss(*texts), K, num_texts=M + 1)
