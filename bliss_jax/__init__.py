@@ -14,9 +14,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bliss_jax.conformal import benjamini_hochberg as benjamini_hochberg
+    from bliss_jax.conformal import conformal_p_values as conformal_p_values
+    from bliss_jax.conformal import conformal_threshold as conformal_threshold
+    from bliss_jax.conformal import images_needed as images_needed
     from bliss_jax.datasets import ImageDataset as ImageDataset
     from bliss_jax.datasets import load_dataset as load_dataset
     from bliss_jax.datasets import load_protocol as load_protocol
+    from bliss_jax.detector import Detector as Detector
+    from bliss_jax.detector import Explanation as Explanation
     from bliss_jax.embed import embed_dataset as embed_dataset
     from bliss_jax.embed import embed_images as embed_images
     from bliss_jax.embed import embed_texts as embed_texts
@@ -37,6 +43,9 @@ if TYPE_CHECKING:
     from bliss_jax.models.preprocess import Preprocessing as Preprocessing
     from bliss_jax.models.preprocess import preprocess as preprocess
     from bliss_jax.models.preprocess import resize_bicubic as resize_bicubic
+    from bliss_jax.outlier_detector import BlissOutlierDetector as BlissOutlierDetector
+    from bliss_jax.score_files import ScoredFile as ScoredFile
+    from bliss_jax.score_files import score_files as score_files
     from bliss_jax.scores import BlissExplanation as BlissExplanation
     from bliss_jax.scores import ClassMoments as ClassMoments
     from bliss_jax.scores import PreparedBliss as PreparedBliss
@@ -46,6 +55,7 @@ if TYPE_CHECKING:
     from bliss_jax.scores import energy_score as energy_score
     from bliss_jax.scores import entropy_score as entropy_score
     from bliss_jax.scores import explain_bliss as explain_bliss
+    from bliss_jax.scores import explain_bliss_prepared as explain_bliss_prepared
     from bliss_jax.scores import external_text_score as external_text_score
     from bliss_jax.scores import fit_moments as fit_moments
     from bliss_jax.scores import init_moments as init_moments
@@ -68,15 +78,19 @@ if TYPE_CHECKING:
     from bliss_jax.text import load_dictionary as load_dictionary
 
 _NAMES = {
+    "conformal": "benjamini_hochberg conformal_p_values conformal_threshold images_needed",
     "datasets": "ImageDataset load_dataset load_protocol",
+    "detector": "Detector Explanation",
     "embed": "embed_dataset embed_images embed_texts",
     "embedding_set": "EmbeddingSet load_embeddings save_embeddings",
     "evaluation": "Settings evaluate",
     "metrics": "aupr auroc auroc_interval bootstrap_interval fpr_at_tpr",
     "models": "Model encode_image encode_text load_model",
     "models.preprocess": "Preprocessing preprocess resize_bicubic",
+    "outlier_detector": "BlissOutlierDetector",
+    "score_files": "ScoredFile score_files",
     "scores": "BlissExplanation ClassMoments PreparedBliss bliss_score bliss_score_prepared "
-    "clip_ad_score energy_score entropy_score explain_bliss external_text_score "
+    "clip_ad_score energy_score entropy_score explain_bliss explain_bliss_prepared external_text_score "
     "fit_moments init_moments internal_class_score knn_score mahalanobis_score "
     "max_cosine_score max_logit_score mcm_score merge_moments msp_score neglabel_score "
     "pad_dictionary prepare_bliss psum_moments top_k_similar update_moments "

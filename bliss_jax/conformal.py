@@ -24,6 +24,7 @@ from fractions import Fraction
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
@@ -51,7 +52,8 @@ def conformal_p_values(
     s, calibration = _vector("scores", scores), _calibration(calibration_scores)
     m = len(calibration)
     at_least = m - jnp.searchsorted(jnp.sort(calibration), s.astype(calibration.dtype))
-    p = (1 + at_least).astype(jnp.float32) / jnp.float32(m + 1)
+    # From a table: a compiled division may be a product with the reciprocal, and miss alpha by a bit.
+    p = jnp.asarray((np.arange(1, m + 2) / (m + 1)).astype(np.float32))[at_least]
     return jnp.where(jnp.isnan(s), jnp.nan, p)
 
 

@@ -512,7 +512,7 @@ def _read_batches(
                 found.append(str(error))
         return found
 
-    pool = ThreadPoolExecutor(_readers())
+    pool = ThreadPoolExecutor(readers())
     few = _IMAGES_AT_ONCE
     reading = (
         (span, rows, pool.submit(read, rows))
@@ -526,7 +526,7 @@ def _read_batches(
         return _Batch(jax.device_put(stacked, sharding), [row for row, _ in readable])
 
     try:
-        ahead = deque(islice(reading, -(-batch_size // few) + _readers()))
+        ahead = deque(islice(reading, -(-batch_size // few) + readers()))
         readable: list[tuple[int, np.ndarray]] = []
         unreadable: list[str] = []
         while ahead:
@@ -549,7 +549,7 @@ def _read_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _readers() -> int:
+def readers() -> int:
     """Threads that read: one per CPU, at least four for the sake of slow disks."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(32, max(4, cpus or 1))

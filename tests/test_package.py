@@ -11,9 +11,11 @@ PACKAGE = Path(bliss_jax.__file__).parent
 
 # An import only ever points to a room that stands earlier in this list.
 ROOMS = [
-    "_checks", "files", "versions", "distributed", "scores", "metrics", "text", "models", "datasets",
-    "embedding_set", "shards", "embed", "results", "bias", "evaluation", "split_aurocs", "study", "studies",
-    "report", "demo", "compilation_cache", "cli",
+    "_checks", "files", "sealed", "versions", "distributed", "scores", "metrics", "conformal",
+    "outlier_detector", "text", "models", "datasets", "embedding_set", "shards", "embed",
+    "detector_state", "detector_file", "detector_inputs", "detector", "results", "bias", "evaluation",
+    "split_aurocs", "study", "studies", "score_files", "score_tables", "report", "demo",
+    "compilation_cache", "cli",
 ]  # fmt: skip
 
 

@@ -17,13 +17,26 @@ import numpy as np
 from bliss_jax.datasets.folder import SPLITS, load_folder
 from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
 
-_NAMES = ("cifar10", "cifar100", "cifar10+cifar100", "tiny-imagenet", "glyphs", "digits")
+_DESCRIPTIONS = {
+    "cifar10": "60,000 photographs of 32 x 32 pixels; downloaded",
+    "cifar100": "60,000 photographs of 32 x 32 pixels; downloaded",
+    "cifar10+cifar100": "CIFAR-10's training set, both test sets; downloaded",
+    "tiny-imagenet": "110,000 photographs of 64 x 64 pixels, the validation set for a test; downloaded",
+    "glyphs": "renders of symbols with their Unicode names; made from a seed",
+    "digits": "1,797 handwritten digits of 8 x 8 pixels; shipped with scikit-learn",
+}
+_NAMES = tuple(_DESCRIPTIONS)
 _LOST_CLASS = "African elephant"
 
 
 def dataset_names() -> tuple[str, ...]:
     """The names that `load_dataset` knows."""
     return _NAMES
+
+
+def describe_dataset(name: str) -> str:
+    """One line on a data set of `dataset_names()`."""
+    return _DESCRIPTIONS[name]
 
 
 def load_dataset(

@@ -178,13 +178,23 @@ def _named(name: str, dataset: str, num_classes: int) -> Protocol:
     return Protocol(name, name.rsplit("-", 1)[-1], dataset, splits)
 
 
-def _of_another_dataset(name: str, owners: tuple[str, ...], dataset: str) -> str:
-    own = [n for n, data in _NORMAL.items() if dataset in data]
+def protocols_of(dataset: str) -> tuple[str, ...]:
+    """The names of the protocols that a data set has: its own, then those that every data set has."""
+    own = [name for name, data in _NORMAL.items() if dataset in data]
     own += _PLUS_ANOMALOUS if dataset == _PLUS else []
     own += glyph_splits.NAMES if dataset == "glyphs" else []
+    return (*own, *_GENERATED)
+
+
+def classes_of(dataset: str) -> int:
+    """The number of classes of a named data set."""
+    return _CLASSES[dataset]
+
+
+def _of_another_dataset(name: str, owners: tuple[str, ...], dataset: str) -> str:
     return (
         f"protocol {name!r} has splits of {', '.join(owners)}, not of {dataset!r}, "
-        f"for which there are {', '.join((*own, *_GENERATED))}"
+        f"for which there are {', '.join(protocols_of(dataset))}"
     )
 
 

@@ -285,6 +285,36 @@ def histogram_figure(
 
 
 @styled
+def score_histogram_figure(
+    scores: Sequence[float] | np.ndarray,
+    calibration: np.ndarray | None = None,
+    threshold: float | None = None,
+) -> Figure:
+    """BLISS of images, beside that of the calibration images; each as shares of its own kind.
+
+    What lies beyond the middle 99 % of all scores is counted in the outermost bars.
+    """
+    score = np.asarray(scores, np.float64)
+    held_out = np.empty(0) if calibration is None else np.asarray(calibration, np.float64)
+    low, high = np.quantile(np.concatenate([score, held_out]), [0.005, 0.995])
+    bins = np.linspace(low, high if high > low else low + 1, 31)
+    figure, [axes] = new_figure(3.6)
+    for values, label, look in [
+        (held_out, "calibration images, normal", {"color": NORMAL, "alpha": 0.45}),
+        (score, "these images", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
+    ]:
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            axes.hist(np.clip(values, low, high), bins, weights=weights, label=label, **look)
+    if threshold is not None:
+        axes.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.2f}")
+    axes.set(xlabel="BLISS score", ylabel="share of its kind")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    legend_below(figure, axes, columns=2)
+    return figure
+
+
+@styled
 def split_aurocs_figure(
     rows: Mapping[str, Row], *, split_names: Sequence[str] | None = None
 ) -> Figure:

@@ -104,7 +104,7 @@ def gallery(
         Card(
             kind="anomaly" if is_anomaly[i] else "normal",
             position=int(rows[i]),
-            image=_png(np.asarray(images[int(rows[i])])),
+            image=thumbnail(np.asarray(images[int(rows[i])])),
             true_class=names[embeddings.test_labels[rows[i]]],
             nearest_class=names[int(explanation.nearest_class[i])],
             score=float(score[i]),
@@ -121,7 +121,8 @@ def gallery(
     ]
 
 
-def _png(image: UInt8[np.ndarray, "h w 3"]) -> str:
+def thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    """An image as a data URI, made smaller where it is large."""
     from PIL import Image
 
     content = io.BytesIO()

@@ -23,6 +23,7 @@ from bliss_jax.files import replacing
 from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import explain_split, gallery
+from bliss_jax.report.render import render
 from bliss_jax.report.tables import bias_rows, summary_rows
 from bliss_jax.results import Evaluation, Row
 from bliss_jax.scores import BlissExplanation
@@ -119,7 +120,8 @@ def write_report(
         _Section("One split", f"{split_name}; all else in the protocol is anomalous.", of_split),
         _Section(f"The protocol {protocol.name}", "", of_protocol),
     ]
-    page = _render(
+    page = render(
+        "report.html.j2",
         title=f"BLISS on {_name(embeddings, 'dataset')}",
         summary=f"Model {_name(embeddings, 'model')}; {len(embeddings.train_labels)} training and "
         f"{len(embeddings.test_labels)} test images of {embeddings.num_classes} classes; a dictionary of "
@@ -265,12 +267,3 @@ def _split_name(split: Split, class_names: Sequence[str]) -> str:
 
 def _length(side: tuple[Sequence[int], str]) -> int:
     return len(side[0])
-
-
-def _render(**content: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("bliss_jax.report"), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("report.html.j2").render(**content)

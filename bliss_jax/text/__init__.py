@@ -1,5 +1,6 @@
 """Prompts and dictionaries: the texts that images are compared with, and where they come from."""
 
+from bliss_jax.text.dictionaries import describe_dictionary as describe_dictionary
 from bliss_jax.text.dictionaries import dictionary_hash as dictionary_hash
 from bliss_jax.text.dictionaries import dictionary_names as dictionary_names
 from bliss_jax.text.dictionaries import exclude_labels as exclude_labels

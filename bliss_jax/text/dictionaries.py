@@ -25,12 +25,22 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-_PACKAGED = ("imagenet1k", "wordnet-nouns", "unicode-names")
+_DESCRIPTIONS = {
+    "imagenet1k": "lemmas of the 1,000 ImageNet-1k synsets in WordNet 3.0; the dictionary of BLISS",
+    "wordnet-nouns": "all noun lemmas of WordNet 3.0",
+    "unicode-names": "names of the characters of DejaVu Sans; the dictionary of glyphs",
+}
+_PACKAGED = tuple(_DESCRIPTIONS)
 
 
 def dictionary_names() -> tuple[str, ...]:
     """The names that `load_dictionary` knows."""
     return _PACKAGED
+
+
+def describe_dictionary(name: str) -> str:
+    """One line on a dictionary of `dictionary_names()`."""
+    return _DESCRIPTIONS[name]
 
 
 def load_dictionary(name_or_path: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -1,14 +1,8 @@
-"""The command `bliss-jax`: parse, call, print.
-
-Results go to standard output, progress and notes to standard error. Exit codes: 0 done, 1 the work could
-not be done (the message says what was expected), 2 the command line is wrong. With --distributed, process 0
-alone prints and writes; JAX ends a process whose partner died by SIGABRT.
-"""
+"""`evaluate`, `embed` and `demo`: benchmarks, and what they need."""
 
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -16,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from bliss_jax.compilation_cache import use_compilation_cache
+from bliss_jax.cli.exits import UNREADABLE
+from bliss_jax.cli.options import ENVIRONMENT, model_and_data_options
+from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
 from bliss_jax.defaults import DATASET, MODEL, defaults
-from bliss_jax.files import check_writable, replacing
+from bliss_jax.files import check_writable
 
 # Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
 
@@ -37,128 +32,18 @@ _OF_THE_DATA = (
     "data_dir",
     "manual_dir",
     "batch_size",
-    "skip_unreadable",
+    "strict",
     "reference_quirks",
     "cache",
     "distributed",
 )
-_ENVIRONMENT = (
-    "Compiled programs are kept in ~/.cache/bliss-jax/compiled ($XDG_CACHE_HOME): "
-    "BLISS_JAX_COMPILATION_CACHE names another folder, or is 'off'."
-)
-
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-class _Group(click.Group):
-    """Turns the library's errors into one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="bliss-jax")
-def main() -> None:
-    """Semantic anomaly detection with CLIP and bias-corrected similarity (BLISS)."""
-    # transformers would advise to install PyTorch, which nothing here needs.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    use_compilation_cache()
-
-
-def _model_and_data_options(command: Callable) -> Callable:
-    options = [
-        click.option(
-            "--dataset",
-            metavar="NAME|DIR",
-            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder "
-            f"DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: {DATASET}]",
-        ),
-        click.option(
-            "--model",
-            metavar="NAME|DIR",
-            help="A CLIP or SigLIP checkpoint: a Hugging Face repository or a directory.  "
-            f"[default: {MODEL}, which knows symbols only]",
-        ),
-        click.option("--revision", help="Commit, tag or branch of the repository."),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "bfloat16"]),
-            default="float32",
-            show_default=True,
-            help="float32 is the reference, bfloat16 the fast path.",
-        ),
-        click.option(
-            "--preprocess",
-            type=click.Choice(["clip", "reference"]),
-            help="Statistics: CLIP's, or CIFAR's as in the authors' scripts.  [default: the model's own]",
-        ),
-        click.option("--prompt", help="Template.  [default: 'This is a photo of a {label}']"),
-        click.option(
-            "--dictionary",
-            metavar="NAME|FILE",
-            help="imagenet1k, wordnet-nouns, unicode-names, or a text file of one phrase per line.  "
-            "[default: imagenet1k; unicode-names for glyphs]",
-        ),
-        click.option("--exclude-labels", is_flag=True, help="Leave labels out of the dictionary."),
-        click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True),
-        click.option(
-            "--data-dir", type=click.Path(path_type=Path), help="Where prepared data sets are kept."
-        ),
-        click.option(
-            "--manual-dir",
-            type=click.Path(path_type=Path),
-            help="A folder with the official archive, instead of a download.",
-        ),
-        click.option(
-            "--skip-unreadable", is_flag=True, help="Go on without images that cannot be read."
-        ),
-        click.option(
-            "--reference-quirks",
-            is_flag=True,
-            help="TinyImageNet without the class that the authors' scripts lose (9,950 test images).",
-        ),
-        click.option(
-            "--cache",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="Keep embeddings here as they are done: a run that was stopped goes on from them, and "
-            "the next run with the same images and model reads them.",
-        ),
-        click.option(
-            "--distributed",
-            is_flag=True,
-            help="One of several processes that share the work: under SLURM, Open MPI, Kubernetes, on "
-            "Cloud TPUs, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set. "
-            "See docs/many_machines.md.",
-        ),
-        click.option(
-            "--heartbeat",
-            type=click.IntRange(1),
-            default=30,
-            show_default=True,
-            metavar="SECONDS",
-            help="With --distributed: after so long a silence a process is taken for dead, and all end.",
-        ),
-        click.option(
-            "--quiet",
-            is_flag=True,
-            help="No progress, no notes but on what is left out.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@main.command(
+@click.command(
     epilog="Example:  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 "
-    f"--model openai/clip-vit-base-patch16\n\n{_ENVIRONMENT}"
+    f"--model openai/clip-vit-base-patch16\n\n{ENVIRONMENT}"
 )
-@_model_and_data_options
+@model_and_data_options
 @click.option(
     "--embeddings",
     type=click.Path(path_type=Path),
@@ -266,7 +151,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         )
         for number in shots
     ]
-    console = _tables()
+    console = tables()
     evaluations = []
     for protocol in protocols:
         for setting in settings:
@@ -274,9 +159,9 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             print_evaluation(evaluations[-1], console, per_split=options["per_split"])
     command = shlex.join(["bliss-jax", *sys.argv[1:]])
     if options["json_file"] is not None:
-        _write(options["json_file"], results.to_json(evaluations, command=command))
+        write(options["json_file"], results.to_json(evaluations, command=command))
     if options["csv_file"] is not None:
-        _write(options["csv_file"], results.to_csv(evaluations))
+        write(options["csv_file"], results.to_csv(evaluations))
     if options["report"] is not None:
         page = write_report(
             options["report"], embeddings, protocols[0], evaluations, images=images, command=command
@@ -287,13 +172,15 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             f"{MODEL} knows symbols only. For photographs: --model openai/clip-vit-base-patch16, or "
             "--embeddings FILE.npz."
         )
+    if options["embeddings"] is None:
+        _exit_of(embeddings)
 
 
-@main.command(
+@click.command(
     epilog="Example:  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 "
-    f"-o cifar10.npz\n\n{_ENVIRONMENT}"
+    f"-o cifar10.npz\n\n{ENVIRONMENT}"
 )
-@_model_and_data_options
+@model_and_data_options
 @click.option(
     "-o",
     "--output",
@@ -316,9 +203,10 @@ def embed(**options: Any) -> None:
     save_embeddings(embeddings, options["output"])
     if not options["quiet"]:
         notes.print(f"wrote {options['output']}")
+    _exit_of(embeddings)
 
 
-@main.command(epilog="Example:  bliss-jax demo -o my-report")
+@click.command(epilog="Example:  bliss-jax demo -o my-report")
 @click.option(
     "-o",
     "--output",
@@ -340,13 +228,13 @@ def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
     command = shlex.join(["bliss-jax", *sys.argv[1:]])
     evaluations = run_demo(
         output,
-        _tables(),
+        tables(),
         command=command,
         say=(lambda line: None) if quiet else notes.print,
-        track=_no_progress if quiet else _progress,
+        track=no_progress if quiet else progress,
     )
     if json_file is not None:
-        _write(json_file, results.to_json(evaluations, command=command))
+        write(json_file, results.to_json(evaluations, command=command))
 
 
 @contextmanager
@@ -397,11 +285,6 @@ def _jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
     from bliss_jax.distributed import first_process_first
 
     return first_process_first(function)
-
-
-def _tables() -> Console:
-    """Standard output; a file or a pipe has no width: tables are not folded to that of a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 250)
 
 
 def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
@@ -501,9 +384,9 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
         prompt=PROMPT if options["prompt"] is None else options["prompt"],
         preprocess=options["preprocess"],
         batch_size=options["batch_size"],
-        skip_unreadable=options["skip_unreadable"],
+        skip_unreadable=not options["strict"],
         cache=options["cache"],
-        track=_no_progress if quiet else _progress,
+        track=no_progress if quiet else progress,
         **classes,
     )
     for problem in embeddings.provenance["dataset"]["unreadable"]:
@@ -511,45 +394,7 @@ def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> An
     return embeddings
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with count, rate and remaining time; one line at the end where there is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    start = time.perf_counter()
-    rate = TextColumn("{task.fields[rate]:.0f}/s")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        Remaining(),
-    )
-    done = 0
-    with Progress(*columns, console=notes, disable=not notes.is_terminal) as bar:
-        task = bar.add_task(what, total=total, rate=0.0)
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(task, advance=count, rate=done / (time.perf_counter() - start))
-
-        yield advance
-    seconds = time.perf_counter() - start
-    if not notes.is_terminal:
-        notes.print(f"{what}: {done} in {seconds:.1f} s, {done / seconds:.0f}/s with compilation")
-
-
-@contextmanager
-def _no_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda count: None
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-if __name__ == "__main__":
-    main()
+def _exit_of(embeddings: Any) -> None:
+    """Ends with exit code 3 where images were left out."""
+    if embeddings.provenance.get("dataset", {}).get("unreadable"):
+        sys.exit(UNREADABLE)

@@ -1,0 +1,124 @@
+"""The page of scored files: the most anomalous images, and why; one self-contained HTML file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bliss_jax.datasets.decode import UnreadableImageError, decode_image
+from bliss_jax.detector import Control, Detector
+from bliss_jax.files import replacing
+from bliss_jax.report import figures
+from bliss_jax.report.drawing import save_figure
+from bliss_jax.report.gallery import thumbnail
+from bliss_jax.report.render import render
+from bliss_jax.score_files import ScoredFile
+
+
+def write_score_report(
+    folder: Path,
+    detector: Detector,
+    most_anomalous: Sequence[ScoredFile],
+    *,
+    scores: Sequence[float],
+    unreadable: Sequence[ScoredFile] = (),
+    errors: int = 0,
+    flagged: int = 0,
+    alpha: float | None = None,
+    control: Control = "false-alarms",
+    command: str | None = None,
+) -> Path:
+    """Writes the page and returns it.
+
+    Args:
+        folder: Made if it does not exist; files of the same names are replaced.
+        detector: What scored.
+        most_anomalous: The images to show, with words; their files are read again.
+        scores: Of all images, for the histogram.
+        unreadable: What could not be scored, or the first of it.
+        errors: How many there are of those in all.
+        flagged: How many images were flagged.
+        alpha: At which rate, if any.
+        control: Of what.
+        command: What reproduces the page.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    held_out = detector.calibration_scores if len(detector.calibration_labels) else None
+    threshold = None
+    if alpha is not None and control == "false-alarms":
+        threshold = detector.threshold(alpha)
+    figure = None
+    if scores:
+        drawn = figures.score_histogram_figure(scores, held_out, threshold)
+        figure = save_figure(drawn, folder / "figures", "histogram")
+    errors = max(errors, len(unreadable))
+    counts = [
+        ("images scored", f"{len(scores):,}"),
+        ("files that could not be scored", f"{errors:,}"),
+    ]
+    if alpha is not None:
+        counts.append((f"flagged at alpha {alpha:g}", f"{flagged:,}"))
+    model = detector.provenance.get("model") or {}
+    page = render(
+        "scores.html.j2",
+        title="What does not belong",
+        summary=f"Normal are {_listed(detector.class_names)}: {int(detector.moments.count.sum())} images "
+        f"fitted, {len(detector.calibration_labels)} held out. Encoder {model.get('name', '?')}, a "
+        f"dictionary of {len(detector.dictionary)} texts.",
+        counts=counts,
+        promise=_promise(alpha, control),
+        figure=figure,
+        calibrated=held_out is not None,
+        weight=detector.weight,
+        k=detector.k,
+        cards=[_card(row) for row in most_anomalous],
+        unreadable=[(_shown(row.path), _shown(row.error or "")) for row in unreadable],
+        more_unreadable=errors - len(unreadable),
+        command=None if command is None else _shown(command),
+        provenance=json.dumps(detector.describe(), indent=1),
+    )
+    with replacing(folder / "index.html") as file:
+        file.write(page.encode("utf-8"))
+    return folder / "index.html"
+
+
+def _card(row: ScoredFile) -> dict[str, Any]:
+    try:
+        image, problem = thumbnail(decode_image(Path(row.path), row.path)), None
+    except UnreadableImageError as error:  # it was there when it was scored
+        image, problem = None, _shown(error.reason)
+    return {
+        **row._asdict(),
+        "path": _shown(row.path),
+        "words": row.words or (),
+        "kind": "anomaly" if row.anomaly else "scored",
+        "image": image,
+        "problem": problem,
+    }
+
+
+def _promise(alpha: float | None, control: Control) -> str | None:
+    if alpha is None:
+        return None
+    if control == "fdr":
+        return (
+            f"On average at most {alpha:.3g} of the flagged images are normal (Benjamini-Hochberg on "
+            "conformal p-values), if the normal images here and those held out of the fit were drawn alike."
+        )
+    return (
+        f"At most {alpha:.3g} of normal images are flagged, on average, if they and the images held out of "
+        "the fit were drawn alike."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    few = ", ".join(names[:6])
+    return f"{few} and {len(names) - 6} more classes" if len(names) > 6 else few
+
+
+def _shown(text: str) -> str:
+    """Names that are not valid UTF-8, with their bytes escaped."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
