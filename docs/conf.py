@@ -9,6 +9,7 @@ import html
 import inspect
 import re
 import textwrap
+from dataclasses import is_dataclass
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -94,23 +95,38 @@ def signature_as_written(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
 ) -> tuple[str, str] | None:
     """The annotations of the source, `Float[Array, "images dim"]`, not what they are at run time."""
+    if inspect.isclass(obj) and (is_dataclass(obj) or hasattr(obj, "_fields")):
+        return f"({fields_as_written(obj)})", ""
+    obj = getattr(obj, "__func__", obj)  # of a class method
     if not inspect.isfunction(obj):
         return None
     try:
         [function] = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
-    except OSError:  # made at run time: the constructor of a dataclass, of a named tuple
+    except OSError:  # made at run time
         return None
     if not isinstance(function, ast.FunctionDef):
         return None
     arguments = function.args
-    if (
-        what in ("method", "property")
-        and arguments.args
-        and arguments.args[0].arg in ("self", "cls")
-    ):
+    if arguments.args and arguments.args[0].arg in ("self", "cls"):
         del arguments.args[0]
     returned = "" if function.returns is None else ast.unparse(function.returns)
     return f"({ast.unparse(arguments)})", returned
+
+
+def fields_as_written(kind: type) -> str:
+    """The fields of a dataclass or named tuple as parameters of its constructor."""
+    fields = {}
+    for base in reversed(kind.__mro__):
+        if not (is_dataclass(base) or hasattr(base, "_fields")):
+            continue
+        [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for line in definition.body if isinstance(definition, ast.ClassDef) else ():
+            if isinstance(line, ast.AnnAssign):
+                default = "" if line.value is None else f" = {ast.unparse(line.value)}"
+                if default.startswith(" = field("):
+                    default = " = ..."
+                fields[ast.unparse(line.target)] = f": {ast.unparse(line.annotation)}{default}"
+    return ", ".join(f"{name}{rest}" for name, rest in fields.items())
 
 
 def visit_inline_math(translator: Any, node: nodes.math) -> None:

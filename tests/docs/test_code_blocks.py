@@ -26,7 +26,9 @@ LIMIT_SECONDS = 400
 def run_page():
     """Asks one process for page after page; it has two devices and no network, and checks no shapes."""
     env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        # Most of the time goes into compiling what runs once: a third less without optimization.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true",
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
