@@ -12,7 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,20 @@ FORMATS = ("csv", "jsonl", "parquet")
 _ROW_GROUP = 4096
 
 
+@runtime_checkable
+class ByteSink(Protocol):
+    """A file that bytes are written to."""
+
+    def write(self, content: bytes, /) -> int:
+        """Takes bytes."""
+        ...
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        ...
+
+
+@runtime_checkable
 class Writer(Protocol):
     """Takes rows; `close` writes what is left, and leaves the file open."""
 
@@ -40,7 +54,7 @@ def columns(*, alpha: bool, words: bool) -> tuple[str, ...]:
     return tuple(name for name in ScoredFile._fields if name not in left_out)
 
 
-def open_writer(format: str, file: BinaryIO, names: Sequence[str]) -> Writer:
+def open_writer(format: str, file: ByteSink, names: Sequence[str]) -> Writer:
     """A writer of rows in one of `FORMATS`.
 
     Raises:
@@ -57,7 +71,7 @@ def open_writer(format: str, file: BinaryIO, names: Sequence[str]) -> Writer:
 
 
 class _Csv:
-    def __init__(self, file: BinaryIO, names: Sequence[str]):
+    def __init__(self, file: ByteSink, names: Sequence[str]):
         self._file, self._names = file, names
         self._line(names)
 
@@ -79,7 +93,7 @@ class _Csv:
 
 
 class _JsonLines:
-    def __init__(self, file: BinaryIO, names: Sequence[str]):
+    def __init__(self, file: ByteSink, names: Sequence[str]):
         self._file, self._names = file, names
 
     def write(self, row: ScoredFile) -> None:
@@ -90,7 +104,7 @@ class _JsonLines:
 
 
 class _Parquet:
-    def __init__(self, file: BinaryIO, names: Sequence[str]):
+    def __init__(self, file: ByteSink, names: Sequence[str]):
         try:
             import pyarrow
             import pyarrow.parquet

@@ -228,7 +228,7 @@ def score(**options: Any) -> None:
         rows = _advancing(rows, advance)
         if options["fdr"]:
             rows = _with_fdr(detector, list(rows), options["alpha"])
-        counted = _Counted(rows)
+        counted = _Counted(rows, keep_scores=options["report"] is not None)
         most = _Most(counted, options["top"] or _SHOWN)
         with _opened(options["output"]) as file:
             writer = open_writer(format, file, names)
@@ -282,7 +282,7 @@ def explain(
     rows = list(score_files(loaded, images, words=words))
     if as_json:
         writer = open_writer(
-            "jsonl", click.get_binary_stream("stdout"), columns(alpha=False, words=True)
+            "jsonl", sys.stdout.buffer, columns(alpha=False, words=True)
         )
         for row in rows:
             writer.write(row)
@@ -402,7 +402,7 @@ def _format(options: dict[str, Any]) -> str:
 @contextmanager
 def _opened(path: Path | None) -> Iterator[BinaryIO]:
     if path is None:
-        stream = click.get_binary_stream("stdout")
+        stream = sys.stdout.buffer
         yield stream
         stream.flush()
     else:
@@ -414,7 +414,7 @@ def _standard_input(null: bool) -> Iterator[str]:
     """Names on standard input, each as soon as it is there."""
     import os
 
-    stream = click.get_binary_stream("stdin")
+    stream = sys.stdin.buffer
     if not null:
         for line in iter(stream.readline, b""):
             if name := line.removesuffix(b"\n").removesuffix(b"\r"):
@@ -439,10 +439,10 @@ def _advancing(
 
 
 class _Counted:
-    """Rows as they pass: how many, their scores for a histogram, the first that have an error."""
+    """Rows as they pass: how many, their scores where a histogram wants them, the first with an error."""
 
-    def __init__(self, rows: "Iterable[ScoredFile]"):
-        self._rows = rows
+    def __init__(self, rows: "Iterable[ScoredFile]", *, keep_scores: bool):
+        self._rows, self._kept = rows, _HISTOGRAM if keep_scores else 0
         self.number = self.errors = self.flagged = 0
         self.scores: list[float] = []
         self.unreadable: list[ScoredFile] = []
@@ -456,7 +456,7 @@ class _Counted:
                     self.unreadable.append(row)
             else:
                 self.flagged += bool(row.anomaly)
-                if len(self.scores) < _HISTOGRAM:
+                if len(self.scores) < self._kept:
                     self.scores.append(row.score)
             yield row
 

@@ -1,0 +1,295 @@
+"""fit, score, explain, info on folders of one's own images: rows, files, pages and exit codes."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import bliss_jax as bj
+from bliss_jax.cli import main
+
+UNTRAINED = ["--model", "bliss-jax/untrained", "--quiet"]
+BROKEN = b"\x89PNG\r\n\x1a\n no image"
+
+
+def run(*arguments: object, **options):
+    return CliRunner().invoke(main, [str(a) for a in arguments], **options)
+
+
+def picture(rng, tint):
+    noise = np.asarray(tint) + rng.integers(-40, 40, (20, 24, 3))
+    return Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """normal/{red,blue}/*.png; new/ with images, folders in it, and what cannot be read."""
+    root = tmp_path_factory.mktemp("own")
+    rng = np.random.default_rng(0)
+    for name, tint in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
+        (root / "normal" / name).mkdir(parents=True)
+        for i in range(30):
+            picture(rng, tint).save(root / "normal" / name / f"{i:02d}.png")
+    (root / "new" / "deep" / "er").mkdir(parents=True)
+    for i in range(12):
+        folder = root / "new" / ("deep/er" if i % 3 == 0 else "")
+        picture(rng, rng.integers(0, 255, 3)).save(folder / f"{i:02d}.png")
+    (root / "new" / "broken.png").write_bytes(BROKEN)
+    (root / "words.txt").write_text("\n".join(f"word {i}" for i in range(40)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def detector(own):
+    file = own / "det.safetensors"
+    result = run("fit", "--images", own / "normal", "--folders", "--dictionary", own / "words.txt",
+                 *UNTRAINED, "-o", file)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    return file
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_fit_is_the_detectors_fit(own, detector):
+    by_hand = bj.Detector.fit(
+        bj.load_model("bliss-jax/untrained"), own / "normal", dictionary=own / "words.txt"
+    )
+    loaded = bj.Detector.load(detector)
+    assert loaded.class_names == ("blue", "red")
+    np.testing.assert_array_equal(loaded.moments.cov, by_hand.moments.cov)
+    np.testing.assert_array_equal(loaded.calibration_embeddings, by_hand.calibration_embeddings)
+    described = json.loads(run("info", detector, "--json").stdout)
+    assert described == json.loads(json.dumps(loaded.describe()))
+    assert "blue (2" in run("info", detector).stdout
+
+
+def test_a_row_for_every_file_with_the_detectors_scores(own, detector):
+    result = run("score", detector, own / "new", "--quiet", "--alpha", 0.2)
+    assert result.exit_code == 3
+    assert "cannot be scored" in result.stderr
+    rows = rows_of(result.stdout)
+    paths = [row["path"] for row in rows]
+    top = sorted(str(f) for f in (own / "new").iterdir() if f.is_file())
+    deep = sorted(str(f) for f in (own / "new" / "deep" / "er").iterdir())
+    assert paths == [*top[:8], *deep[:0], *top[8:], *deep] or sorted(paths) == sorted(top + deep)
+    assert len(paths) == 13
+    scored = [row for row in rows if row["score"]]
+    images = [np.asarray(Image.open(row["path"])) for row in scored]
+    det = bj.Detector.load(detector)
+    scores = det.score(images)
+    np.testing.assert_allclose([float(r["score"]) for r in scored], scores, rtol=1e-3, atol=1e-3)
+    assert [r["anomaly"] for r in scored] == [str(int(s > det.threshold(0.2))) for s in scores]
+    [bad] = [row for row in rows if not row["score"]]
+    assert bad["path"].endswith("broken.png")
+    assert bad["error"]
+    assert bad["anomaly"] == ""
+
+
+def test_all_formats_say_the_same(own, detector, tmp_path):
+    import pyarrow.parquet
+
+    for name in ("s.csv", "s.jsonl", "s.parquet"):
+        result = run("score", detector, own / "new", "--explain", "-o", tmp_path / name, "--quiet")
+        assert result.exit_code == 3, result.output
+        assert result.stdout == ""
+    lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    table = pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist()
+    cells = rows_of((tmp_path / "s.csv").read_text())
+    assert len(lines) == len(table) == len(cells) == 13
+    for line, row, cell in zip(lines, table, cells, strict=True):
+        assert line["path"] == row["path"] == cell["path"]
+        if line["score"] is None:
+            assert row["score"] is None
+            assert cell["score"] == cell["words"] == ""
+            continue
+        assert np.float32(line["score"]) == np.float32(row["score"]) == np.float32(cell["score"])
+        assert [w for w, _ in line["words"]] == [w["word"] for w in row["words"]]
+        assert len(line["words"]) == 5
+    assert run("score", detector, own / "new", "-o", tmp_path / "s.txt").exit_code == 2
+    printed = run("score", detector, own / "new", "--explain", "--quiet", "--json").stdout
+    assert [json.loads(line) for line in printed.splitlines()] == lines
+
+
+def test_top_names_the_most_anomalous_and_then_what_cannot_be_read(own, detector):
+    every = rows_of(run("score", detector, own / "new", "--quiet").stdout)
+    top = rows_of(run("score", detector, own / "new", "--quiet", "--top", 4).stdout)
+    best = sorted((r for r in every if r["score"]), key=lambda r: -float(r["score"]))[:4]
+    assert top == [*best, *(r for r in every if not r["score"])]
+
+
+def test_fdr_flags_by_the_whole_run(own, detector):
+    rows = rows_of(run("score", detector, own / "new", "--quiet", "--alpha", 0.3, "--fdr").stdout)
+    scored = [row for row in rows if row["score"]]
+    p = np.array([float(row["p_value"]) for row in scored], np.float32)
+    flags = np.asarray(bj.benjamini_hochberg(p, 0.3))
+    assert [row["anomaly"] for row in scored] == [str(int(f)) for f in flags]
+    assert run("score", detector, own / "new", "--fdr").exit_code == 2
+
+
+def test_a_page_shows_the_most_anomalous_and_escapes_every_name(own, tmp_path):
+    script = "<script>alert(1)</script>"
+    images = tmp_path / "images" / script.replace("/", "\u2215")
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for i in range(20):
+        picture(rng, (90, 90, 90)).save(images / f"{i}.png")
+    new = tmp_path / "new"
+    new.mkdir()
+    named = new / "<script>alert(2)<\u2215script>.png"
+    picture(rng, (255, 0, 0)).save(named)
+    (new / "<img src=x onerror=alert(3)>.png").write_bytes(BROKEN)
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(f"<b>word {i}</b>" for i in range(12)))
+    det = tmp_path / "det.safetensors"
+    fitted = run("fit", "--images", tmp_path / "images", "--folders", "--dictionary", words,
+                 *UNTRAINED, "-o", det)  # fmt: skip
+    assert fitted.exit_code == 0, fitted.output
+    result = run("score", det, new, "--report", tmp_path / "page", "--alpha", 0.5, "--quiet")
+    assert result.exit_code == 3, result.output
+    page = (tmp_path / "page" / "index.html").read_text()
+    for wrong in ("<script>alert", "<img src=x", "<b>word"):
+        assert wrong not in page
+    assert page.count("&lt;script&gt;alert(2)") >= 2  # the heading and the picture's text
+    assert "&lt;script&gt;alert(1)" in page
+    assert "&lt;b&gt;word" in page
+    assert "src=x" in page
+    assert "<script" not in page
+
+
+def test_labels_name_the_images_of_one_folder(own, tmp_path):
+    det = tmp_path / "det.safetensors"
+    one = ["--images", own / "normal" / "red", "--dictionary", own / "words.txt", *UNTRAINED]
+    assert run("fit", *one, "--labels", "red thing", "-o", det).exit_code == 0
+    assert bj.Detector.load(det).class_names == ("red thing",)
+    both = ["--images", own / "normal", "--dictionary", own / "words.txt", *UNTRAINED]
+    result = run("fit", *both, "--labels", "red,blue", "--calibration", 0, "-o", det)
+    model = bj.load_model("bliss-jax/untrained")
+    files = sorted((own / "normal").rglob("*.png"))
+    images = model.encode_images([np.asarray(Image.open(file)) for file in files])
+    labels = model.encode_texts(["This is a photo of a red", "This is a photo of a blue"])
+    counts = np.bincount(np.argmax(images @ labels.T, axis=1), minlength=2)
+    if counts.min():
+        assert result.exit_code == 0, result.output
+        loaded = bj.Detector.load(det)
+        assert loaded.moments.count.tolist() == counts.tolist()
+        assert "labels by the largest cosine" in loaded.provenance["images"]["source"]
+    else:
+        assert result.exit_code == 1
+        assert "got none of" in result.stderr
+    for wrong in (["--labels", "a", "--folders"], []):
+        assert run("fit", *both, *wrong, "-o", det).exit_code == 2
+
+
+def test_a_fit_goes_on_without_images_that_cannot_be_read(own, tmp_path):
+    folder = tmp_path / "normal" / "red"
+    folder.mkdir(parents=True)
+    for file in sorted((own / "normal" / "red").iterdir())[:10]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "bad.png").write_bytes(BROKEN)
+    arguments = ["fit", "--images", tmp_path / "normal", "--folders", *UNTRAINED]
+    arguments += ["--dictionary", own / "words.txt", "-o", tmp_path / "det"]
+    result = run(*arguments)
+    assert result.exit_code == 3
+    assert "left out: cannot read image 'red/bad.png'" in result.stderr
+    assert len(bj.Detector.load(tmp_path / "det").provenance["images"]["unreadable"]) == 1
+    (tmp_path / "det").unlink()
+    assert run(*arguments, "--strict").exit_code == 1
+    assert not (tmp_path / "det").exists()
+
+
+def test_explain_says_why(own, detector):
+    files = [own / "new" / "01.png", own / "new" / "broken.png"]
+    result = run("explain", detector, *files, "--words", 3, "--json")
+    assert result.exit_code == 3
+    why, bad = map(json.loads, result.stdout.splitlines())
+    [expected] = bj.Detector.load(detector).explain([np.asarray(Image.open(files[0]))], words=3)
+    assert why["nearest_class"] == expected.nearest_class
+    assert np.isclose(why["score"], expected.score, rtol=1e-3, atol=1e-3)
+    assert [word for word, _ in why["words"]] == [word for word, _ in expected.words]
+    assert bad["error"]
+    printed = run("explain", detector, files[0])
+    assert printed.exit_code == 0
+    assert f"nearest normal class: {expected.nearest_class}" in printed.stdout
+
+
+def test_names_come_from_standard_input_and_rows_as_they_are_done(own, detector):
+    """The row of a name is there while the next name is not."""
+    names = [str(own / "new" / f"{i:02d}.png") for i in (1, 2, 4)]
+    child = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "bliss_jax.cli", "score", str(detector), "-", "--json", "--quiet"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"XLA_FLAGS": ""},
+    )  # fmt: skip
+    for name in names:
+        child.stdin.write(name.encode() + b"\n")
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["path"] == name
+    child.stdin.close()
+    assert child.stdout.read() == b""
+    assert child.wait(60) == 0
+
+
+def test_strange_names_go_in_and_out(own, detector, tmp_path):
+    content = (own / "new" / "01.png").read_bytes()
+    names = [b"new\nline.png", b"\xff\xfe.png", b"-dash.png", b'quo"te, comma.png', b" blank .png"]
+    for name in names:
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:  # noqa: PTH123
+            file.write(content)
+    result = run("score", detector, tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.reader(io.StringIO(result.stdout_bytes.decode("utf-8", "surrogateescape"))))
+    assert {os.fsencode(row[0].rpartition("/")[2]) for row in rows[1:]} == set(names)
+    lines = run("score", detector, tmp_path, "--quiet", "--json").stdout.splitlines()
+    found = {os.fsencode(json.loads(line)["path"].rpartition("/")[2]) for line in lines}
+    assert found == set(names)
+    null = b"\0".join(os.fsencode(tmp_path) + b"/" + name for name in names)
+    piped = run("score", detector, "-", "--null", "--quiet", "--json", input=null)
+    assert len(piped.stdout.splitlines()) == len(names)
+    assert piped.exit_code == 0
+    here = os.getcwd()  # noqa: PTH109
+    try:
+        os.chdir(tmp_path)
+        dashed = run("score", detector, "--quiet", "--", "-dash.png")
+    finally:
+        os.chdir(here)
+    assert dashed.exit_code == 0, dashed.output
+    parquet = tmp_path.parent / "strange.parquet"
+    assert run("score", detector, tmp_path, "--quiet", "-o", parquet).exit_code == 0
+
+
+def test_errors_leave_an_earlier_file_as_it_was(own, detector, tmp_path):
+    out = tmp_path / "scores.csv"
+    out.write_text("earlier")
+    damaged = tmp_path / "det.safetensors"
+    content = bytearray(detector.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    for wrong, message in [
+        ([damaged, own / "new"], "det.safetensors is no detector that can be used: it is damaged"),
+        ([tmp_path / "none", own / "new"], "No such file"),
+        (
+            [detector, own / "new", "--alpha", 0.001],
+            "needs at least 999 calibration images, got 12",
+        ),
+        ([detector, own / "new", "--model", "bliss-jax/tiny"], "weights_sha256: fitted with"),
+    ]:
+        result = run("score", *wrong, "-o", out, "--quiet")
+        assert result.exit_code == 1, result.output
+        assert message in result.stderr.replace("\n", " ")
+        assert out.read_text() == "earlier"
+    assert [file.name for file in tmp_path.glob(".*")] == []
+
+
+def test_a_path_that_is_not_there_is_a_row(detector, tmp_path):
+    result = run("score", detector, tmp_path / "none.png", "--quiet")
+    assert result.exit_code == 3
+    assert rows_of(result.stdout)[0]["error"] == "No such file or directory"
