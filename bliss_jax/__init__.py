@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from bliss_jax.models.preprocess import preprocess as preprocess
     from bliss_jax.models.preprocess import resize_bicubic as resize_bicubic
     from bliss_jax.outlier_detector import BlissOutlierDetector as BlissOutlierDetector
-    from bliss_jax.score_files import ScoredFile as ScoredFile
-    from bliss_jax.score_files import score_files as score_files
+    from bliss_jax.scored_files import ScoredFile as ScoredFile
+    from bliss_jax.scored_files import score_files as score_files
     from bliss_jax.scores import BlissExplanation as BlissExplanation
     from bliss_jax.scores import ClassMoments as ClassMoments
     from bliss_jax.scores import PreparedBliss as PreparedBliss
@@ -88,7 +88,7 @@ _NAMES = {
     "models": "Model encode_image encode_text load_model",
     "models.preprocess": "Preprocessing preprocess resize_bicubic",
     "outlier_detector": "BlissOutlierDetector",
-    "score_files": "ScoredFile score_files",
+    "scored_files": "ScoredFile score_files",
     "scores": "BlissExplanation ClassMoments PreparedBliss bliss_score bliss_score_prepared "
     "clip_ad_score energy_score entropy_score explain_bliss explain_bliss_prepared external_text_score "
     "fit_moments init_moments internal_class_score knn_score mahalanobis_score "

@@ -79,6 +79,7 @@ _BLOCK = 128
 # Jitted once for all detectors: those of the same sizes share their programs.
 _prepare = jax.jit(prepare_bliss)
 _score = jax.jit(bliss_score_prepared, static_argnames="k")
+_p_values = jax.jit(conformal_p_values)
 _explain = jax.jit(explain_bliss_prepared, static_argnames=("k", "num_texts"))
 
 
@@ -303,7 +304,7 @@ class Detector(DetectorState):
                 that are not finite or not of unit norm, images that cannot be read (all named), no encoder.
         """
         score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
-        return np.asarray(_in_blocks(score, self._embeddings(images)), np.float32)
+        return _in_blocks(score, self._embeddings(images))
 
     def p_values(self, scores: Float[np.ndarray | jax.Array, " images"]) -> np.ndarray:
         """p(x) = (1 + #{calibration images with a score >= s(x)}) / (m + 1) of scores of this detector.
@@ -314,7 +315,8 @@ class Detector(DetectorState):
         Raises:
             ValueError: there are no calibration images.
         """
-        return np.asarray(conformal_p_values(scores, self.calibration_scores))
+        p_values = partial(_p_values, calibration_scores=self.calibration_scores)
+        return _in_blocks(p_values, np.asarray(scores))
 
     def threshold(self, alpha: float) -> float:
         """The score above which p(x) <= alpha.
@@ -372,7 +374,7 @@ class Detector(DetectorState):
         explain = partial(
             _explain, prepared=self.prepared, k=self.k, weight=self.weight, num_texts=named
         )
-        why = jax.tree.map(np.asarray, _in_blocks(explain, self._embeddings(images)))
+        why = _in_blocks(explain, self._embeddings(images))
         scored = self.p_values(why.score) if len(self.calibration_labels) else None
         return tuple(
             Explanation(
@@ -781,17 +783,19 @@ def _model_facts(model: Model, preprocess: str | None) -> dict[str, Any]:
     }
 
 
-def _in_blocks(
-    function: Callable[[np.ndarray], Any], embeddings: Float[np.ndarray, "images dim"]
-) -> Any:
-    """function(embeddings), a pytree with a row for each, computed in blocks of one shape."""
+def _in_blocks(function: Callable[[np.ndarray], Any], rows: Float[np.ndarray, "images ..."]) -> Any:
+    """function(rows), a pytree of NumPy arrays with a row for each, computed in blocks of one shape.
+
+    Of one shape, so that a stream of batches of all sizes compiles nothing anew.
+    """
     blocks = []
-    for start in range(0, max(1, len(embeddings)), _BLOCK):
-        block = embeddings[start : start + _BLOCK]
-        padded = np.pad(block, ((0, _BLOCK - len(block)), (0, 0)))
-        blocks.append(jax.tree.map(_first(len(block)), function(padded)))
-    return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves]), *blocks)
+    for start in range(0, max(1, len(rows)), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        padding = [(0, _BLOCK - len(block))] + [(0, 0)] * (rows.ndim - 1)
+        computed = function(np.pad(block, padding))
+        blocks.append(jax.tree.map(_first(len(block)), computed))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *blocks)
 
 
-def _first(n: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda leaf: leaf[:n]
+def _first(n: int) -> Callable[[jax.Array], np.ndarray]:
+    return lambda leaf: np.asarray(leaf)[:n]

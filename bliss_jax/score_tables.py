@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from bliss_jax.score_files import ScoredFile
+from bliss_jax.scored_files import ScoredFile
 
 FORMATS = ("csv", "jsonl", "parquet")
 _ROW_GROUP = 4096

@@ -202,7 +202,6 @@ def test_predictions_follow_from_thresholds_and_p_values(problem, detector):
         np.testing.assert_array_equal(flagged, np.asarray(p) <= np.float32(alpha))
     flagged = detector.predict(problem.test, 0.2, "fdr")
     np.testing.assert_array_equal(flagged, bj.benjamini_hochberg(p, 0.2))
-    assert scores[30:].mean() > scores[:30].mean()
     other = detector.calibrate(problem.test[:30], np.arange(30) % C)
     np.testing.assert_array_equal(other.calibration_scores, other.score(problem.test[:30]))
     same_moments(other.moments, detector.moments)

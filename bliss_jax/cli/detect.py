@@ -19,7 +19,7 @@ from bliss_jax.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from bliss_jax.detector import Detector
-    from bliss_jax.score_files import ScoredFile
+    from bliss_jax.scored_files import ScoredFile
 
 _EXPLAINED = 5
 """Words named of each image."""
@@ -210,7 +210,7 @@ def score(**options: Any) -> None:
         check_writable(options["output"])
     format = _format(options)
     detector = _load(options["detector"], options["model"])
-    from bliss_jax.score_files import score_files
+    from bliss_jax.scored_files import score_files
     from bliss_jax.score_tables import columns, open_writer
 
     words = _EXPLAINED if options["explain"] or options["report"] is not None else 0
@@ -276,14 +276,12 @@ def explain(
 ) -> None:
     """Say why images have their scores: nearest normal class, both parts, nearest words."""
     loaded = _load(detector, model)
-    from bliss_jax.score_files import score_files
+    from bliss_jax.scored_files import score_files
     from bliss_jax.score_tables import columns, open_writer
 
     rows = list(score_files(loaded, images, words=words))
     if as_json:
-        writer = open_writer(
-            "jsonl", sys.stdout.buffer, columns(alpha=False, words=True)
-        )
+        writer = open_writer("jsonl", sys.stdout.buffer, columns(alpha=False, words=True))
         for row in rows:
             writer.write(row)
         writer.close()
@@ -349,7 +347,7 @@ def _labelled_files(
     from bliss_jax.datasets import ImageDataset
     from bliss_jax.datasets.folder import FileImages
     from bliss_jax.embed import embed_images
-    from bliss_jax.score_files import find_files
+    from bliss_jax.scored_files import find_files
     from bliss_jax.text import fill_prompt
 
     root = options["images"]

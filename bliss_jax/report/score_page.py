@@ -12,7 +12,7 @@ from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import thumbnail
 from bliss_jax.report.render import render
-from bliss_jax.score_files import ScoredFile
+from bliss_jax.scored_files import ScoredFile
 
 
 def write_score_report(
