@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -209,7 +210,9 @@ def test_predictions_follow_from_thresholds_and_p_values(problem, detector):
 
 @pytest.mark.usefixtures("unchecked")
 def test_too_few_calibration_images_say_how_many_are_needed(problem, detector):
-    with pytest.raises(ValueError, match=r"alpha 0\.01 needs at least 99 calibration images, got 48"):
+    with pytest.raises(
+        ValueError, match=r"alpha 0\.01 needs at least 99 calibration images, got 48"
+    ):
         detector.predict(problem.test, 0.01)
     with pytest.raises(ValueError, match=r"alpha 0\.001 needs at least 999"):
         detector.predict(problem.test, 0.001, "fdr")
@@ -270,6 +273,21 @@ def test_a_newer_format_and_other_contents_are_refused(detector, monkeypatch):
         decode_detector(newer, "det")
     with pytest.raises(ValueError, match="damaged"):
         decode_detector(pickle.dumps({"k": 1}), "det")
+
+
+def test_files_of_every_format_ever_released_stay_readable():
+    """Written by 0.3.0, with the scores that it gave."""
+    kept = bj.Detector.load(Path(__file__).parent / "data" / "detector-format-1.safetensors")
+    x = reference.unit(np.eye(8)[:5] + 0.1).astype(np.float32)
+    scores = [6.7567754, 3.6553063, 4.3280015, 8.981744, 3.617218]
+    np.testing.assert_allclose(kept.score(x), scores, rtol=1e-5)
+    np.testing.assert_allclose(kept.threshold(0.1), 2.2080345, rtol=1e-5)
+    assert kept.class_names == ("cat", "hound")
+    assert kept.dictionary == ("tree", "tréé", "car", "car", "日本")
+    assert (kept.k, kept.weight, kept.shrinkage) == (2, 0.75, 3.0)
+    assert kept.moments.count.tolist() == [26, 23]
+    assert [next(iter(c)) for c in kept.provenance["changes"]] == ["source", "with_labels"]
+    assert kept.provenance["note"] == "kept for the tests"
 
 
 def test_a_model_scores_images_and_is_checked_on_loading(model, pictures, tmp_path):

@@ -210,8 +210,8 @@ def score(**options: Any) -> None:
         check_writable(options["output"])
     format = _format(options)
     detector = _load(options["detector"], options["model"])
-    from bliss_jax.scored_files import score_files
     from bliss_jax.score_tables import columns, open_writer
+    from bliss_jax.scored_files import score_files
 
     words = _EXPLAINED if options["explain"] or options["report"] is not None else 0
     given = _standard_input(options["null"]) if paths == ("-",) else iter(paths)
@@ -276,8 +276,8 @@ def explain(
 ) -> None:
     """Say why images have their scores: nearest normal class, both parts, nearest words."""
     loaded = _load(detector, model)
-    from bliss_jax.scored_files import score_files
     from bliss_jax.score_tables import columns, open_writer
+    from bliss_jax.scored_files import score_files
 
     rows = list(score_files(loaded, images, words=words))
     if as_json:
