@@ -14,7 +14,7 @@ ROOMS = [
     "_checks", "files", "sealed", "versions", "distributed", "scores", "metrics", "conformal",
     "outlier_detector", "text", "models", "datasets", "embedding_set", "shards", "embed",
     "detector_state", "detector_file", "detector_inputs", "detector", "results", "bias", "evaluation",
-    "split_aurocs", "study", "studies", "scored_files", "score_tables", "report", "demo",
+    "split_aurocs", "study", "studies", "scored_files", "labelled_files", "score_tables", "report", "demo",
     "compilation_cache", "cli",
 ]  # fmt: skip
 

@@ -4,7 +4,9 @@
     terminal.py      progress and notes on standard error, tables on standard output
     options.py       options that several commands have
     evaluation.py    evaluate, embed, demo
-    detect.py        fit, score, explain, info
+    fit.py           fit
+    score.py         score
+    explain.py       explain, info
     catalogue.py     models, datasets, dictionaries, protocols
     completion.py    completion
 
@@ -18,9 +20,11 @@ import click
 
 from bliss_jax.cli.catalogue import datasets, dictionaries, models, protocols
 from bliss_jax.cli.completion import completion
-from bliss_jax.cli.detect import explain, fit, info, score
 from bliss_jax.cli.evaluation import demo, embed, evaluate
 from bliss_jax.cli.exits import Group
+from bliss_jax.cli.explain import explain, info
+from bliss_jax.cli.fit import fit
+from bliss_jax.cli.score import score
 from bliss_jax.compilation_cache import use_compilation_cache
 
 _EPILOG = """\b

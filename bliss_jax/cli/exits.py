@@ -28,12 +28,7 @@ class Group(click.Group):
             # Whoever read the output has seen enough; what is buffered has nowhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(_BROKEN_PIPE)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        """The whole program."""
-        try:
-            return super().main(*args, **options)
         except KeyboardInterrupt:
             sys.exit(130)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bliss_jax.defaults import DATASET, MODEL
+
+if TYPE_CHECKING:
+    from bliss_jax.detector import Detector
 
 ENVIRONMENT = (
     "Compiled programs are kept in ~/.cache/bliss-jax/compiled ($XDG_CACHE_HOME): "
@@ -15,6 +19,26 @@ ENVIRONMENT = (
 quiet_option = click.option(
     "--quiet", is_flag=True, help="No progress, no notes but on what is left out."
 )
+
+
+detector_argument = click.argument(
+    "detector", type=click.Path(path_type=Path, dir_okay=False), metavar="DETECTOR"
+)
+encoder_option = click.option(
+    "--model",
+    metavar="NAME|DIR",
+    help="Where the encoder is, if not where it was; its weights are checked.",
+)
+
+WORDS = 5
+"""Named of each image."""
+
+
+def load_detector(path: Path, model: str | None, *, embeddings_only: bool = False) -> "Detector":
+    """The detector in a file, with its encoder from where it was or from where it is said to be."""
+    from bliss_jax.detector import Detector
+
+    return Detector.load(path, model, embeddings_only=embeddings_only)
 
 
 def model_options(command: Callable) -> Callable:

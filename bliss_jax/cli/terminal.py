@@ -59,3 +59,15 @@ def write(path: Path, text: str) -> None:
     """A file, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def escaped(text: str) -> str:
+    """For printing where brackets mean styles."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def printable(text: str) -> str:
+    """Without characters that move a terminal's cursor, or that no encoding has."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
