@@ -53,7 +53,10 @@ class DetectorState:
     def __post_init__(self):
         fill_prompt(self.prompt, self.class_names)
         fill_prompt(self.prompt, self.dictionary, allow_repeats=True)
-        classes, dim = len(self.class_names), np.shape(self.moments.mean)[-1]
+        classes = len(self.class_names)
+        # An array without axes has no length to compare others with: it fits no shape then.
+        dim = next(iter(np.shape(self.moments.mean)[-1:]), 0)
+        held_out = next(iter(np.shape(self.calibration_labels)), 0)
         shapes = {
             "moments.count": ((classes,), self.moments.count, "int32"),
             "moments.mean": ((classes, dim), self.moments.mean, "float32"),
@@ -65,15 +68,11 @@ class DetectorState:
                 "float32",
             ),
             "calibration_embeddings": (
-                (len(self.calibration_labels), dim),
+                (held_out, dim),
                 self.calibration_embeddings,
                 "float32",
             ),
-            "calibration_labels": (
-                (len(self.calibration_labels),),
-                self.calibration_labels,
-                "int32",
-            ),
+            "calibration_labels": ((held_out,), self.calibration_labels, "int32"),
         }
         for name, (shape, array, dtype) in shapes.items():
             if np.shape(array) != shape or array.dtype != dtype:

@@ -1,0 +1,27 @@
+"""What was once a crash is refused, and some thousand mutations of each reader's inputs are no crash."""
+
+import random
+
+import pytest
+
+from fuzz.mutate import mutate
+from fuzz.targets import NAMES, kept_inputs, target
+
+MUTATIONS = {"detector": 300, "command": 60}
+"""Of slower readers; the others get `MANY`."""
+MANY = 3000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_once_was_a_crash_is_none(name):
+    for file in kept_inputs(name):
+        assert target(name).outcome(file.read_bytes()) == "refused", file.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutations_are_accepted_or_refused(name):
+    reader, rng = target(name), random.Random(0)  # noqa: S311 (no secret)
+    for content in reader.seeds:
+        reader.outcome(content)
+    for _ in range(MUTATIONS.get(name, MANY)):
+        reader.outcome(mutate(rng, reader.seeds, reader.words))
