@@ -1,4 +1,4 @@
-"""The command line under fuzzing: lines of an input are its arguments; what is heavy or leaves traces is shut.
+"""The command line under fuzzing: an input's lines are its arguments; what is heavy or leaves traces is shut.
 
 Data sets, models and evaluations are refused before they are made, so that what is seen is the parsing, the
 checks and the messages. While a command runs, an audit hook watches for files written outside the folder it
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import click
@@ -83,7 +84,7 @@ _kept: list[tempfile.TemporaryDirectory] = []
 @contextlib.contextmanager
 def _shut() -> Iterator[None]:
     """The heavy parts refuse, and the folder is where commands run."""
-    here = os.getcwd()
+    here = Path.cwd()
     with contextlib.ExitStack() as stack:
         for name in _HEAVY:
             stack.enter_context(mock.patch(name, _refuse))
