@@ -4,11 +4,13 @@ They are forked from a process that has imported everything and done nothing yet
 server), and share one cache of compiled programs: starting one costs a fraction of a new interpreter.
 """
 
+import itertools
 import multiprocessing
 import os
 import socket
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -48,7 +50,18 @@ def start(
 ) -> Started:
     """Starts one of `of` processes that embed into `output`, with shards in `folder`.
 
-    Which images it reads is appended to `output` + ".read-INDEX", a line for each.
+    Which images it reads is appended to `output` + ".read-INDEX", a line for each; for each batch that it
+    gives to the encoder `output` + ".encoded-INDEX" has a line.
+
+    Args:
+        folder: Where the shards are.
+        output: An npz file.
+        of: Number of processes.
+        index: Which of them this one is.
+        port: Where they meet.
+        options: `delay`, seconds for each image; `heartbeat`, as `distributed.initialize`; `fail`, as `_fail`;
+            `halt`, a pair: of the shard with that number among those this process writes only that share
+            of the bytes is written, then `output` + ".halted" appears and nothing more happens.
     """
     return _start(output, of, index, port, (_embed, folder, output, index, options))
 
@@ -122,6 +135,12 @@ def read_by(output: Path, index: int = 0) -> list[int]:
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
+def encoded_by(output: Path, index: int = 0) -> int:
+    """How many batches a process has given to its encoder."""
+    log = Path(f"{output}.encoded-{index}")
+    return len(log.read_text().split()) if log.exists() else 0
+
+
 def _command(several: bool, arguments: list[str]) -> None:
     from bliss_jax.cli import main
 
@@ -138,7 +157,9 @@ def _embed(several: bool, folder: Path, output: Path, index: int, options: dict)
     from bliss_jax.embed import embed_images, embed_texts
     from bliss_jax.models import load_model
 
-    chosen = SimpleNamespace(**{"delay": 0.0, "heartbeat": 30, "fail": False} | options)
+    chosen = SimpleNamespace(
+        **{"delay": 0.0, "heartbeat": 30, "fail": False, "halt": None} | options
+    )
     log = Path(f"{output}.read-{index}")
 
     class SlowImages(LazyImages):
@@ -160,7 +181,10 @@ def _embed(several: bool, folder: Path, output: Path, index: int, options: dict)
 
     if several:
         distributed.initialize(chosen.heartbeat)
+    if chosen.halt is not None:
+        _halt_in_write(*chosen.halt, Path(f"{output}.halted"))
     model = load_model("bliss-jax/untrained")
+    _log_batches(type(model), Path(f"{output}.encoded-{index}"))
     images = ImageDataset("slow", SlowImages(), np.zeros(IMAGES, int), ("a", "b"), "made here")
     if chosen.fail:
         _fail(index, model, images, folder)
@@ -176,6 +200,39 @@ def _embed(several: bool, folder: Path, output: Path, index: int, options: dict)
             unreadable=np.array(embedded.unreadable),
             texts=texts,
         )
+
+
+def _log_batches(model_class: type, log: Path) -> None:
+    """A line for each batch of images that is encoded."""
+    encode = model_class.encode_images
+
+    def encode_images(self, images, *arguments):
+        with log.open("a") as lines:
+            lines.write("batch\n")
+        return encode(self, images, *arguments)
+
+    model_class.encode_images = encode_images
+
+
+def _halt_in_write(number: int, share: float, halted: Path) -> None:
+    """A write that takes forever: what a kill finds is part of a file."""
+    from bliss_jax import shards
+
+    replacing, written = shards.replacing, itertools.count()
+
+    @contextmanager
+    def halting(path):
+        with replacing(path) as file:
+
+            def write(content):
+                file.write(content[: int(share * len(content))])
+                file.flush()
+                halted.touch()
+                time.sleep(300)
+
+            yield SimpleNamespace(write=write) if next(written) == number else file
+
+    shards.replacing = halting
 
 
 def _fail(index: int, model, images, folder: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from embedding_process import (
     BATCH,
     SHARDS,
+    encoded_by,
     read_by,
     rows_of,
     shards_in,
@@ -249,24 +250,46 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     whole = reference.read_bytes()
     assert (tmp_path / "twin.npz").read_bytes() == whole
 
-    folder, log = tmp_path / "shards", tmp_path / "killed.npz.read-0"
+    folder = tmp_path / "shards"
+    log, encoded, halted = (
+        tmp_path / f"killed.npz.{name}" for name in ("read-0", "encoded-0", "halted")
+    )
+    written = {shard.name: shard.read_bytes() for shard in shards_in(tmp_path / "one")}
     rng = np.random.default_rng(0)
     kills = int(os.environ.get("BLISS_JAX_KILLS", "4"))
+    again = 0
     for number in range(kills):
-        kept = shards_in(folder)
-        log.unlink(missing_ok=True)
-        started = start(folder, output, delay=0.4 / BATCH)
-        # It dies at a random moment of its work, before its first shard or after some.
-        wanted = len(kept) + int(rng.integers(1 + SHARDS // (kills + 1)))
-        wait_for(lambda wanted=wanted: len(shards_in(folder)) >= wanted and log.exists())
-        time.sleep(rng.uniform(0, 0.2))
+        kept, unfinished = shards_in(folder), set(folder.glob("*/.*"))
+        for file in (log, encoded, halted):
+            file.unlink(missing_ok=True)
+        # The kills are spread over the work, the first one before its first shard is kept.
+        wanted = number * (SHARDS - 6) // kills
+        if number % 2:  # while a shard is being written: none, some or all of its bytes
+            halt = (max(0, wanted - len(kept)), [0.0, rng.uniform(), 1.0][number // 2 % 3])
+            started = start(folder, output, halt=halt)
+            wait_for(halted.exists)
+        else:  # at a random moment
+            started = start(folder, output, delay=0.4 / BATCH)
+            wait_for(lambda wanted=wanted: len(shards_in(folder)) >= wanted and log.exists())
+            time.sleep(rng.uniform(0, 0.2))
         started.kill()
         assert started.finish()[0] == -signal.SIGKILL, f"kill {number} came too late"
+        if number % 2:
+            (half,) = set(folder.glob("*/.*")) - unfinished
+            whole_shard = written[half.name.removeprefix(".").rsplit(".", 1)[0]]
+            assert half.read_bytes() == whole_shard[: int(halt[1] * len(whole_shard))]
         known = {row for shard in kept for row in rows_of(shard)}
         assert not known & set(read_by(output)), "a shard that was there was embedded again"
+        # Lost are one shard that is being written, one that waits for that, one in the encoder.
+        lost = encoded_by(output) - (len(shards_in(folder)) - len(kept))
+        assert 0 <= lost <= 3
+        again += lost
     assert not output.exists()
+    kept = shards_in(folder)
+    encoded.unlink(missing_ok=True)
     code, said = start(folder, output).finish()
     assert code == 0, said
     assert output.read_bytes() == whole
-    for kept, mine in zip(shards_in(tmp_path / "one"), shards_in(folder), strict=True):
-        assert kept.read_bytes() == mine.read_bytes()
+    assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
+    assert encoded_by(output) == SHARDS - len(kept)
+    print(f"{kills} kills, {kills // 2} of them in a write: {again} shards embedded more than once")
