@@ -59,9 +59,9 @@ def start(
         of: Number of processes.
         index: Which of them this one is.
         port: Where they meet.
-        options: `delay`, seconds for each image; `heartbeat`, as `distributed.initialize`; `fail`, as `_fail`;
-            `halt`, a pair: of the shard with that number among those this process writes only that share
-            of the bytes is written, then `output` + ".halted" appears and nothing more happens.
+        options: `delay`, seconds for each image; `heartbeat`, as `distributed.initialize`; `fail`, see
+            `_fail`; `halt`, a pair: of the shard with that number among those this process writes only
+            that share of the bytes is written, then `output` + ".halted" appears and nothing more happens.
     """
     return _start(output, of, index, port, (_embed, folder, output, index, options))
 
