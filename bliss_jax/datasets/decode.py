@@ -17,6 +17,7 @@ of Pillow's list is rare, and some of it runs other programs (EPS).
 """
 
 import io
+import stat
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,11 @@ def decode_image(source: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        if isinstance(source, Path):
+            mode = source.stat().st_mode
+            # A pipe or a device would be waited for, perhaps for ever. A folder is refused when it is opened.
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError("not a regular file")
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             if not file.read(1):
                 raise ValueError("the file is empty")
