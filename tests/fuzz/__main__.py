@@ -1,7 +1,6 @@
 """`python -m fuzz TARGET`; see the package."""
 
 import argparse
-import atexit
 import hashlib
 import random
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 
 from fuzz.mutate import mutate
 from fuzz.targets import NAMES, SLOW, kept_inputs, target
+
+_SAID_EVERY = 20
+"""Seconds."""
 
 
 def main() -> None:
@@ -61,10 +63,16 @@ def _by_coverage(options: argparse.Namespace) -> None:
             reader.outcome(content)
     outcomes: Counter[str] = Counter()
     start = time.perf_counter()
-    atexit.register(lambda: _say(options.target, outcomes, time.perf_counter() - start))
+    said = start
 
     def read(content: bytes) -> None:
+        nonlocal said
         outcomes[reader.outcome(content)] += 1
+        now = time.perf_counter()
+        # On the way: libFuzzer ends the process by itself.
+        if now - said > _SAID_EVERY or outcomes.total() == options.runs:
+            said = now
+            _say(options.target, outcomes, now - start)
 
     folder = tempfile.TemporaryDirectory()
     corpus, words = Path(folder.name) / "corpus", Path(folder.name) / "words"
