@@ -1,8 +1,10 @@
 """What may lie in a folder, or stand in a text, and must neither stop nor bloat a run."""
 
 import os
+import struct
 import subprocess
 import sys
+import tarfile
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 from PIL import Image
 
 import bliss_jax as bj
-from bliss_jax.datasets.decode import UnreadableImageError, decode_image
+from bliss_jax.datasets.archives import OfficialArchive
+from bliss_jax.datasets.decode import MAX_BYTES, UnreadableImageError, decode_image
 from bliss_jax.scored_files import find_files
 
 
@@ -42,6 +45,17 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+TINY = ((256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
+        (273, 4, 1, 400), (277, 3, 1, 1), (278, 3, 1, 4), (279, 4, 1, 16))  # fmt: skip
+"""Tags of a grey TIFF of 4 x 4 pixels: number, type, count, value."""
+
+
+def tiff(*tags: tuple[int, int, int, int], pages: int = 1) -> bytes:
+    entries = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    following = [8 + (len(entries) + 4) * page for page in range(1, pages)]
+    return b"II*\0\x08\0\0\0" + b"".join(entries + struct.pack("<I", n) for n in [*following, 0])
+
+
 def bombs(folder: Path) -> list[Path]:
     """Files of at most a few hundred kilobytes that ask for gigabytes."""
     much = zlib.compress(bytes(300 << 20), 9)
@@ -53,14 +67,17 @@ def bombs(folder: Path) -> list[Path]:
         "directory.tif": b"II*\0\x08\0\0\0\xff\xff"
         + b"\x17\x01\x04\0\x01\0\0\0\xff\xff\xff\xff" * 9,
     }
+    made["tag.tif"] = tiff(*TINY, (34675, 7, 1 << 30, 4096))
     for name, content in made.items():
         (folder / name).write_bytes(content)
+    # The tag is there in full, in a file whose holes take no room on the disk.
+    os.truncate(folder / "tag.tif", (1 << 30) + 4096)
     return [folder / name for name in made]
 
 
 def test_bombs_are_refused_by_name_in_bounded_memory(tmp_path):
     files = bombs(tmp_path)
-    assert max(file.stat().st_size for file in files) < 1 << 20
+    assert max(file.stat().st_blocks * 512 for file in files) < 1 << 20
     program = (
         "import resource, sys\n"
         "from pathlib import Path\n"
@@ -84,8 +101,64 @@ def test_bombs_are_refused_by_name_in_bounded_memory(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     *said, grown = done.stdout.splitlines()
+    assert len(said) == len(files)
+    assert all(line.startswith("cannot read image ") for line in said)
     assert "900000000 pixels" in said[0] or "30000 x 30000 pixels" in said[0]
     assert int(grown.split()[-1]) < 64 << 10, done.stdout  # kB: 64 MB, of gigabytes asked for
+
+
+def test_a_file_may_have_so_many_bytes_and_no_more(tmp_path):
+    file = tmp_path / "large.tif"
+    file.write_bytes(tiff(*TINY) + bytes(400))
+    os.truncate(file, MAX_BYTES)
+    assert decode_image(file, "large.tif").shape == (4, 4, 3)
+    os.truncate(file, MAX_BYTES + 1)
+    with pytest.raises(UnreadableImageError, match=f"{MAX_BYTES + 1} bytes, at most {MAX_BYTES}"):
+        decode_image(file, "large.tif")
+
+
+def test_pages_are_not_counted_beyond_a_few(monkeypatch):
+    from PIL import TiffImagePlugin
+
+    seek, sought = TiffImagePlugin.TiffImageFile.seek, []
+
+    def counted(self, frame):
+        sought.append(frame)
+        seek(self, frame)
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "seek", counted)
+    with pytest.raises(UnreadableImageError, match="more than 3 frames"):
+        decode_image(tiff(*TINY, pages=100_000), "many.tif")
+    assert max(sought) == 3
+
+
+def test_of_an_archive_only_its_own_files_are_read_and_nothing_is_written(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    archive = OfficialArchive("https://example.org/a.tar.gz", 0, "", "data")
+    kinds = {
+        "data/link": (tarfile.SYMTYPE, str(tmp_path / "secret")),
+        "data/up": (tarfile.SYMTYPE, "../../secret"),
+        "data/hard": (tarfile.LNKTYPE, "../secret"),
+        "data/loop": (tarfile.SYMTYPE, "loop"),
+        "data/device": (tarfile.CHRTYPE, ""),
+        "data/pipe": (tarfile.FIFOTYPE, ""),
+        "../escaped": (tarfile.REGTYPE, ""),
+        str(tmp_path / "absolute"): (tarfile.REGTYPE, ""),
+        "data/good": (tarfile.REGTYPE, ""),
+    }
+    with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
+        for name, (kind, target) in kinds.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    before = sorted(tmp_path.rglob("*"))
+    assert archive.read_tar(folder / "a.tar.gz", ["good"]) == {"good": b""}
+    for name in ("link", "up", "hard", "loop", "device", "pipe"):
+        with pytest.raises(ValueError, match=f"data lacks {name}"):
+            archive.read_tar(folder / "a.tar.gz", ["good", name])
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_pipes_links_and_what_vanishes_are_rows(detector, tmp_path, monkeypatch):

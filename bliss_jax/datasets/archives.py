@@ -80,7 +80,8 @@ class OfficialArchive:
             with tarfile.open(location) as tar:
                 for member in tar:
                     name = member.name.removeprefix("./").removeprefix(f"{self.folder}/")
-                    if name in names and (content := tar.extractfile(member)):
+                    # Files alone: a link would be read from where it leads.
+                    if name in names and member.isfile() and (content := tar.extractfile(member)):
                         found[name] = content.read()
         if missing := sorted(set(names) - set(found)):
             raise ValueError(f"{self.folder} lacks {', '.join(missing)}")

@@ -10,7 +10,9 @@ and of CLIP's own preprocessing, so that the same file gives the same pixels her
     32-bit samples       refused: they have no fixed range
     several frames       refused (animated GIF, PNG, WebP, multi-page TIFF), but of a camera's
                          multi-picture JPEG (MPO) the primary picture is read
-    size                 at most `MAX_PIXELS`; larger ones are refused before they are decoded
+    size                 at most `MAX_PIXELS` and `MAX_BYTES`; larger ones are refused before they are
+                         decoded
+    no regular file      refused without opening it
 
 A file's content, not its name, decides its format, and only the formats in `FORMATS` are tried: the rest
 of Pillow's list is rare, and some of it runs other programs (EPS).
@@ -32,6 +34,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 MAX_PIXELS = 89_478_485
 """Pillow's own bound on a decoded image (a quarter of a GiB of RGB), here an error and not a warning."""
+
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of a file: so many pixels of four 16-bit samples, uncompressed. Pillow holds a TIFF's tags in memory, in three
+times the space they take in the file."""
 
 
 _REGISTERING = threading.Lock()
@@ -65,16 +71,13 @@ def decode_image(source: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
         RGB, uint8 [h, w, 3], writable.
 
     Raises:
-        UnreadableImageError: if the file is missing, damaged, not an image, too large or ambiguous.
+        UnreadableImageError: if the file is missing, no regular one, damaged, not an image, too large or
+            ambiguous.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if isinstance(source, Path):
-            mode = source.stat().st_mode
-            # A pipe or a device would be waited for, perhaps for ever. A folder is refused when it is opened.
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ValueError("not a regular file")
+        _check_file(source)
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             if not file.read(1):
                 raise ValueError("the file is empty")
@@ -86,6 +89,20 @@ def decode_image(source: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnreadableImageError(name, reason or type(error).__name__) from error
+
+
+def _check_file(source: bytes | Path) -> None:
+    """Raises ValueError for what is no regular file, or one of more than `MAX_BYTES`."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        facts = source.stat()
+        # A pipe or a device would be waited for, perhaps for ever. A folder is refused when it is opened.
+        if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
+            raise ValueError("not a regular file")
+        size = facts.st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"the file has {size} bytes, at most {MAX_BYTES} are read")
 
 
 def _formats() -> list[str]:
@@ -104,8 +121,8 @@ def _to_rgb(image: "Image.Image") -> "Image.Image | UInt8[np.ndarray, 'h w 3']":
 
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded")
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ValueError(f"{getattr(image, 'n_frames', 'several')} frames, expected a single image")
+    if (frames := _frames(image)) != "1":
+        raise ValueError(f"{frames} frames, expected a single image")
     # Pillow gives 16-bit grey as mode "I;16", or as "I" from PGM (and, in older releases, from PNG).
     sixteen_bit = image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in ("PNG", "PPM")
@@ -120,3 +137,19 @@ def _to_rgb(image: "Image.Image") -> "Image.Image | UInt8[np.ndarray, 'h w 3']":
         # The same colours as by the direct way, about which Pillow warns.
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _frames(image: "Image.Image") -> str:
+    """How many frames, of which one is expected."""
+    if image.format == "TIFF":
+        # Not `n_frames`: it follows the whole chain of pages, in time that grows with its square.
+        for number in range(1, 4):
+            try:
+                image.seek(number)
+            except EOFError:
+                image.seek(0)
+                return str(number)
+        return "more than 3"
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return "1"
+    return str(getattr(image, "n_frames", "several"))
