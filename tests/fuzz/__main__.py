@@ -11,10 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fuzz.mutate import mutate
-from fuzz.targets import NAMES, SLOW, kept_inputs, target
+from fuzz.targets import NAMES, kept_inputs, target
 
 _SAID_EVERY = 20
 """Seconds."""
+
+_HANGS = 300
+"""Seconds by the clock after which an input is taken to hang."""
 
 
 def main() -> None:
@@ -87,7 +90,7 @@ def _by_coverage(options: argparse.Namespace) -> None:
         "max_total_time": options.seconds,
         "runs": options.runs,
         "seed": options.seed,
-        "timeout": int(2 * SLOW),
+        "timeout": _HANGS,
         "rss_limit_mb": 4096,
         "max_len": 8192,
         "dict": words,
