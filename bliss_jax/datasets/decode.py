@@ -36,8 +36,8 @@ MAX_PIXELS = 89_478_485
 """Pillow's own bound on a decoded image (a quarter of a GiB of RGB), here an error and not a warning."""
 
 MAX_BYTES = 8 * MAX_PIXELS
-"""Of a file: so many pixels of four 16-bit samples, uncompressed. Pillow holds a TIFF's tags in memory, in three
-times the space they take in the file."""
+"""Of a file: so many pixels of four 16-bit samples, uncompressed. Pillow holds a TIFF's tags in memory, in
+about three times the space they take in the file."""
 
 
 _REGISTERING = threading.Lock()
