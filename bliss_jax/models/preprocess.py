@@ -186,17 +186,15 @@ def resize(
     _check_choice("resample", resample, get_args(Resample))
     _, height, width, _ = images.shape
     (new_height, new_width), (top, left) = _target(height, width, size, geometry)
-    resized = jnp.asarray(images)
+    rows, seen = _filter_of_rows(height, new_height, top, size, resample)
+    resized = lax.slice_in_dim(jnp.asarray(images), seen.start, seen.stop, axis=1)
     # As in Pillow, an axis that keeps its length is not filtered.
     if new_width == width:
         resized = lax.slice_in_dim(resized, left, left + size, axis=2)
     else:
         columns = left + np.arange(size)
         resized = _filter_axis(resized, *_filter_weights(width, new_width, columns, resample), 2)
-    if new_height == height:
-        return lax.slice_in_dim(resized, top, top + size, axis=1)
-    rows = top + np.arange(size)
-    return _filter_rows(resized, *_filter_weights(height, new_height, rows, resample))
+    return resized if rows is None else _filter_rows(resized, *rows)
 
 
 def resize_on_host(
@@ -223,11 +221,34 @@ def resize_on_host(
     height, width, _ = image.shape
     size = preprocessing.size
     (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)
+    if max(new_height, new_width) > _THIN * size:
+        return _resize_thin(image, preprocessing)
     resample = Image.Resampling[preprocessing.resample.upper()]
     # One call for each axis, since the order of the passes within one call depends on the version.
     resized = Image.fromarray(image).resize((new_width, height), resample)
     resized = resized.resize((new_width, new_height), resample)
     return np.asarray(resized)[top : top + size, left : left + size]
+
+
+_THIN = 16
+"""Sides to one another, above which only the crop is computed: of a row of 100,000 pixels, Pillow would make
+an image of five billion before it is cut."""
+
+
+def _resize_thin(
+    image: UInt8[np.ndarray, "h w 3"], preprocessing: Preprocessing
+) -> UInt8[np.ndarray, "size size 3"]:
+    """`resize` of one image in numpy."""
+    (height, width, _), size, resample = image.shape, preprocessing.size, preprocessing.resample
+    (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)
+    rows, seen = _filter_of_rows(height, new_height, top, size, resample)
+    image = image[seen.start : seen.stop]
+    if new_width == width:
+        image = image[:, left : left + size]
+    else:
+        columns = left + np.arange(size)
+        image = _filter_on_host(image, *_filter_weights(width, new_width, columns, resample), 1)
+    return image if rows is None else _filter_on_host(image, *rows, 0)
 
 
 def _target(
@@ -290,6 +311,35 @@ def _filter_weights(
     weights = weights / np.cumsum(weights, axis=1)[:, -1:]
     fixed = np.trunc(weights * (1 << _FRACTION_BITS) + np.copysign(0.5, weights))
     return first.astype(np.int32), fixed.astype(np.int32)
+
+
+def _filter_of_rows(
+    height: int, new_height: int, top: int, size: int, resample: str
+) -> tuple[tuple[Int32[np.ndarray, "size"], Int32[np.ndarray, "size taps"]] | None, range]:
+    """The vertical pass of the rows top, ..., top + size - 1, and which rows of the image it sees.
+
+    Its first inputs are counted from the first row it sees; None for a height that stays.
+    """
+    if new_height == height:
+        return None, range(top, top + size)
+    first, weights = _filter_weights(height, new_height, top + np.arange(size), resample)
+    seen = range(int(first.min()), min(int(first.max()) + weights.shape[1], height))
+    return (first - np.int32(seen.start), weights), seen
+
+
+def _filter_on_host(
+    image: UInt8[np.ndarray, "rows columns 3"],
+    first: Int32[np.ndarray, "size"],
+    weights: Int32[np.ndarray, "size taps"],
+    axis: int,
+) -> UInt8[np.ndarray, "new_rows new_columns 3"]:
+    """`_filter_axis` of one image in numpy."""
+    along_axis = [-1 if dimension == axis else 1 for dimension in range(3)]
+    total = np.int32(1 << (_FRACTION_BITS - 1))
+    for tap in range(weights.shape[1]):
+        pixels = np.take(image, first + tap, axis=axis, mode="clip").astype(np.int32)
+        total = total + weights[:, tap].reshape(along_axis) * pixels
+    return np.clip(total >> _FRACTION_BITS, 0, 255).astype(np.uint8)
 
 
 def _filter_axis(

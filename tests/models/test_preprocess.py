@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import math
 import tarfile
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bliss_jax.models.preprocess import (
+    _THIN,
     STATS,
     Preprocessing,
     _filter_weights,
@@ -153,6 +156,33 @@ def test_the_host_gives_the_same_pixels(shape, geometry):
     preprocessing = Preprocessing(geometry=geometry)
     on_host = resize_on_host(image, preprocessing)
     on_device = resize_jitted(image[None], 224, geometry=geometry, resample="bicubic")[0]
+    np.testing.assert_array_equal(on_host, on_device)
+
+
+@pytest.mark.parametrize("shape", [(7, 300), (300, 7), (1, 40), (40, 1), (8, 400), (2, 33)])
+@pytest.mark.parametrize("resample", PILLOW_FILTER)
+def test_thin_images_equal_pillow(shape, resample):
+    """On the host only their crop is computed, on the device only the rows that it sees."""
+    image = noise(*shape, 3)
+    assert max(shape) > _THIN * min(shape)
+    expected = expected_pixels(image[None], 8, resample=resample)[0]
+    on_host = resize_on_host(image, Preprocessing(size=8, resample=resample))
+    np.testing.assert_array_equal(on_host, expected)
+    on_device = resize_jitted(image[None], 8, geometry="crop", resample=resample)[0]
+    np.testing.assert_array_equal(on_device, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000_000), (20_000_000, 1)])
+def test_an_image_of_one_row_or_column_takes_no_more_memory_than_others(shape):
+    """Its short side to the size of the model would be 4.5 billion columns."""
+    image = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
+    image = np.repeat(image[..., None], 3, axis=-1)
+    tracemalloc.start()
+    on_host = resize_on_host(image, Preprocessing())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 16e6
+    on_device = resize_jitted(image[None], 224, geometry="crop", resample="bicubic")[0]
     np.testing.assert_array_equal(on_host, on_device)
 
 
