@@ -3,7 +3,7 @@
 Every batch has the same shape (the last one is padded and the padding cut off), so that one compilation
 serves the whole run. With several devices, batches are sharded over them and parameters replicated.
 Images of one size travel as they are, uint8 at their own size, and are resized on the device; a batch
-of several sizes is resized on the host, to the same pixels.
+of several sizes, and images that are large, are resized on the host, to the same pixels.
 
 The work is cut into shards (`shards.py`), and batches within them, in the same way whether or not they are
 kept and however many processes there are: so a run that was stopped and one that was spread over processes
@@ -71,6 +71,10 @@ _SHARDS = 64
 """Smaller sets are cut into about so many shards, so that several processes have even shares."""
 
 _BATCHES_AHEAD = 2
+_LARGEST_SIDE = 2048
+"""Larger images are resized as they are read: a batch of them would take gigabytes, and one of them is padded
+to a whole batch."""
+
 _IMAGES_AT_ONCE = 8
 """Read by a thread in one go: handing over single small images would cost as much as reading them."""
 
@@ -507,7 +511,9 @@ def _read_batches(
         found: list[np.ndarray | str] = []
         for row in rows:
             try:
-                found.append(images[row])
+                image = images[row]
+                large = max(image.shape) > _LARGEST_SIDE
+                found.append(resize_on_host(image, preprocessing) if large else image)
             except UnreadableImageError as error:
                 found.append(str(error))
         return found

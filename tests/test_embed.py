@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh
 from PIL import Image
 
+from bliss_jax import embed as embed_module
 from bliss_jax.datasets import ImageDataset, load_dataset
 from bliss_jax.embed import embed_dataset, embed_images, embed_texts
 from bliss_jax.models import load_model
@@ -25,6 +26,10 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def one_device() -> Mesh:
+    return Mesh(np.array(jax.devices()[:1]), ("data",))
+
+
 @pytest.mark.parametrize("batch_size", [1, 8, 13, 64, 1000])
 def test_batch_size_and_padding_do_not_matter(model, batch_size):
     images = noise(37, 20, 24, 3)
@@ -38,10 +43,8 @@ def test_eight_devices_give_what_one_gives(model):
     images = dataset(noise(50, 32, 32, 3))
     assert jax.device_count() == 8
     over_all = embed_images(model, images, batch_size=16).embeddings
-    one = Mesh(np.array(jax.devices()[:1]), ("data",))
-    np.testing.assert_allclose(
-        over_all, embed_images(model, images, batch_size=16, mesh=one).embeddings, atol=1e-6
-    )
+    one = embed_images(model, images, batch_size=16, mesh=one_device()).embeddings
+    np.testing.assert_allclose(over_all, one, atol=1e-6)
 
 
 def test_images_of_many_sizes(model):
@@ -52,6 +55,23 @@ def test_images_of_many_sizes(model):
     alone = [np.asarray(model.encode_images(image[None]))[0] for image in images]
     np.testing.assert_allclose(embedded.embeddings, alone, atol=1e-6)
     np.testing.assert_allclose(model.encode_images(images), alone, atol=1e-6)
+
+
+def test_large_images_are_resized_as_they_are_read(model, monkeypatch):
+    """So that a batch of them is never in memory; also one among small ones, and one of a single row."""
+    shapes = [(2049, 30), (2049, 30), (1, 9000), (32, 32), (20, 24), (70, 80), (70, 80), (70, 80)]
+    images = [noise(h, w, 3, seed=i) for i, (h, w) in enumerate(shapes)]
+    stacked = []
+    pad = embed_module._pad
+    monkeypatch.setattr(embed_module, "_pad", lambda x, n: stacked.append(x.shape) or pad(x, n))
+    embedded = embed_images(model, dataset(images), batch_size=8, mesh=one_device(), shard_size=8)
+    assert stacked == [(8, 32, 32, 3)]
+    alone = [np.asarray(model.encode_images(image[None]))[0] for image in images]
+    np.testing.assert_allclose(embedded.embeddings, alone, atol=1e-6)
+    stacked.clear()
+    embed_images(model, dataset(images[:1]), batch_size=8, mesh=one_device())
+    embed_images(model, dataset(images[5:]), batch_size=8, mesh=one_device())
+    assert stacked == [(1, 32, 32, 3), (3, 70, 80, 3)]
 
 
 def test_a_ragged_last_batch_does_not_recompile(model):
