@@ -7,7 +7,9 @@ import dataclasses
 import errno
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -22,8 +24,9 @@ from embedding_process import (
     start,
     wait_for,
 )
+from PIL import Image
 
-from bliss_jax.datasets import ImageDataset, UnreadableImageError
+from bliss_jax.datasets import ImageDataset, UnreadableImageError, load_dataset
 from bliss_jax.datasets.image_dataset import LazyImages
 from bliss_jax.embed import embed_images, embed_texts
 from bliss_jax.models import load_model
@@ -198,6 +201,76 @@ def test_a_full_disk_is_an_error_and_the_shards_before_it_stay(model, tmp_path):
     assert min(images.images.seen) == 8
 
 
+def test_a_disk_that_is_really_full_is_the_same_error(model, tmp_path):
+    """A file system of two pages in memory, on which two shards fit; needs the right to mount one."""
+    images = dataset(NoisyImages(24))
+    whole = embed_images(model, images, batch_size=8)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:  # noqa: S603
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(OSError, match=r"No space left on device. The shards written before"):
+            embed_images(model, images, batch_size=8, cache=tmp_path)
+        assert [rows_of(shard) for shard in shards_in(tmp_path)] == [range(8), range(8, 16)]
+        assert list(tmp_path.glob("*/.*")) == []
+        room = ["mount", "-o", "remount,size=64k", str(tmp_path)]
+        subprocess.run(room, check=True)  # noqa: S603
+        images.images.seen.clear()
+        same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+        assert sorted(images.images.seen) == list(range(16, 24))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)  # noqa: S603, S607
+
+
+def test_an_image_that_vanishes_or_is_replaced_during_a_run_is_read_as_it_is_found(model, tmp_path):
+    """And the next run does not take it for what it was."""
+    folder, cache = tmp_path / "pets", tmp_path / "cache"
+    (folder / "cat").mkdir(parents=True)
+    files = [folder / "cat" / f"{i:02d}.png" for i in range(40)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (9, 9), (i, 0, 0)).save(file)
+    replaced, gone = files[30], files[33]
+
+    def disturb(done):
+        if gone.exists():  # when the first batch is done, at most three further ones are read
+            gone.unlink()
+            Image.new("RGB", (11, 9), (0, 255, 0)).save(replaced)
+
+    sizes = {"batch_size": 8, "shard_size": 8}
+    listed = load_dataset(folder)
+    slow = dataclasses.replace(listed, images=SlowFiles(listed.images))
+    disturbed = embed_images(model, slow, cache=cache, progress=disturb, **sizes)
+    assert [*disturbed.rows] == [i for i in range(40) if i != 33]
+    assert disturbed.unreadable == ("cannot read image 'cat/33.png': No such file or directory",)
+    now = load_dataset(folder)
+    assert len(now) == 39
+    np.testing.assert_array_equal(
+        embed_images(model, now, cache=cache, **sizes).embeddings,
+        embed_images(model, now, **sizes).embeddings,
+    )
+    np.testing.assert_allclose(
+        disturbed.embeddings, embed_images(model, now, **sizes).embeddings, atol=1e-6
+    )
+
+
+class SlowFiles(LazyImages):
+    """The files of a folder, the last ten of them only when one has vanished."""
+
+    def __init__(self, files):
+        self.files, self.gone = files, files._root / files._names[33]
+
+    def __len__(self):
+        return len(self.files)
+
+    def read(self, position):
+        if position >= 30:
+            wait_for(lambda: not self.gone.exists())
+        return self.files.read(position)
+
+    def identity(self):
+        return self.files.identity()
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_path, monkeypatch):
     images = dataset(NoisyImages(16))
     file = tmp_path / "file"
@@ -237,6 +310,29 @@ def test_an_error_of_the_system_keeps_its_reason(shard, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"):
         folder.write(SPAN, shard)
     assert list(folder.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_of_two_processes_on_one_folder_one_is_killed_and_the_other_ends_as_if_alone(tmp_path):
+    code, said = start(tmp_path / "one", tmp_path / "whole.npz").finish()
+    assert code == 0, said
+    whole = (tmp_path / "whole.npz").read_bytes()
+    written = {shard.name: shard.read_bytes() for shard in shards_in(tmp_path / "one")}
+    folder = tmp_path / "shared"
+    killed = start(folder, tmp_path / "killed.npz", halt=(3, 0.5))  # in its fourth write
+    other = start(folder, tmp_path / "other.npz", delay=0.2 / BATCH)
+    wait_for((tmp_path / "killed.npz.halted").exists)
+    killed.kill()
+    assert killed.finish()[0] == -signal.SIGKILL
+    code, said = other.finish()
+    assert code == 0, said
+    assert (tmp_path / "other.npz").read_bytes() == whole
+    assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
+    (tmp_path / "killed.npz.encoded-0").unlink()
+    code, said = start(folder, tmp_path / "killed.npz").finish()
+    assert code == 0, said
+    assert (tmp_path / "killed.npz").read_bytes() == whole
+    assert encoded_by(tmp_path / "killed.npz") == 0, "the other has kept all"
 
 
 @pytest.mark.slow
