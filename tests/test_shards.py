@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -286,6 +287,48 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_
     with pytest.raises(ValueError, match="read-only"):
         embed_images(model, images, batch_size=8, cache=tmp_path)
     assert images.images.seen == []
+
+
+def test_what_the_system_itself_denies_is_said(tmp_path):
+    """In a process that may not override permissions, as root may."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bliss_jax.datasets.decode import decode_image\n"
+        "from bliss_jax.shards import ShardFolder\n"
+        "for function, *arguments in (\n"
+        "    (ShardFolder(Path(sys.argv[1]) / 'new', 'some', {}).prepare,),\n"
+        "    (ShardFolder(Path(sys.argv[1]), 'some', {}).prepare,),\n"
+        "    (decode_image, Path(sys.argv[2]), 'cat.png'),\n"
+        "):\n"
+        "    try:\n"
+        "        function(*arguments)\n"
+        "    except (ValueError, OSError) as error:\n"
+        "        print(error)\n"
+    )
+    powerless = ["unshare", "--user"] if os.geteuid() == 0 else []
+    if powerless and (
+        shutil.which("unshare") is None
+        or subprocess.run([*powerless, "true"], capture_output=True).returncode  # noqa: S603
+    ):
+        pytest.skip("root cannot give up its powers here")
+    folder, image = tmp_path / "cache", tmp_path / "cat.png"
+    existing = ShardFolder(folder, "some", {}).folder
+    existing.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(image)
+    modes = {image: 0o000, existing: 0o500, folder: 0o500}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    try:
+        command = [*powerless, sys.executable, "-c", program, str(folder), str(image)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    finally:
+        for path in reversed(modes):
+            path.chmod(0o700)
+    first, second, third = said.stdout.splitlines()
+    assert "Permission denied. The shards written before are kept" in first
+    assert second.endswith(f"the folder {existing} is read-only")
+    assert third == "cannot read image 'cat.png': Permission denied"
 
 
 def test_what_a_killed_process_left_unfinished_is_removed_when_it_is_old(shard, tmp_path):
