@@ -9,7 +9,7 @@ import click
 
 from bliss_jax.cli.exits import UNREADABLE
 from bliss_jax.cli.options import WORDS, detector_argument, encoder_option, load_detector
-from bliss_jax.cli.terminal import escaped, printable, tables
+from bliss_jax.cli.terminal import printable, tables
 
 if TYPE_CHECKING:
     from bliss_jax.detector import Detector
@@ -75,22 +75,21 @@ def info(detector: Path, as_json: bool) -> None:
         ("images", str((made.get("images") or {}).get("source", ""))),
         ("changes", "; ".join(json.dumps(c) for c in made.get("changes", [])) or "none"),
     ]:  # fmt: skip
-        table.add_row(name, escaped(printable(value)))
+        table.add_row(name, printable(value))
     tables().print(table)
 
 
 def _print_why(row: "ScoredFile", detector: "Detector") -> None:
     console = tables()
-    path = escaped(printable(row.path))
+    console.print(printable(row.path), style="bold", soft_wrap=True)
     if row.error is not None:
-        console.print(f"[bold]{path}[/]\n  cannot be scored: {escaped(row.error)}")
+        console.print(f"  cannot be scored: {printable(row.error)}")
         return
     p = "" if row.p_value is None else f", p-value {row.p_value:.3g}"
     console.print(
-        f"[bold]{path}[/]\n"
         f"  BLISS {row.score:+.2f}{p}\n"
-        f"  nearest normal class: {escaped(row.nearest_class or '')}\n"
+        f"  nearest normal class: {row.nearest_class}\n"
         f"  internal {row.internal:+.2f}, external {row.external:+.2f} x {detector.weight:g}"
     )
     for word, z in row.words or ():
-        console.print(f"    z {z:+6.1f}  {escaped(word)}")
+        console.print(f"    z {z:+6.1f}  {word}")

@@ -119,7 +119,7 @@ def fit(**options: Any) -> None:
     detector.save(options["output"])
     unreadable = (*problems, *detector.provenance["images"]["unreadable"])
     for problem in unreadable:
-        notes.print(f"left out: {problem}", markup=False)
+        notes.print(f"left out: {problem}")
     if not options["quiet"]:
         facts = detector.describe()
         counts = ", ".join(f"{c['name']} {c['fitted']}" for c in facts["classes"])
@@ -127,7 +127,6 @@ def fit(**options: Any) -> None:
         notes.print(
             f"wrote {options['output']}: images fitted: {counts}; {held_out} held out, "
             + (f"alpha at least {facts['smallest_alpha']:.3g}" if held_out else "no thresholds"),
-            markup=False,
         )
         if options["model"] is None:
             notes.print(f"{MODEL} knows symbols only. For photographs: {_FOR_PHOTOGRAPHS}")

@@ -134,9 +134,9 @@ def score(**options: Any) -> None:
             control="fdr" if options["fdr"] else "false-alarms",
             command=shlex.join(["bliss-jax", *sys.argv[1:]]),
         )
-        notes.print(f"Report: {page}", markup=False)
+        notes.print(f"Report: {page}")
     for row in counted.unreadable:
-        notes.print(f"cannot be scored: {printable(row.path)}: {row.error}", markup=False)
+        notes.print(f"cannot be scored: {printable(row.path)}: {row.error}")
     if counted.errors > len(counted.unreadable):
         notes.print(f"... and {counted.errors - len(counted.unreadable)} more, listed in the rows")
     if not counted.errors and not counted.number:

@@ -5,18 +5,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from bliss_jax.files import replacing
 
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Standard error; without colours where it is no terminal, or NO_COLOR is set."""
+
+class _Console(Console):
+    """Prints names and paths as they are; without colours where it is no terminal, or NO_COLOR is set."""
+
+    def __init__(self, **options: Any):
+        # Brackets and colons in a name are no markup and no emoji.
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves a closed pipe to `exits`, where rich would end with code 1."""
+        raise BrokenPipeError
+
+
+notes = _Console(stderr=True, soft_wrap=True)
+"""Standard error."""
 
 
 def tables() -> Console:
     """Standard output; a file or a pipe has no width: tables are not folded to that of a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 250)
+    return _Console(width=None if sys.stdout.isatty() else 250)
 
 
 @contextmanager
@@ -59,13 +73,6 @@ def write(path: Path, text: str) -> None:
     """A file, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
-
-
-def escaped(text: str) -> str:
-    """For printing where brackets mean styles."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def printable(text: str) -> str:
