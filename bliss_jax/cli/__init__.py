@@ -3,6 +3,7 @@
     exits.py         errors and exit codes
     terminal.py      progress and notes on standard error, tables on standard output
     options.py       options that several commands have
+    embedding.py     a data set as embeddings, in one process or several
     evaluation.py    evaluate, embed, demo
     fit.py           fit
     score.py         score
@@ -34,6 +35,7 @@ Exit codes:
   2    the command line is wrong
   3    done, but some images could not be read; each is listed
   130  interrupted
+  141  whoever read the output went away before its end
 
 Example:  bliss-jax demo"""
 
@@ -47,7 +49,8 @@ Example:  bliss-jax demo"""
 def main() -> None:
     """Semantic anomaly detection with CLIP and bias-corrected similarity (BLISS).
 
-    Results go to standard output, progress and notes to standard error.
+    Results go to standard output, progress and notes to standard error. --json gives them as JSON, there as
+    well; evaluate and demo print tables, and take a FILE for it.
     """
     # transformers would advise to install PyTorch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

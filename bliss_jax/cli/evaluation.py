@@ -1,20 +1,17 @@
-"""`evaluate`, `embed` and `demo`: benchmarks, and what they need."""
+"""`evaluate`, `embed` and `demo`: benchmarks."""
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bliss_jax.cli.exits import UNREADABLE
+from bliss_jax.cli.embedding import embed_data, exit_of, jointly, load_data, processes
 from bliss_jax.cli.options import ENVIRONMENT, model_and_data_options
 from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
-from bliss_jax.defaults import DATASET, MODEL, defaults
+from bliss_jax.defaults import MODEL, defaults
 from bliss_jax.files import check_writable
 
 # Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
@@ -39,9 +36,22 @@ _OF_THE_DATA = (
 )
 
 
+json_file_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all results, with what made them.",
+)
+
+
 @click.command(
-    epilog="Example:  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 "
-    f"--model openai/clip-vit-base-patch16\n\n{ENVIRONMENT}"
+    epilog=f"""\b
+Example:
+  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 \\
+      --model openai/clip-vit-base-patch16
+
+{ENVIRONMENT}"""
 )
 @model_and_data_options
 @click.option(
@@ -84,14 +94,20 @@ _OF_THE_DATA = (
 @click.option("--draws", type=int, help="Few-shot draws.  [default: 20 with --shots]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of draws and of NegLabel.")
 @click.option("--per-split", is_flag=True, help="A column for each split.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results.")
+@json_file_option
 @click.option(
     "--report",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Write a page with figures of the first protocol, and why images were judged wrong.",
 )
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write a line per split.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a line per split.",
+)
 @click.pass_context
 def evaluate(ctx: click.Context, **options: Any) -> None:
     """Measure how well BLISS and its baselines find anomalies on a benchmark."""
@@ -124,15 +140,15 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         dataset = options["dataset"] or _recorded_dataset(embeddings) or options["embeddings"].stem
         protocols = _protocols(options, dataset, embeddings.class_names)
     else:
-        with _processes(options, outputs) as first:
-            train, test = _jointly(options, lambda: _load_data(options))
+        with processes(options, outputs) as first:
+            train, test = jointly(options, lambda: load_data(options))
             dataset = train.name
-            protocols = _jointly(options, lambda: _protocols(options, dataset, train.class_names))
+            protocols = jointly(options, lambda: _protocols(options, dataset, train.class_names))
             splits = [split for protocol in protocols for split in protocol.splits]
             normal = {c for split in splits for c in split.normal}
             both = normal | {c for split in splits for c in split.anomalous}
             test = test.subset(np.flatnonzero(np.isin(test.labels, sorted(both))))
-            embeddings = _embed(options, train, test, train_classes=normal)
+            embeddings = embed_data(options, train, test, train_classes=normal)
         if not first:
             return
         if len(test) == len(embeddings.test_labels):
@@ -173,12 +189,16 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             "--embeddings FILE.npz."
         )
     if options["embeddings"] is None:
-        _exit_of(embeddings)
+        exit_of(embeddings)
 
 
 @click.command(
-    epilog="Example:  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 "
-    f"-o cifar10.npz\n\n{ENVIRONMENT}"
+    epilog=f"""\b
+Example:
+  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 \\
+      -o cifar10.npz
+
+{ENVIRONMENT}"""
 )
 @model_and_data_options
 @click.option(
@@ -195,15 +215,15 @@ def embed(**options: Any) -> None:
 
     if options["output"].suffix != ".npz":
         raise click.UsageError(f"--output: expected a file ending in .npz, got {options['output']}")
-    with _processes(options, [options["output"]]) as first:
-        train, test = _jointly(options, lambda: _load_data(options))
-        embeddings = _embed(options, train, test)
+    with processes(options, [options["output"]]) as first:
+        train, test = jointly(options, lambda: load_data(options))
+        embeddings = embed_data(options, train, test)
     if not first:
         return
     save_embeddings(embeddings, options["output"])
     if not options["quiet"]:
         notes.print(f"wrote {options['output']}")
-    _exit_of(embeddings)
+    exit_of(embeddings)
 
 
 @click.command(epilog="Example:  bliss-jax demo -o my-report")
@@ -216,7 +236,7 @@ def embed(**options: Any) -> None:
     metavar="DIR",
     help="Folder of the report.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all results.")
+@json_file_option
 @click.option("--quiet", is_flag=True, help="No progress, no notes.")
 def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
     """The whole of BLISS on a small trained model, without a download: tables and a report."""
@@ -235,56 +255,6 @@ def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
     )
     if json_file is not None:
         write(json_file, results.to_json(evaluations, command=command))
-
-
-@contextmanager
-def _processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool]:
-    """The part of a command in which all processes take part; process 0 goes on alone afterwards.
-
-    Args:
-        options: `distributed` and `heartbeat`; `quiet` becomes true but in process 0.
-        outputs: What process 0 will write.
-
-    Yields:
-        Whether this is process 0.
-    """
-    if not options["distributed"]:
-        for file in outputs:
-            check_writable(file)
-        yield True
-        return
-    import jax
-
-    from bliss_jax import distributed
-
-    try:
-        distributed.initialize(options["heartbeat"])
-        first = jax.process_index() == 0
-        if first and not options["quiet"]:
-            kept = f"shards that are done stay in {options['cache']}" if options["cache"] else ""
-            notes.print(
-                f"{jax.process_count()} processes, {jax.device_count()} devices; if one process dies, all "
-                f"end within about {options['heartbeat']} s: {kept or 'without --cache nothing stays'}"
-            )
-        options["quiet"] = options["quiet"] or not first
-        with distributed.failing_together():
-            for file in outputs if first else ():
-                check_writable(file)
-        yield first
-        distributed.shutdown()
-    except distributed.LostProcessError as error:
-        click.ClickException(str(error)).show()
-        sys.stderr.flush()
-        os._exit(1)  # leaving in order would wait for the process that is gone
-
-
-def _jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
-    """function(); with --distributed in process 0 first, and if it fails in one it fails in all."""
-    if not options["distributed"]:
-        return function()
-    from bliss_jax.distributed import first_process_first
-
-    return first_process_first(function)
 
 
 def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
@@ -338,63 +308,3 @@ def _class_ids(classes: str, class_names: tuple[str, ...]) -> list[int]:
                 f"--normal: {word!r} is no class; expected {known}, or an id below {len(class_names)}"
             )
     return ids
-
-
-def _load_data(options: dict[str, Any]) -> tuple[Any, Any]:
-    from bliss_jax.datasets import dataset_names, load_dataset
-
-    name = options["dataset"] or DATASET
-    own = {"data_dir": options["data_dir"], "manual_dir": options["manual_dir"]}
-    name = name if name in dataset_names() else Path(name)
-    return (
-        load_dataset(name, "train", **own),
-        load_dataset(name, "test", **own, reference_quirks=options["reference_quirks"]),
-    )
-
-
-def _embed(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> Any:
-    from bliss_jax.embed import embed_dataset
-    from bliss_jax.models import load_model
-    from bliss_jax.text import PROMPT, find_overlap, load_dictionary
-
-    quiet = options["quiet"]
-    dictionary_name = options["dictionary"] or defaults(train.name).dictionary
-    dtype, revision = options["dtype"], options["revision"]
-    model, dictionary = _jointly(
-        options,
-        lambda: (
-            load_model(options["model"] or MODEL, dtype=dtype, revision=revision),
-            load_dictionary(dictionary_name),
-        ),
-    )
-    overlap = find_overlap(dictionary, train.class_names)
-    if not quiet:
-        notes.print(
-            f"{model.name} on {train.name}; dictionary {dictionary_name}: {len(dictionary)} texts, "
-            f"which hold {len(overlap)} of the {len(train.class_names)} labels"
-            + (" (left out)" if options["exclude_labels"] and overlap else "")
-        )
-    embeddings = embed_dataset(
-        model,
-        train,
-        test,
-        dictionary,
-        dictionary_name=dictionary_name,
-        exclude_labels=options["exclude_labels"],
-        prompt=PROMPT if options["prompt"] is None else options["prompt"],
-        preprocess=options["preprocess"],
-        batch_size=options["batch_size"],
-        skip_unreadable=not options["strict"],
-        cache=options["cache"],
-        track=no_progress if quiet else progress,
-        **classes,
-    )
-    for problem in embeddings.provenance["dataset"]["unreadable"]:
-        notes.print(f"left out, cannot be read: {problem}", markup=False)
-    return embeddings
-
-
-def _exit_of(embeddings: Any) -> None:
-    """Ends with exit code 3 where images were left out."""
-    if embeddings.provenance.get("dataset", {}).get("unreadable"):
-        sys.exit(UNREADABLE)
