@@ -1,14 +1,17 @@
 """`models`, `datasets`, `dictionaries`, `protocols`: what exists, from the registries themselves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import click
 
 from bliss_jax.cli.terminal import tables
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document instead.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document instead of a table."
+)
 
 
 @click.command(epilog="Example:  bliss-jax models --json")
@@ -25,11 +28,12 @@ def models(as_json: bool) -> None:
                 "embedding": entry.embedding_dim,
                 "image": entry.image_size,
                 "patch": entry.patch_size,
-                "revision": entry.revision or "built in",
+                "revision": entry.revision,
             }
             for name, entry in REGISTRY.items()
         ],
         as_json,
+        {"revision": lambda commit: commit or "built in"},
     )
 
 
@@ -39,15 +43,14 @@ def datasets(as_json: bool) -> None:
     """List the data sets that have a name; a folder of images per class is one too."""
     from bliss_jax.datasets import dataset_names
     from bliss_jax.datasets.load import describe_dataset
-    from bliss_jax.datasets.splits import classes_of, protocols_of
+    from bliss_jax.datasets.splits import classes_of
 
     _show(
         [
             {
                 "name": name,
                 "classes": classes_of(name),
-                "protocols": len(protocols_of(name)),
-                "what": describe_dataset(name),
+                **describe_dataset(name)._asdict(),
             }
             for name in dataset_names()
         ],
@@ -66,60 +69,89 @@ def dictionaries(as_json: bool) -> None:
         load_dictionary,
     )
 
-    rows = []
-    for name in dictionary_names():
-        phrases = load_dictionary(name)
-        digest = dictionary_hash(phrases)
-        rows.append(
+    loaded = {name: load_dictionary(name) for name in dictionary_names()}
+    _show(
+        [
             {
                 "name": name,
                 "phrases": len(phrases),
-                "sha256": digest if as_json else digest[:12],
+                "sha256": dictionary_hash(phrases),
                 "what": describe_dictionary(name),
             }
-        )
-    _show(rows, as_json)
+            for name, phrases in loaded.items()
+        ],
+        as_json,
+        {"sha256": lambda digest: digest[:12]},
+    )
 
 
 @click.command(epilog="Example:  bliss-jax protocols --dataset cifar10")
 @click.option("--dataset", metavar="NAME", help="Only those of this data set.")
 @json_option
 def protocols(dataset: str | None, as_json: bool) -> None:
-    """List the protocols of the data sets that have a name, with their splits."""
+    """List the protocols of the data sets that have a name: how many splits, and of how many classes."""
     from bliss_jax.datasets import dataset_names, load_protocol
     from bliss_jax.datasets.splits import classes_of, protocols_of
 
     if dataset is not None and dataset not in dataset_names():
-        raise click.UsageError(f"--dataset: expected one of {', '.join(dataset_names())}")
+        known = get_close_matches(dataset, dataset_names()) or dataset_names()
+        raise click.UsageError(f"--dataset: {dataset!r} is no name; expected {' or '.join(known)}")
     rows = []
     for data in dataset_names() if dataset is None else (dataset,):
         for name in protocols_of(data):
             protocol = load_protocol(name, dataset=data, num_classes=classes_of(data))
-            normal = sorted({len(split.normal) for split in protocol.splits})
             rows.append(
                 {
                     "dataset": data,
                     "protocol": name,
                     "family": protocol.family,
                     "splits": len(protocol.splits),
-                    "normal classes": normal[0]
-                    if len(normal) == 1
-                    else f"{normal[0]}-{normal[-1]}",
+                    "normal": _least_and_most([split.normal for split in protocol.splits]),
+                    "anomalous": _least_and_most([split.anomalous for split in protocol.splits]),
                 }
             )
-    _show(rows, as_json)
+    _show(rows, as_json, {"normal": _range, "anomalous": _range})
 
 
-def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+def _least_and_most(classes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Of the classes of each split: the smallest number and the largest."""
+    numbers = [len(ids) for ids in classes]
+    return [min(numbers), max(numbers)]
+
+
+def _range(numbers: list[int]) -> str:
+    least, most = numbers
+    return str(least) if least == most else f"{least}-{most}"
+
+
+def _show(
+    rows: Sequence[dict[str, Any]],
+    as_json: bool,
+    written: Mapping[str, Callable[[Any], str]] | None = None,
+) -> None:
+    """Prints rows as JSON, or as a table.
+
+    Args:
+        rows: All with the same keys, the columns.
+        as_json: Which of the two.
+        written: How the table writes a column's values.
+    """
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
+    ways = {name: (written or {}).get(name, _cell) for name in rows[0]}
     for name, value in rows[0].items():
-        table.add_column(name, justify="right" if isinstance(value, int) else "left", no_wrap=True)
+        right = isinstance(value, int | list) and not isinstance(value, bool)
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        cells = (f"{v:,}" if isinstance(v, int) else str(v) for v in row.values())
-        table.add_row(*cells)
+        table.add_row(*(ways[name](value) for name, value in row.items()))
     tables().print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -11,21 +11,39 @@ cifar10+cifar100      for CIFAR+10 and CIFAR+50: the training split is CIFAR-10'
 import difflib
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from bliss_jax.datasets.folder import SPLITS, load_folder
 from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
 
-_DESCRIPTIONS = {
-    "cifar10": "60,000 photographs of 32 x 32 pixels; downloaded",
-    "cifar100": "60,000 photographs of 32 x 32 pixels; downloaded",
-    "cifar10+cifar100": "CIFAR-10's training set, both test sets; downloaded",
-    "tiny-imagenet": "110,000 photographs of 64 x 64 pixels, the validation set for a test; downloaded",
-    "glyphs": "renders of symbols with their Unicode names; made from a seed",
-    "digits": "1,797 handwritten digits of 8 x 8 pixels; shipped with scikit-learn",
-}
-_NAMES = tuple(_DESCRIPTIONS)
+
+class NamedDataset(NamedTuple):
+    """What is known of a data set before it is loaded.
+
+    Attributes:
+        train: Training images.
+        test: Test images.
+        download: Whether its archive is downloaded.
+        what: What the images show, in one line.
+    """
+
+    train: int
+    test: int
+    download: bool
+    what: str
+
+
+_NAMED = {
+    "cifar10": NamedDataset(50_000, 10_000, True, "photographs of 32 x 32 pixels"),
+    "cifar100": NamedDataset(50_000, 10_000, True, "photographs of 32 x 32 pixels"),
+    "cifar10+cifar100": NamedDataset(50_000, 20_000, True, "CIFAR-10, tested with CIFAR-100's images too"),
+    "tiny-imagenet": NamedDataset(100_000, 10_000, True, "photographs of 64 x 64 pixels"),
+    "glyphs": NamedDataset(10_360, 5_180, False, "symbols with their Unicode names, rendered from a seed"),
+    "digits": NamedDataset(1_198, 599, False, "digits of 8 x 8 pixels, shipped with scikit-learn"),
+}  # fmt: skip
+_NAMES = tuple(_NAMED)
 _LOST_CLASS = "African elephant"
 
 
@@ -34,9 +52,9 @@ def dataset_names() -> tuple[str, ...]:
     return _NAMES
 
 
-def describe_dataset(name: str) -> str:
-    """One line on a data set of `dataset_names()`."""
-    return _DESCRIPTIONS[name]
+def describe_dataset(name: str) -> NamedDataset:
+    """What is known of a data set of `dataset_names()`."""
+    return _NAMED[name]
 
 
 def load_dataset(
