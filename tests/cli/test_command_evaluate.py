@@ -94,6 +94,52 @@ def test_several_protocols_shots_and_a_file_of_ones_own(embeddings, tmp_path):
     assert "0,2,4,6,8" in result.stdout
 
 
+def test_the_name_of_a_protocol_is_printed_as_it_is(embeddings, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"name": "[bold]even[/odd] :cat:", "splits": [[0, 2, 4, 6, 8]]}))
+    result = run("evaluate", "--embeddings", embeddings, *QUICK, "--protocol", own)
+    assert result.exit_code == 0, result.output
+    assert "[bold]even[/odd] :cat: (family custom)" in result.stdout
+
+
+def test_images_that_cannot_be_read_are_listed_or_with_strict_an_error(words, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                noise = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(noise).save(folder / f"{i}.png")
+            (folder / "1.png").write_bytes(b"no image")
+    out = tmp_path / "e.npz"
+    arguments = ["embed", "--dataset", tmp_path / "images", *UNTRAINED[:2]]
+    arguments += ["--dictionary", words, "--quiet", "-o", out]
+    bad = [f"{split}/{name}/1.png" for split in ("train", "test") for name in ("a", "b")]
+
+    strict = run(*arguments, "--strict")
+    assert strict.exit_code == 1
+    assert "4 images cannot be used" in strict.stderr
+    assert all(name in strict.stderr for name in bad), "those of both sets"
+    assert not out.exists()
+
+    result = run(*arguments)
+    assert result.exit_code == 3, result.output
+    assert result.stderr.count("left out, cannot be read") == 4, "also with --quiet"
+    with np.load(out) as arrays:
+        assert len(arrays["train_labels"]) == len(arrays["test_labels"]) == 4
+        listed = json.loads(str(arrays["provenance"]))["dataset"]["unreadable"]
+    assert [any(name in line for line in listed) for name in bad] == [True] * 4
+    again = run("evaluate", "--embeddings", out, *QUICK, "--normal", "a")
+    assert again.exit_code == 0, "nothing is left out of what the file holds"
+
+    for file in (tmp_path / "images" / "test").rglob("*.png"):
+        file.write_bytes(b"no image")
+    none = run(*arguments)
+    assert none.exit_code == 1, none.output
+    assert "Traceback" not in none.output
+
+
 def test_splits_by_class_name_and_id(embeddings, tmp_path):
     out = tmp_path / "r.json"
     result = run(

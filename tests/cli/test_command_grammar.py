@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from bliss_jax.cli import main
-from bliss_jax.datasets import dataset_names, protocol_names
+from bliss_jax.cli.terminal import notes, tables
+from bliss_jax.datasets import dataset_names, load_dataset, protocol_names
 from bliss_jax.models.registry import model_names
 from bliss_jax.text import dictionary_names
 
@@ -33,15 +34,20 @@ def program(*arguments: str, **options):
 def test_every_command_has_help_with_an_example_of_its_own_options(name):
     result = run(name, "--help")
     assert result.exit_code == 0
-    examples = re.findall(
-        r"(bliss-jax [^\n]*(?:\n +[^\n]+)?)", result.stdout.split("Example", 1)[1]
-    )
+    # A line that help had folded could not be pasted into a shell.
+    unfolded = re.sub(r"\\\n\s+", "", result.stdout.split("Example", 1)[1])
+    examples = re.findall(r"bliss-jax [^\n]*", unfolded)
     assert examples
     for example in examples:
-        words = shlex.split(example.split(">>")[0])
+        words = shlex.split(re.split(" >>? ", example)[0])
         assert words[:2] == ["bliss-jax", name]
-        for option in (word for word in words if re.match("-+[a-z]", word)):
-            assert re.search(rf"(?<!\S){option}\b", result.stdout.split("Options:")[1])
+        with main.commands[name].make_context(name, words[2:]) as context:
+            assert not context.args
+
+
+def test_what_says_how_far_it_is_can_be_quiet():
+    quiet = [name for name in COMMANDS if "--quiet" in run(name, "--help").stdout]
+    assert quiet == ["demo", "embed", "evaluate", "fit", "score"]
 
 
 def test_help_needs_no_jax():
@@ -55,8 +61,8 @@ def test_help_needs_no_jax():
 
 
 def test_the_exit_codes_are_in_the_help():
-    for code in ("0 ", "1 ", "2 ", "3 ", "130 "):
-        assert f"\n  {code}" in run("--help").stdout.replace("    ", "  ")
+    codes = re.findall(r"^    (\d+) +\w", run("--help").stdout, flags=re.MULTILINE)
+    assert codes == ["0", "1", "2", "3", "130", "141"]
 
 
 def test_catalogues_hold_what_the_registries_hold():
@@ -75,10 +81,47 @@ def test_catalogues_hold_what_the_registries_hold():
     assert {row["protocol"] for row in rows} == set(protocol_names())
     of_cifar = json.loads(run("protocols", "--dataset", "cifar10", "--json").stdout)
     assert {row["dataset"] for row in of_cifar} == {"cifar10"}
-    assert {"dataset": "cifar10", "protocol": "zoc-6", "family": "zoc", "splits": 5, "normal classes": 6} in [
-        {**row, "normal classes": int(row["normal classes"])} for row in of_cifar
-    ]  # fmt: skip
-    assert run("protocols", "--dataset", "cifar").exit_code == 2
+    facts = {"family": "zoc", "splits": 5, "normal": [6, 6], "anomalous": [4, 4]}
+    assert {"dataset": "cifar10", "protocol": "zoc-6", **facts} in of_cifar
+
+
+def test_data_sets_have_the_images_that_the_catalogue_says():
+    from bliss_jax.datasets.cifar import Cifar10, Cifar100
+    from bliss_jax.datasets.tiny_imagenet import TinyImagenet, class_table
+
+    rows = {row["name"]: row for row in json.loads(run("datasets", "--json").stdout)}
+    shipped = [name for name, row in rows.items() if not row["download"]]
+    assert shipped == ["glyphs", "digits"]
+    for name in shipped:
+        for split in ("train", "test"):
+            dataset = load_dataset(name, split)
+            assert rows[name][split] == len(dataset)
+            assert rows[name]["classes"] == len(dataset.class_names)
+    for name, builder in (("cifar10", Cifar10), ("cifar100", Cifar100)):
+        assert {split: rows[name][split] for split in ("train", "test")} == builder.IMAGES
+    assert rows["cifar10+cifar100"]["test"] == 2 * Cifar10.IMAGES["test"]
+    tiny = rows["tiny-imagenet"]
+    assert tiny["train"] == len(class_table()) * TinyImagenet.TRAIN_IMAGES_PER_CLASS
+    assert tiny["test"] == TinyImagenet.TEST_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["evalute"], "No such command 'evalute'. Did you mean 'evaluate'?"),
+        (["nothing"], "No such command 'nothing'."),
+        (["models", "--jso"], "--json"),
+        (["protocols", "--dataset", "cifar"], "expected cifar10 or cifar100"),
+        (["protocols", "--dataset", "xyz"], "expected cifar10 or cifar100 or cifar10+cifar100 or"),
+        (["completion", "csh"], "'bash', 'zsh', 'fish'"),
+        (["score"], "DETECTOR"),
+        (["fit", "-o", "x"], "--images"),
+    ],
+)
+def test_a_command_line_that_is_wrong_ends_with_2_and_the_near_misses(wrong, message):
+    result = run(*wrong)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -101,21 +144,16 @@ def test_completion_completes():
     assert found.stdout.split() == [b"plain,protocols"]
 
 
-def test_a_command_line_that_is_wrong_ends_with_2():
-    for wrong in (["nothing"], ["score"], ["models", "--jso"], ["fit", "-o", "x"]):
-        assert run(*wrong).exit_code == 2, wrong
-
-
-def test_a_pipe_that_is_closed_ends_quietly():
-    code = (
-        "import subprocess, sys\n"
-        "p = subprocess.Popen([sys.executable, '-m', 'bliss_jax.cli', 'protocols', '--json'],"
-        " stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"
-        "p.stdout.readline(); p.stdout.close()\n"
-        "said = p.stderr.read(); p.wait(60)\n"
-        "assert said == b'', said\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)  # noqa: S603
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"]])
+def test_a_pipe_that_nobody_reads_ends_quietly(arguments):
+    """A table, a document and a help text: rich, click and the group would each end in their own way."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "bliss_jax.cli", *arguments]
+    with os.fdopen(writer) as output:
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, timeout=120)  # noqa: S603
+    assert ended.returncode == 141
+    assert ended.stderr == b""
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
@@ -133,6 +171,44 @@ def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
     assert b"Traceback" not in said
 
 
-def test_there_are_no_colours_where_there_is_no_terminal():
+COLOUR = rb"\x1b\[[0-9;]*\b(3[0-7]|38|9[0-7])\b"
+
+
+def progress_on_a_terminal(**variables: str) -> bytes:
+    """What a progress bar writes to a terminal."""
+    code = (
+        "from bliss_jax.cli.terminal import progress\n"
+        "with progress('images', 3) as advance:\n    advance(3)\n"
+    )
+    ours, theirs = os.openpty()
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], stderr=theirs, check=True, timeout=60,
+        env={**environment, "TERM": "xterm-256color", **variables},
+    )  # fmt: skip
+    os.close(theirs)
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        return terminal.read(65536)
+
+
+def test_colours_are_for_terminals_without_no_color():
+    assert re.search(COLOUR, progress_on_a_terminal())
+    without = progress_on_a_terminal(NO_COLOR="1")
+    assert b"3/3" in without
+    assert not re.search(COLOUR, without)
     assert b"\x1b" not in program("models").stdout
     assert b"\x1b" not in program("--help").stdout
+
+
+def test_names_are_printed_as_they_are(capsys):
+    """Brackets would be styles to rich, and what stands between colons a picture."""
+    from rich.table import Table
+
+    name = "[bold]a[/x] :cat: [/]"
+    table = Table(name)
+    table.add_row(name)
+    for thing in (name, table):
+        tables().print(thing)
+        notes.print(thing)
+    said = capsys.readouterr()
+    assert said.out.count(name) == said.err.count(name) == 3
