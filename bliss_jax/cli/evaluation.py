@@ -48,8 +48,7 @@ json_file_option = click.option(
 @click.command(
     epilog=f"""\b
 Example:
-  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 \\
-      --model openai/clip-vit-base-patch16
+  bliss-jax evaluate --dataset cifar10 --protocol zoc-6 --model openai/clip-vit-base-patch16
 
 {ENVIRONMENT}"""
 )
@@ -195,8 +194,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
 @click.command(
     epilog=f"""\b
 Example:
-  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 \\
-      -o cifar10.npz
+  bliss-jax embed --dataset cifar10 --model openai/clip-vit-base-patch16 -o cifar10.npz
 
 {ENVIRONMENT}"""
 )
