@@ -5,6 +5,7 @@
 An input is a crash if anything but the documented exception comes out, if it takes more of the processor
 than `targets.SLOW` seconds, or (commands) if it ends with another exit code, writes outside its folder,
 starts a program or opens a connection. With atheris (`pip install atheris`) new inputs are led by the
-coverage of bliss_jax; without it they are random mutations of the seeds. What once was a crash lies in
-`corpus/TARGET` and is replayed by `test_fuzz_corpus.py`.
+coverage of bliss_jax; without it they are random mutations of the seeds. `corpus/TARGET` holds what once was
+a crash, and inputs that reached lines no seed reaches, named "refused-" by their SHA-256 ("accepted-" for
+those that are no fault); `test_fuzz_corpus.py` replays all of them.
 """

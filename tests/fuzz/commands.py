@@ -1,8 +1,8 @@
 """The command line under fuzzing: an input's lines are its arguments; what is heavy or leaves traces is shut.
 
 Data sets, models and evaluations are refused before they are made, so that what is seen is the parsing, the
-checks and the messages. While a command runs, an audit hook watches for files written outside the folder it
-runs in, for programs and for connections.
+checks and the messages; only a detector's file is there to be read. Standard input is empty. While a command
+runs, an audit hook watches for files written outside the folder it runs in, for programs and for connections.
 """
 
 import contextlib
@@ -18,10 +18,14 @@ from unittest import mock
 import click
 
 from bliss_jax.cli import main
+from fuzz.targets import detector_content
 
 _CODES = {0, 1, 2, 3}
 _HEAVY = (
     "bliss_jax.models.load_model",
+    "bliss_jax.detector.load_model",
+    "bliss_jax.labelled_files.label_files",
+    "bliss_jax.scored_files.score_files",
     "bliss_jax.datasets.load_dataset",
     "bliss_jax.datasets.load.load_dataset",
     "bliss_jax.evaluation.evaluate",
@@ -75,6 +79,7 @@ def _prepare() -> str:
     sys.addaudithook(_watch)
     folder = tempfile.TemporaryDirectory()
     _kept.append(folder)
+    (Path(folder.name) / "det.safetensors").write_bytes(detector_content())
     return os.path.realpath(folder.name)
 
 
@@ -88,6 +93,7 @@ def _shut() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in _HEAVY:
             stack.enter_context(mock.patch(name, _refuse))
+        stack.enter_context(mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO())))
         stack.callback(os.chdir, here)
         os.chdir(_prepare())
         yield
@@ -146,7 +152,8 @@ def words() -> list[bytes]:
         "é",
     ]
     values += ["glyphs", "digits", "bliss-jax/tiny", "bliss", "one-class", "{label}", "%s", "$(x)"]
-    values += ["x.npz", "x.csv", "x.safetensors", "/", "..", ".", "/dev/null", "no/such", "~", "*"]
+    values += ["det.safetensors"]
+    values += ["x.npz", "x.csv", "/", "..", ".", "/dev/null", "no/such", "~", "*"]
     texts = [*dict.fromkeys(_parameters()), *values]
     raw = [b"\xff", b"\xed\xa0\x80", b"\x1b[31m", b"x" * 5000, b"[red]", b"[/]", b"\r", b"\n"]
     return [b"\n" + text.encode() for text in texts] + raw
@@ -163,6 +170,15 @@ def seeds() -> list[bytes]:
         "embed --dataset . --model . --dictionary words.txt --exclude-labels -o x.npz --cache shards",
         "embed --dataset glyphs --distributed --heartbeat 3 -o x.npz --dtype bfloat16 --quiet",
         "demo -o page --json out.json --quiet",
+        "fit --images . --labels cat,dog --k 3 --lambda 0.5 --calibration 0.2 -o new.safetensors",
+        "fit --images . --folders --model . --dictionary words.txt --strict -o new.safetensors",
+        "score det.safetensors . -o scores.csv --top 3 --alpha 0.05 --fdr --explain --report page",
+        "score det.safetensors - --null --json --quiet --model . --batch-size 2",
+        "explain det.safetensors a.png b.png --words 3 --json",
+        "info det.safetensors",
+        "info det.safetensors --json",
+        "completion zsh",
+        "models --json",
         *(f"{name} --help" for name in main.commands),
         *(name for name in main.commands),
     ]

@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 def kept_inputs(name: str) -> list[Path]:
-    """What once was a crash of a target."""
+    """Of a target: what once was a crash, and what reached lines that no seed reaches."""
     folder = CORPUS / name
     return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
@@ -134,9 +134,7 @@ def _shard() -> Target:
     return _sealed_target("shard", arrays, text, decode)
 
 
-def _detector() -> Target:
-    from bliss_jax.detector_file import KIND, decode_detector
-
+def _detector_parts() -> tuple[str, dict[str, np.ndarray]]:
     unit = np.eye(3, 8, dtype=np.float32)
     arrays = {
         "count": np.array([4, 4], np.int32),
@@ -158,7 +156,20 @@ def _detector() -> Target:
         "preprocess": None,
         "provenance": {"model": {"name": "bliss-jax/untrained", "weights_sha256": "00"}},
     }
-    text = json.dumps(description, sort_keys=True)
+    return json.dumps(description, sort_keys=True), arrays
+
+
+def detector_content() -> bytes:
+    """A detector's file."""
+    from bliss_jax.detector_file import KIND
+
+    return _sealed(KIND, *_detector_parts())
+
+
+def _detector() -> Target:
+    from bliss_jax.detector_file import KIND, decode_detector
+
+    text, arrays = _detector_parts()
     return _sealed_target(KIND, arrays, text, lambda content: decode_detector(content, "a file"))
 
 
@@ -174,7 +185,7 @@ def _checkpoint() -> Target:
         read_tensors(file.parent)
 
     tensors: dict[str, Any] = {
-        "logit_scale": np.float32([1]),
+        "logit_scale": np.ones(1, np.float32),
         "text_model.encoder.layers.0.mlp.fc1.weight": np.eye(2, 3, dtype=np.float32),
         "vision_model.embeddings.patch_embedding.weight": np.zeros((2, 3, 1, 1), np.float16),
         "vision_model.head.attention.in_proj_weight": np.zeros((6, 2), np.float32),

@@ -15,10 +15,17 @@ MUTATIONS = {"detector": 300, "command": 40}
 MANY = 3000
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_once_was_a_crash_is_none(name):
-    for file in kept_inputs(name):
-        assert target(name).outcome(file.read_bytes()) == "refused", file.name
+KEPT = [(name, file) for name in NAMES for file in kept_inputs(name)]
+
+
+@pytest.mark.parametrize(("name", "file"), KEPT, ids=[f"{n}-{f.name}" for n, f in KEPT])
+def test_kept_inputs_have_the_outcome_they_are_named_after(name, file):
+    expected = "accepted" if file.name.startswith("accepted-") else "refused"
+    assert target(name).outcome(file.read_bytes()) == expected
+
+
+def test_every_reader_of_files_has_kept_inputs():
+    assert {name for name, _ in KEPT} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
