@@ -30,7 +30,7 @@ _ARRAYS = (
     "calibration_embeddings",
     "calibration_labels",
 )
-_MOMENTS = ("count", "mean", "cov")
+_MOMENTS = {"count": np.int32, "mean": np.float32, "cov": np.float32}
 _DESCRIBED = (
     "class_names",
     "dictionary",
@@ -74,6 +74,10 @@ def decode_detector(content: bytes, name: str) -> DetectorState:
                 f"it holds {sorted(arrays)} and {sorted(description)}, expected "
                 f"{sorted((*_ARRAYS, *_MOMENTS))} and {sorted(_DESCRIBED)}"
             )
+        # Before JAX, which would make wider numbers narrow.
+        for name, dtype in _MOMENTS.items():
+            if arrays[name].dtype != dtype:
+                raise ValueError(f"{name} is {arrays[name].dtype}, expected {np.dtype(dtype).name}")
         fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
         moments = ClassMoments(*(jnp.asarray(arrays[part]) for part in _MOMENTS))
         return DetectorState(**_typed(description), **fields, moments=moments)

@@ -13,7 +13,8 @@ from reference import random_embeddings
 
 import bliss_jax as bj
 from bliss_jax.datasets import ImageDataset
-from bliss_jax.detector_file import decode_detector, encode_detector
+from bliss_jax.detector_file import KIND, decode_detector, encode_detector
+from bliss_jax.sealed import seal, unseal
 
 C, D, M, K = 3, 16, 40, 4
 NAMES = ("cat", "dog", "cow")
@@ -273,6 +274,16 @@ def test_a_newer_format_and_other_contents_are_refused(detector, monkeypatch):
         decode_detector(newer, "det")
     with pytest.raises(ValueError, match="damaged"):
         decode_detector(pickle.dumps({"k": 1}), "det")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("count", np.int64), ("mean", np.float64), ("cov", np.float64)]
+)
+def test_moments_of_other_types_are_refused_not_narrowed(detector, name, dtype):
+    description, arrays = unseal(KIND, encode_detector(detector))
+    widened = arrays | {name: arrays[name].astype(dtype)}
+    with pytest.raises(ValueError, match=f"{name} is {np.dtype(dtype).name}, expected"):
+        decode_detector(seal(KIND, description, widened), "det")
 
 
 def test_files_of_every_format_ever_released_stay_readable():
