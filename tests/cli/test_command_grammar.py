@@ -156,7 +156,9 @@ def test_a_pipe_that_nobody_reads_ends_quietly(arguments):
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
-    code = "import time, click\nfrom bliss_jax.cli import main\n"
+    code = "import signal, time, click\nfrom bliss_jax.cli import main\n"
+    # A program that is started in the background may have been told to ignore interrupts.
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "@click.command()\ndef wait():\n    print('here', flush=True)\n    time.sleep(60)\n"
     code += "main.add_command(wait)\nmain()\n"
     child = subprocess.Popen(  # noqa: S603

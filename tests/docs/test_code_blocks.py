@@ -1,6 +1,5 @@
 """Every block of code in the README and the documentation runs as printed, or says why it does not."""
 
-import importlib.util
 import json
 import math
 import os
@@ -132,9 +131,11 @@ def check_script(arguments: list[str]) -> None:
     module = arguments[0] == "-m"
     start = arguments[: 1 + module]
     if module:
-        spec = importlib.util.find_spec(arguments[1])
-        assert spec is not None and spec.origin is not None, f"no module {arguments[1]}"
-        source = Path(spec.origin).read_text()
+        # The scripts' packages are not installed: they are run from the repository's root.
+        here = ROOT.joinpath(*arguments[1].split("."))
+        files = [here.with_suffix(".py"), here / "__main__.py"]
+        source = next((file.read_text() for file in files if file.is_file()), None)
+        assert source is not None, f"no module {arguments[1]}"
     else:
         source = (ROOT / arguments[0]).read_text()
     options = {word.split("=")[0] for word in arguments if word.startswith("--")} - {"--help"}
