@@ -37,8 +37,12 @@ def _test_outside(session: nox.Session) -> None:
     """Runs the tests on a copy of them, where no source of the library lies beside them."""
     away = Path(session.create_tmp()) / "away"
     shutil.rmtree(away, ignore_errors=True)
-    shutil.copytree("tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy("pyproject.toml", away)
+    for folder in ("tests", "docs"):
+        shutil.copytree(
+            folder, away / folder, ignore=shutil.ignore_patterns("__pycache__", "_build")
+        )
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(file, away)
     session.chdir(away)
     session.run("pytest", "-q", *(session.posargs or WITHOUT_TORCH))
     session.run("bliss-jax", "models", silent=True)
