@@ -142,13 +142,15 @@ def prepare(folder: Path) -> tuple[Path, list[tuple[str, str]]]:
     import bliss_jax as bj
 
     train = bj.load_dataset("glyphs", "train")
-    normal = np.flatnonzero(["chess" in train.class_names[c] for c in train.labels])
-    classes = np.unique(train.labels[normal])
+    normal = train.subset(
+        np.flatnonzero(["chess" in train.class_names[c] for c in train.labels.tolist()])
+    )
+    classes = np.unique(normal.labels)
     detector = bj.Detector.fit(
         bj.load_model("bliss-jax/tiny"),
-        train.images[normal],
-        np.searchsorted(classes, train.labels[normal]),
-        [train.class_names[c] for c in classes],
+        [normal.images[i] for i in range(len(normal))],
+        np.searchsorted(classes, normal.labels),
+        [train.class_names[c] for c in classes.tolist()],
         dictionary="unicode-names",
         k=1,
     )
