@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,9 +13,14 @@ os.environ["XLA_FLAGS"] = (
 # Tests never reach for a hub: what they load is what they wrote.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# Nor do they read or write the user's cache of compiled programs.
+# Nor do they read or write the user's cache of compiled programs: all processes of a test run share one of
+# its own. It is set by the first of them; the others, among them those that tests start, inherit it.
 os.environ["BLISS_JAX_COMPILATION_CACHE"] = "off"
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="bliss-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 32)  # a bound also makes JAX lock the folder
 
 import jaxtyping
 import pytest
