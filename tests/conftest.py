@@ -20,7 +20,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="bliss-jax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 32)  # a bound also makes JAX lock the folder
+    # With a bound JAX also locks the folder, so that no process reads what another has half written.
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 32)
 
 import jaxtyping
 import pytest
