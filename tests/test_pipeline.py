@@ -15,12 +15,12 @@ from official_archives import CIFAR10_NAMES, as_binary, point_at, published_as, 
 
 from bliss_jax.cli import main
 
-TRAIN, TEST = 300, 200
+TRAIN, TEST = 150, 150
 
 
 @pytest.fixture(scope="module")
 def cifar10_archive(shared, tmp_path_factory):
-    """CIFAR-10's official archive with fewer images: the first 60 of each training batch, 200 to test."""
+    """CIFAR-10's official archive with fewer images: the first 30 of each training batch, 150 to test."""
     from bliss_jax.datasets.cifar import CIFAR10, Cifar10
 
     with np.load(shared / "data" / "cifar10_lossless_subset.npz") as file:
