@@ -19,6 +19,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,15 +143,16 @@ def prepare(folder: Path) -> tuple[Path, list[tuple[str, str]]]:
     import bliss_jax as bj
 
     train = bj.load_dataset("glyphs", "train")
-    normal = train.subset(
-        np.flatnonzero(["chess" in train.class_names[c] for c in train.labels.tolist()])
+    chess = [c for c, name in enumerate(train.class_names) if "chess" in name]
+    normal = train.subset(np.flatnonzero(np.isin(train.labels, chess)))
+    normal = replace(
+        normal,
+        labels=np.searchsorted(chess, normal.labels),
+        class_names=tuple(train.class_names[c] for c in chess),
     )
-    classes = np.unique(normal.labels)
     detector = bj.Detector.fit(
         bj.load_model("bliss-jax/tiny"),
-        [normal.images[i] for i in range(len(normal))],
-        np.searchsorted(classes, normal.labels),
-        [train.class_names[c] for c in classes.tolist()],
+        normal,
         dictionary="unicode-names",
         k=1,
     )
