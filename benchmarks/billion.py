@@ -230,7 +230,7 @@ def measure_decoding(folder: Path, most: int = 1000) -> dict[str, tuple[float, s
     Raises:
         ValueError: there is none.
     """
-    from bliss_jax.datasets.decode import decode_image
+    from bliss_jax.datasets import decode_image
     from bliss_jax.datasets.folder import SUFFIXES
 
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)[:most]
@@ -253,7 +253,7 @@ def measure_decoding(folder: Path, most: int = 1000) -> dict[str, tuple[float, s
 def measure_load_factor(rows: int = 100_000, dim: int = 512) -> float:
     """Peak memory of `load_embeddings` above what was there before, in sizes of the file's embeddings."""
     from benchmarks.synthetic import embeddings
-    from bliss_jax.embedding_set import EmbeddingSet, load_embeddings, save_embeddings
+    from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "embeddings.npz"

@@ -24,12 +24,11 @@ from jaxtyping import Float, Int32
 from benchmarks.gpu.architectures import ARCHITECTURES, computed_flops
 from benchmarks.gpu.measuring import agreement
 from benchmarks.measure import Table, compiled, cpus, median, repeat, seconds, spread
-from bliss_jax.models import Model, encode_image, encode_text
+from bliss_jax.models import Model, Preprocessing, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.export import save_checkpoint
 from bliss_jax.models.layers import Dtype
 from bliss_jax.models.model import TEXT_BATCH, ModelConfig
-from bliss_jax.models.preprocess import Preprocessing
 from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer
 from bliss_jax.models.untrained import untrained_params

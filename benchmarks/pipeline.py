@@ -51,8 +51,7 @@ def b32_model() -> Any:
     from dataclasses import replace
 
     from benchmarks.gpu.architectures import ARCHITECTURES
-    from bliss_jax.models import load_model
-    from bliss_jax.models.preprocess import Preprocessing
+    from bliss_jax.models import Preprocessing, load_model
     from bliss_jax.models.untrained import untrained_params
 
     config = replace(ARCHITECTURES["B/32"].config, dtype="float32")
@@ -84,10 +83,10 @@ def write_folder(folder: Path, number: int) -> None:
 
 def timed_embed(model: Any, dataset: Any) -> tuple[float, float]:
     """Seconds of one `embed_images`, and those in which its loop waited for images."""
-    from bliss_jax import embed
+    from bliss_jax.embedding import embed_images, images
 
     waited = 0.0
-    ahead = embed._ahead
+    ahead = images.ahead
 
     def measured(items: Iterator[Any], number: int) -> Iterator[Any]:
         nonlocal waited
@@ -100,13 +99,13 @@ def timed_embed(model: Any, dataset: Any) -> tuple[float, float]:
                 return
             yield item
 
-    embed._ahead = measured
+    images.ahead = measured
     try:
         start = time.perf_counter()
-        embed.embed_images(model, dataset, batch_size=BATCH)
+        embed_images(model, dataset, batch_size=BATCH)
         return time.perf_counter() - start, waited
     finally:
-        embed._ahead = ahead
+        images.ahead = ahead
 
 
 class Processed:
@@ -157,7 +156,7 @@ def stages(
     import numpy as np
 
     from bliss_jax.models import encode_image
-    from bliss_jax.models.preprocess import apply_preprocessing
+    from bliss_jax.models.preprocessing import apply_preprocessing
 
     encode = jax.jit(encode_image, static_argnums=1)
     batch = jax.device_put(np.stack([dataset.images[i] for i in range(BATCH)]))
@@ -183,7 +182,7 @@ def throughput(quick: bool) -> Table:
     import numpy as np
 
     from bliss_jax.datasets import ImageDataset, load_dataset
-    from bliss_jax.embed import embed_images
+    from bliss_jax.embedding import embed_images
 
     sizes = QUICK if quick else FULL
     model = b32_model()

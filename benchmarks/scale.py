@@ -36,9 +36,10 @@ from benchmarks.measure import (
     seconds,
 )
 from benchmarks.synthetic import embeddings
-from bliss_jax.scores.block_map import map_blocks
-from bliss_jax.scores.text_moments import VARIANCE_CHUNK
-from bliss_jax.scores.top_k import CHUNK_SIZE, IMAGE_BLOCK, similarity
+from bliss_jax.scores import similarity
+from bliss_jax.scores.blocks import map_blocks
+from bliss_jax.scores.text_statistics import VARIANCE_CHUNK
+from bliss_jax.scores.top_k import CHUNK_SIZE, IMAGE_BLOCK
 
 DIM, K = 512, 10
 _MB = 1e6

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bliss_jax.embedding_set import EmbeddingSet
+from bliss_jax.embedding import EmbeddingSet
 
 MODEL, DATASET = "openai/clip-vit-base-patch32", "cifar10"
 

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import clip_file
 import jax
 import numpy as np
 
 from bliss_jax.datasets import ImageDataset, Protocol, dataset_names, load_dataset, load_protocol
-from bliss_jax.defaults import DATASET, MODEL, defaults
-from bliss_jax.embed import embed_dataset
-from bliss_jax.embedding_set import EmbeddingSet, load_embeddings, save_embeddings
-from bliss_jax.files import replacing
+from bliss_jax.embedding import EmbeddingSet, embed_dataset, load_embeddings, save_embeddings
+from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults
 from bliss_jax.models import load_model
+from bliss_jax.storage import replacing
 from bliss_jax.text import load_dictionary
+from experiments import clip_file
 
 PROTOCOLS = {
     "cifar10": ("one-class", "zoc-6", "leave-one-out"),
@@ -128,7 +127,7 @@ def cases(options: Options, *, exclude_labels: bool = False) -> Iterator[Case]:
                 dataset,
                 (embeddings,),
                 _protocols(options, dataset, embeddings.num_classes),
-                options.k or defaults(dataset).k,
+                options.k or dataset_defaults(dataset).k,
                 options.preprocess,
             )
 
@@ -146,11 +145,11 @@ def _case_of_file(options: Options, file: Path) -> Case:
             str(recorded.get(what, {}).get("name", file.stem)) for what in ("model", "dataset")
         )
     protocols = _protocols(options, dataset, sets[0].num_classes)
-    return Case(model, dataset, sets, protocols, options.k or defaults(dataset).k)
+    return Case(model, dataset, sets, protocols, options.k or dataset_defaults(dataset).k)
 
 
 def _protocols(options: Options, dataset: str, num_classes: int) -> tuple[Protocol, ...]:
-    names = options.protocols or PROTOCOLS.get(dataset, (defaults(dataset).protocol,))
+    names = options.protocols or PROTOCOLS.get(dataset, (dataset_defaults(dataset).protocol,))
     protocols = [load_protocol(name, dataset=dataset, num_classes=num_classes) for name in names]
     if options.quick:
         protocols = [replace(p, splits=p.splits[:QUICK_SPLITS]) for p in protocols[:2]]
@@ -158,7 +157,7 @@ def _protocols(options: Options, dataset: str, num_classes: int) -> tuple[Protoc
 
 
 def _embedded(options: Options, model: str, dataset: str, exclude_labels: bool) -> EmbeddingSet:
-    dictionary_name = options.dictionary or defaults(dataset).dictionary
+    dictionary_name = options.dictionary or dataset_defaults(dataset).dictionary
     parts = [dataset, model, dictionary_name, options.preprocess or "own"]
     parts += ["without labels"] * exclude_labels + ["quick"] * options.quick
     file = options.output / "embeddings" / f"{slug('-'.join(parts))}.npz"
@@ -212,7 +211,8 @@ class Stopwatch:
 
 def command() -> str:
     """The command line of this run."""
-    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).parents[1]).with_suffix("")
+    return shlex.join(["python", "-m", ".".join(script.parts), *sys.argv[1:]])
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:

@@ -2,9 +2,13 @@
 
 import gc
 import os
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+# Experiments and benchmarks, which stand beside the library. Last, so that an installed library comes first.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # Eight CPU devices for the sharding tests. Must be set before JAX starts.
 os.environ["XLA_FLAGS"] = (

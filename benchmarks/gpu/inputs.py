@@ -11,7 +11,7 @@ from benchmarks.gpu.architectures import architectures, best_batch, stored_in, t
 from benchmarks.gpu.measuring import Found, Settings, Sheet, agreement, clock, cosines
 from benchmarks.measure import Table
 from bliss_jax.models.clip import CLIPConfig
-from bliss_jax.models.preprocess import preprocess
+from bliss_jax.models.preprocessing import preprocess
 from bliss_jax.models.untrained import untrained_params
 
 

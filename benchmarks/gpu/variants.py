@@ -23,7 +23,7 @@ from benchmarks.gpu.architectures import (
 from benchmarks.gpu.measuring import Found, Settings, Sheet, agreement
 from benchmarks.measure import Table
 from bliss_jax.models import layers
-from bliss_jax.models.preprocess import preprocess
+from bliss_jax.models.preprocessing import preprocess
 from bliss_jax.models.untrained import untrained_params
 
 _FP8 = jnp.float8_e4m3fn

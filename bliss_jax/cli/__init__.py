@@ -20,13 +20,13 @@ import os
 import click
 
 from bliss_jax.cli.catalogue import datasets, dictionaries, models, protocols
-from bliss_jax.cli.completion import completion
+from bliss_jax.cli.compilation_cache import use_compilation_cache
 from bliss_jax.cli.evaluation import demo, embed, evaluate
 from bliss_jax.cli.exits import Group
-from bliss_jax.cli.explain import explain, info
-from bliss_jax.cli.fit import fit
-from bliss_jax.cli.score import score
-from bliss_jax.compilation_cache import use_compilation_cache
+from bliss_jax.cli.explaining import explain, info
+from bliss_jax.cli.fitting import fit
+from bliss_jax.cli.scoring import score
+from bliss_jax.cli.shell_completion import completion
 
 _EPILOG = """\b
 Exit codes:

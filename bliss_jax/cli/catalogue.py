@@ -18,7 +18,7 @@ json_option = click.option(
 @json_option
 def models(as_json: bool) -> None:
     """List the encoders that have a name; other CLIP and SigLIP checkpoints are loaded as well."""
-    from bliss_jax.models.registry import REGISTRY
+    from bliss_jax.models import REGISTRY
 
     _show(
         [
@@ -41,9 +41,7 @@ def models(as_json: bool) -> None:
 @json_option
 def datasets(as_json: bool) -> None:
     """List the data sets that have a name; a folder of images per class is one too."""
-    from bliss_jax.datasets import dataset_names
-    from bliss_jax.datasets.load import describe_dataset
-    from bliss_jax.datasets.splits import classes_of
+    from bliss_jax.datasets import classes_of, dataset_names, describe_dataset
 
     _show(
         [
@@ -90,8 +88,7 @@ def dictionaries(as_json: bool) -> None:
 @json_option
 def protocols(dataset: str | None, as_json: bool) -> None:
     """List the protocols of the data sets that have a name: how many splits, and of how many classes."""
-    from bliss_jax.datasets import dataset_names, load_protocol
-    from bliss_jax.datasets.splits import classes_of, protocols_of
+    from bliss_jax.datasets import classes_of, dataset_names, load_protocol, protocols_of
 
     if dataset is not None and dataset not in dataset_names():
         known = get_close_matches(dataset, dataset_names()) or dataset_names()

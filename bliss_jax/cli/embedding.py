@@ -11,8 +11,8 @@ import click
 
 from bliss_jax.cli.exits import UNREADABLE
 from bliss_jax.cli.terminal import no_progress, notes, progress
-from bliss_jax.defaults import DATASET, MODEL, defaults
-from bliss_jax.files import check_writable
+from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults
+from bliss_jax.storage import check_writable
 
 
 @contextmanager
@@ -33,10 +33,15 @@ def processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool
         return
     import jax
 
-    from bliss_jax import distributed
+    from bliss_jax.embedding import (
+        LostProcessError,
+        failing_together,
+        initialize_distributed,
+        shutdown_distributed,
+    )
 
     try:
-        distributed.initialize(options["heartbeat"])
+        initialize_distributed(options["heartbeat"])
         first = jax.process_index() == 0
         if first and not options["quiet"]:
             kept = f"shards that are done stay in {options['cache']}" if options["cache"] else ""
@@ -45,12 +50,12 @@ def processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool
                 f"end within about {options['heartbeat']} s: {kept or 'without --cache nothing stays'}"
             )
         options["quiet"] = options["quiet"] or not first
-        with distributed.failing_together():
+        with failing_together():
             for file in outputs if first else ():
                 check_writable(file)
         yield first
-        distributed.shutdown()
-    except distributed.LostProcessError as error:
+        shutdown_distributed()
+    except LostProcessError as error:
         click.ClickException(str(error)).show()
         sys.stderr.flush()
         os._exit(1)  # leaving in order would wait for the process that is gone
@@ -60,7 +65,7 @@ def jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
     """function(); with --distributed in process 0 first, and if it fails in one it fails in all."""
     if not options["distributed"]:
         return function()
-    from bliss_jax.distributed import first_process_first
+    from bliss_jax.embedding import first_process_first
 
     return first_process_first(function)
 
@@ -87,12 +92,12 @@ def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -
         test: The test set.
         **classes: As `embed_dataset`.
     """
-    from bliss_jax.embed import embed_dataset
+    from bliss_jax.embedding import embed_dataset
     from bliss_jax.models import load_model
     from bliss_jax.text import PROMPT, find_overlap, load_dictionary
 
     quiet = options["quiet"]
-    dictionary_name = options["dictionary"] or defaults(train.name).dictionary
+    dictionary_name = options["dictionary"] or dataset_defaults(train.name).dictionary
     dtype, revision = options["dtype"], options["revision"]
     model, dictionary = jointly(
         options,

@@ -11,8 +11,8 @@ import click
 from bliss_jax.cli.embedding import embed_data, exit_of, jointly, load_data, processes
 from bliss_jax.cli.options import ENVIRONMENT, model_and_data_options
 from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
-from bliss_jax.defaults import MODEL, defaults
-from bliss_jax.files import check_writable
+from bliss_jax.evaluation import MODEL, dataset_defaults
+from bliss_jax.storage import check_writable
 
 # Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
 
@@ -112,9 +112,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     """Measure how well BLISS and its baselines find anomalies on a benchmark."""
     import numpy as np
 
-    from bliss_jax import results
-    from bliss_jax.embedding_set import load_embeddings
-    from bliss_jax.evaluation import SCORES, Settings
+    from bliss_jax.embedding import load_embeddings
+    from bliss_jax.evaluation import SCORES, Settings, to_csv, to_json
     from bliss_jax.evaluation import evaluate as evaluate_protocol
     from bliss_jax.report import print_evaluation, write_report
 
@@ -157,7 +156,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     settings = [
         Settings(
             scores=scores,
-            k=defaults(dataset).k if options["k"] is None else options["k"],
+            k=dataset_defaults(dataset).k if options["k"] is None else options["k"],
             weight=options["weight"],
             shrinkages=(0.0, n0) if n0 else (0.0,),
             shots=number,
@@ -174,9 +173,9 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             print_evaluation(evaluations[-1], console, per_split=options["per_split"])
     command = shlex.join(["bliss-jax", *sys.argv[1:]])
     if options["json_file"] is not None:
-        write(options["json_file"], results.to_json(evaluations, command=command))
+        write(options["json_file"], to_json(evaluations, command=command))
     if options["csv_file"] is not None:
-        write(options["csv_file"], results.to_csv(evaluations))
+        write(options["csv_file"], to_csv(evaluations))
     if options["report"] is not None:
         page = write_report(
             options["report"], embeddings, protocols[0], evaluations, images=images, command=command
@@ -205,11 +204,11 @@ Example:
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE.npz",
-    help="Where to write the embeddings; see bliss_jax/embedding_set.py for the arrays.",
+    help="Where to write the embeddings; see bliss_jax/embedding/embedding_set.py for the arrays.",
 )
 def embed(**options: Any) -> None:
     """Embed a data set, its labels and a dictionary, for `evaluate --embeddings`."""
-    from bliss_jax.embedding_set import save_embeddings
+    from bliss_jax.embedding import save_embeddings
 
     if options["output"].suffix != ".npz":
         raise click.UsageError(f"--output: expected a file ending in .npz, got {options['output']}")
@@ -238,8 +237,8 @@ def embed(**options: Any) -> None:
 @click.option("--quiet", is_flag=True, help="No progress, no notes.")
 def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
     """The whole of BLISS on a small trained model, without a download: tables and a report."""
-    from bliss_jax import results
-    from bliss_jax.demo import run_demo
+    from bliss_jax.cli.demo import run_demo
+    from bliss_jax.evaluation import to_json
 
     if json_file is not None:
         check_writable(json_file)
@@ -252,7 +251,7 @@ def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
         track=no_progress if quiet else progress,
     )
     if json_file is not None:
-        write(json_file, results.to_json(evaluations, command=command))
+        write(json_file, to_json(evaluations, command=command))
 
 
 def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
@@ -274,10 +273,9 @@ def _recorded_dataset(embeddings: Any) -> str | None:
 
 def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ...]) -> list[Any]:
     """The protocols asked for by name or file, and one of the splits given by their normal classes."""
-    from bliss_jax.datasets import Protocol, load_protocol
-    from bliss_jax.datasets.splits import normal_against_rest
+    from bliss_jax.datasets import Protocol, load_protocol, normal_against_rest
 
-    default = () if options["own_splits"] else (defaults(dataset).protocol,)
+    default = () if options["own_splits"] else (dataset_defaults(dataset).protocol,)
     names = options["protocols"] or default
     protocols = [
         load_protocol(name, dataset=dataset, num_classes=len(class_names)) for name in names

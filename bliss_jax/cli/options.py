@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bliss_jax.defaults import DATASET, MODEL
+from bliss_jax.evaluation import DATASET, MODEL
 
 if TYPE_CHECKING:
-    from bliss_jax.detector import Detector
+    from bliss_jax.detection import Detector
 
 ENVIRONMENT = (
     "Compiled programs are kept in ~/.cache/bliss-jax/compiled ($XDG_CACHE_HOME): "
@@ -36,7 +36,7 @@ WORDS = 5
 
 def load_detector(path: Path, model: str | None, *, embeddings_only: bool = False) -> "Detector":
     """The detector in a file, with its encoder from where it was or from where it is said to be."""
-    from bliss_jax.detector import Detector
+    from bliss_jax.detection import Detector
 
     return Detector.load(path, model, embeddings_only=embeddings_only)
 

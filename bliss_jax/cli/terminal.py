@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bliss_jax.files import replacing
+from bliss_jax.storage import replacing
 
 
 class _Console(Console):

@@ -9,7 +9,7 @@ whatever the file system's order. They are decoded when they are asked for (`dec
 
 Nothing is skipped silently. Whatever is not a class folder with image files in it is an error that lists
 it: other files, nested folders, empty class folders, links that lead out of the folder, sockets and the
-like. Ignored are only names that begin with a dot and `LITTER`, which file browsers leave behind.
+like. Ignored are only names that begin with a dot and `IGNORED_NAMES`, which file browsers leave behind.
 """
 
 import os
@@ -28,7 +28,7 @@ SUFFIXES = frozenset([
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
 ])
 # fmt: on
-LITTER = frozenset(["Thumbs.db", "desktop.ini", "__MACOSX"])
+IGNORED_NAMES = frozenset(["Thumbs.db", "desktop.ini", "__MACOSX"])
 SPLITS = ("train", "test")
 _LISTED = 10
 
@@ -153,7 +153,9 @@ def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
     """What a folder holds, sorted by name, without litter."""
     try:
         with os.scandir(folder) as entries:
-            kept = [e for e in entries if not e.name.startswith(".") and e.name not in LITTER]
+            kept = [
+                e for e in entries if not e.name.startswith(".") and e.name not in IGNORED_NAMES
+            ]
     except OSError as error:
         raise ValueError(f"cannot list folder {folder.name!r}: {error.strerror}") from error
     return sorted(kept, key=lambda entry: entry.name)

@@ -12,7 +12,7 @@ glyphs-leave-one-out      all symbols normal but one, which is the anomaly; ever
 
 from bliss_jax.datasets.glyphs import family_classes
 
-NAMES = (
+GLYPH_PROTOCOLS = (
     "glyphs-family",
     "glyphs-half-family",
     "glyphs-leave-sibling-out",
@@ -27,7 +27,7 @@ Ids = tuple[int, ...]
 
 
 def glyph_splits(name: str) -> tuple[tuple[Ids, Ids], ...]:
-    """The splits of one of `NAMES`, each as normal and anomalous class ids."""
+    """The splits of one of `GLYPH_PROTOCOLS`, each as normal and anomalous class ids."""
     families = family_classes()
     everything = tuple(i for ids in families.values() for i in ids)
 
@@ -51,4 +51,4 @@ def glyph_splits(name: str) -> tuple[tuple[Ids, Ids], ...]:
         return tuple((others(ids), ids) for ids in thirds)
     if name == "glyphs-leave-one-out":
         return tuple((others((i,)), (i,)) for i in everything[::_LEFT_OUT])
-    raise ValueError(f"expected one of {NAMES}, got {name!r}")
+    raise ValueError(f"expected one of {GLYPH_PROTOCOLS}, got {name!r}")

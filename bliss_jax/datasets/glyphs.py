@@ -7,7 +7,7 @@
 matplotlib ships the fonts. Everything is rendered from a seed: the same images on every machine with the
 same FreeType, and up to rounding on any other. Training, validation and test images differ in faces,
 shades of colour and seeds; `load_glyphs` opens training and test, the validation set is for choices made
-while training a model (`experiments/train_tiny.py`).
+while training a model (`experiments/tiny_model/train.py`).
 """
 
 import unicodedata

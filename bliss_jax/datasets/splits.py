@@ -108,7 +108,7 @@ class Protocol:
 
 def protocol_names() -> tuple[str, ...]:
     """The names that `load_protocol` knows."""
-    return (*_GENERATED, *_NORMAL, *_PLUS_ANOMALOUS, *glyph_splits.NAMES)
+    return (*_GENERATED, *_NORMAL, *_PLUS_ANOMALOUS, *glyph_splits.GLYPH_PROTOCOLS)
 
 
 def load_protocol(name_or_json: str | Path, *, dataset: str, num_classes: int) -> Protocol:
@@ -160,7 +160,7 @@ def _named(name: str, dataset: str, num_classes: int) -> Protocol:
         splits = tuple(Split(tuple(j for j in everything if j != i), (i,)) for i in everything)
         return Protocol(name, name, None, splits)
 
-    if name in glyph_splits.NAMES:
+    if name in glyph_splits.GLYPH_PROTOCOLS:
         if dataset != "glyphs":
             raise ValueError(_of_another_dataset(name, ("glyphs",), dataset))
         rows = glyph_splits.glyph_splits(name)
@@ -182,7 +182,7 @@ def protocols_of(dataset: str) -> tuple[str, ...]:
     """The names of the protocols that a data set has: its own, then those that every data set has."""
     own = [name for name, data in _NORMAL.items() if dataset in data]
     own += _PLUS_ANOMALOUS if dataset == _PLUS else []
-    own += glyph_splits.NAMES if dataset == "glyphs" else []
+    own += glyph_splits.GLYPH_PROTOCOLS if dataset == "glyphs" else []
     return (*own, *_GENERATED)
 
 

@@ -1,7 +1,5 @@
-"""Encoders: images and texts to unit-norm embeddings in one space."""
+"""Encoders in Flax: CLIP and SigLIP towers, checkpoints, tokenizers, preprocessing on the device."""
 
-from bliss_jax.models.model import Model as Model
-from bliss_jax.models.model import encode_image as encode_image
-from bliss_jax.models.model import encode_text as encode_text
-from bliss_jax.models.model import load_model as load_model
-from bliss_jax.models.registry import model_names as model_names
+from bliss_jax import _lazy_exports
+
+__getattr__, __dir__, __all__ = _lazy_exports(__name__, __file__)

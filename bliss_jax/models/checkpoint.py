@@ -11,7 +11,7 @@ from typing import Any
 
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.layers import Dtype
-from bliss_jax.models.preprocess import STATS, Preprocessing, Resample
+from bliss_jax.models.preprocessing import STATS, Preprocessing, Resample
 from bliss_jax.models.siglip import SiglipConfig
 from bliss_jax.models.weights import (
     FLAX_MSGPACK,
@@ -115,7 +115,7 @@ def read_preprocessing(directory: Path, config: CLIPConfig | SiglipConfig) -> Pr
 
     Raises:
         ValueError: There is no such file, or it asks for something that
-            `bliss_jax.models.preprocess` does not do; the message names the fields.
+            `bliss_jax.models.preprocessing` does not do; the message names the fields.
     """
     file, given = processor_fields(directory)
     size, is_clip = config.vision.image_size, isinstance(config, CLIPConfig)

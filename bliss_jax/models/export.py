@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bliss_jax.files import replacing
 from bliss_jax.models.checkpoint import RESAMPLE
 from bliss_jax.models.clip import CLIPConfig
-from bliss_jax.models.preprocess import Preprocessing
+from bliss_jax.models.preprocessing import Preprocessing
 from bliss_jax.models.weights import SAFETENSORS, Params, flatten
+from bliss_jax.storage import replacing
 
 _VISION = ("image_size", "patch_size")
 _TEXT = ("vocab_size", "max_position_embeddings", "eos_token_id")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Int32, UInt8
 from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.layers import Dtype
-from bliss_jax.models.preprocess import Preprocessing, apply_preprocessing, resize_on_host
+from bliss_jax.models.preprocessing import Preprocessing, apply_preprocessing, resize_on_host
 from bliss_jax.models.registry import REGISTRY, TINY, UNTRAINED, NamedCheckpoint, near_misses
 from bliss_jax.models.siglip import SiglipConfig
 from bliss_jax.models.text_batches import shared_prefix, text_batches
@@ -145,7 +145,7 @@ class Model:
             images: uint8 [n, h, w, 3] of any n, or a list of uint8 [h, w, 3]. Images of one size are
                 resized on the device, a list of several sizes on the host, to the same pixels.
             preprocess: None for what the checkpoint asks for. Else a name in
-                `bliss_jax.models.preprocess.STATS`: the checkpoint's geometry with those
+                `bliss_jax.models.preprocessing.STATS`: the checkpoint's geometry with those
                 statistics, "clip" or "reference" (CIFAR's). That also holds for SigLIP, which was
                 trained with neither: there, name them to compare, not to get good embeddings.
 

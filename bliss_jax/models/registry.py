@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from bliss_jax.models.preprocess import STATS, Preprocessing
+from bliss_jax.models.preprocessing import STATS, Preprocessing
 
 Family = Literal["clip", "siglip", "siglip2"]
 TINY = "bliss-jax/tiny"
@@ -114,7 +114,7 @@ _TABLE = (
     _siglip("google/siglip2-base-patch16-256", "main", 256),
     _siglip("google/siglip2-base-patch16-384", "f775b65a79762255128c981547af89addcfe0f88", 384),
     _siglip("google/siglip2-base-patch16-512", "main", 512),
-    # Shipped with this library: trained on the symbols of `glyphs` by experiments/train_tiny.py.
+    # Shipped with this library: trained on the symbols of `glyphs` by experiments/tiny_model/train.py.
     _clip(
         TINY,
         None,

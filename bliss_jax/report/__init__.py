@@ -1,7 +1,5 @@
-"""Results for people: tables in the terminal, figures, and a page."""
+"""Tables in the terminal, figures, and HTML pages."""
 
-from bliss_jax.report.page import write_report as write_report
-from bliss_jax.report.score_page import write_score_report as write_score_report
-from bliss_jax.report.tables import print_bias as print_bias
-from bliss_jax.report.tables import print_evaluation as print_evaluation
-from bliss_jax.report.tables import print_summary as print_summary
+from bliss_jax import _lazy_exports
+
+__getattr__, __dir__, __all__ = _lazy_exports(__name__, __file__)

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from bliss_jax.embedding_set import EmbeddingSet
+from bliss_jax.embedding import EmbeddingSet
+from bliss_jax.evaluation import Row, Study
 from bliss_jax.report.drawing import (
     ANOMALY,
     BLACK,
@@ -33,8 +34,6 @@ from bliss_jax.report.drawing import (
     new_figure,
     styled,
 )
-from bliss_jax.results import Row
-from bliss_jax.studies import Study
 
 Scores = Float[np.ndarray, " images"]
 IsAnomaly = Bool[np.ndarray, " images"]

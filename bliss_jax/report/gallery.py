@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from bliss_jax.datasets import Split
-from bliss_jax.datasets.image_dataset import Images
-from bliss_jax.embedding_set import EmbeddingSet
+from bliss_jax.datasets import Images, Split
+from bliss_jax.embedding import EmbeddingSet
 from bliss_jax.evaluation import Settings, training_rows
 from bliss_jax.report.drawing import data_uri
-from bliss_jax.scores.explanation import BlissExplanation, explain_bliss
-from bliss_jax.scores.moments import fit_moments
+from bliss_jax.scores import BlissExplanation, explain_bliss, fit_moments
 
 WORDS = 5
 """Shown of each image, be k smaller or larger."""

@@ -14,29 +14,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from bliss_jax.bias import similarity_bias
-from bliss_jax.datasets import Protocol, Split
-from bliss_jax.datasets.image_dataset import Images
-from bliss_jax.embedding_set import EmbeddingSet
-from bliss_jax.evaluation import ON_REQUEST, SCORES, Settings, SplitScores, score_split
-from bliss_jax.files import replacing
-from bliss_jax.report import figures
-from bliss_jax.report.drawing import save_figure
-from bliss_jax.report.gallery import explain_split, gallery
-from bliss_jax.report.render import render
-from bliss_jax.report.tables import bias_rows, summary_rows
-from bliss_jax.results import Evaluation, Row
-from bliss_jax.scores import BlissExplanation
-from bliss_jax.studies import (
+from bliss_jax.datasets import Images, Protocol, Split
+from bliss_jax.embedding import EmbeddingSet
+from bliss_jax.evaluation import (
     KS,
+    ON_REQUEST,
+    SCORES,
     SHOTS,
     WEIGHTS,
+    Evaluation,
+    Row,
+    Settings,
+    SplitScores,
     Study,
     at_weight,
     dictionary_study,
     few_shot_study,
     grid_studies,
+    score_split,
+    similarity_bias,
 )
+from bliss_jax.report import figures
+from bliss_jax.report.drawing import save_figure
+from bliss_jax.report.gallery import explain_split, gallery
+from bliss_jax.report.tables import bias_rows, summary_rows
+from bliss_jax.report.templating import render
+from bliss_jax.scores import BlissExplanation
+from bliss_jax.storage import replacing
 
 CARDS = 12
 """Images of each kind in the gallery."""

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bliss_jax.datasets.decode import UnreadableImageError, decode_image
-from bliss_jax.detector import Control, Detector
-from bliss_jax.files import replacing
+from bliss_jax.datasets import UnreadableImageError, decode_image
+from bliss_jax.detection import Control, Detector, ScoredFile
 from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import thumbnail
-from bliss_jax.report.render import render
-from bliss_jax.scored_files import ScoredFile
+from bliss_jax.report.templating import render
+from bliss_jax.storage import replacing
 
 
 def write_score_report(

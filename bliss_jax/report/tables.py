@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from bliss_jax.bias import SimilarityBias
-from bliss_jax.models.registry import UNTRAINED
-from bliss_jax.results import Evaluation, Row
+from bliss_jax.evaluation import Evaluation, Row, SimilarityBias
+from bliss_jax.models import UNTRAINED
 
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: bool = False) -> None:

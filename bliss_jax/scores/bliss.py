@@ -25,7 +25,7 @@ from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
-from bliss_jax.scores.text_moments import (
+from bliss_jax.scores.text_statistics import (
     chosen_texts,
     dictionary_pooling,
     fold_class_blocks,

@@ -21,7 +21,7 @@ from bliss_jax.scores.bliss import external_text_score, internal_class_score
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.prepared import PreparedBliss, prepared_parts
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
-from bliss_jax.scores.text_moments import chosen_texts, dictionary_pooling, fold_class_blocks
+from bliss_jax.scores.text_statistics import chosen_texts, dictionary_pooling, fold_class_blocks
 from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.scores.block_map import block_map
+from bliss_jax.scores.blocks import block_map
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.reductions import min_over_classes
 from bliss_jax.scores.within_class import cholesky_within_classes, whiten

@@ -22,28 +22,17 @@ from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.scores.bliss import (
-    combine,
-    label_moments,
-    nan_where_empty,
-    unknown_where_missing,
-)
+from bliss_jax.scores.bliss import combine, label_moments, nan_where_empty, unknown_where_missing
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import zero_like_inputs
-from bliss_jax.scores.text_moments import (
+from bliss_jax.scores.text_statistics import (
     VARIANCE_CHUNK,
     dictionary_moments,
     dictionary_pooling,
     shrinkage_is_on,
     sum_of_z_scores,
 )
-from bliss_jax.scores.top_k import (
-    CHUNK_SIZE,
-    check_where,
-    fold_chunks,
-    similarity,
-    top_k_similar,
-)
+from bliss_jax.scores.top_k import CHUNK_SIZE, check_where, fold_chunks, similarity, top_k_similar
 
 
 @jax.tree_util.register_dataclass

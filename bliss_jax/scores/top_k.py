@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.scores.block_map import map_blocks
+from bliss_jax.scores.blocks import map_blocks
 from bliss_jax.scores.reductions import zero_like_inputs
 
 CHUNK_SIZE = 4096

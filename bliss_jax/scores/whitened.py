@@ -27,11 +27,11 @@ from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
-from bliss_jax.scores.text_moments import standard_deviation
+from bliss_jax.scores.text_statistics import standard_deviation
 from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
 from bliss_jax.scores.within_class import cholesky_within_classes, whiten
 
-RIDGE = 10.0
+WHITENING_RIDGE = 10.0
 """Relative ridge by default: of 0.1, 1 and 10 the one chosen 19 times of 20, see `whitened_bliss_score`."""
 
 
@@ -44,7 +44,7 @@ def whitened_bliss_score(
     weight: float | Float[Array, ""] = 0.5,
     normal: Bool[Array, " classes"] | None = None,
     *,
-    ridge: float | Float[Array, ""] = RIDGE,
+    ridge: float | Float[Array, ""] = WHITENING_RIDGE,
     chunk_size: int = CHUNK_SIZE,
 ) -> Float[jax.Array, " images"]:
     """min_c [ -f(x, t_c, c) + lambda f(x, w(x), c) ], f(x, t, c) = t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t).
@@ -53,8 +53,8 @@ def whitened_bliss_score(
     min_c [ -t_c . (x - m_c) + lambda w . (x - m_c) / |w| ]: means corrected, no variances at all.
 
     Measured on CLIP ViT-B/32 embeddings of 500 images of CIFAR-10, the ridge chosen on other splits and
-    images than it is reported on (`experiments/score_variants.md`), AUROC x 100, mean of 5 shots, 10 shots
-    and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11 if it is to
+    images than it is reported on (`experiments/score_variants/README.md`), AUROC x 100, mean of 5 shots,
+    10 shots and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11 if it is to
     hold for all variants that were compared at once), and 0.48 (-0.08 to 1.04) above BLISS with shrinkage
     20. With one normal class it does not help (-0.16, -0.52 to 0.14). So it is no default.
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.text_moments import pooled_covariance
+from bliss_jax.scores.text_statistics import pooled_covariance
 
 
 def cholesky_within_classes(

@@ -8,7 +8,7 @@
                     lower case, in the order of their codes; the dictionary of the data set `glyphs`
     a text file     one phrase per line
 
-The packaged lists are made by `experiments/make_dictionaries.py`; WordNet's licence lies beside
+The packaged lists are made by `experiments/dictionaries/make_dictionaries.py`; WordNet's licence lies beside
 them. Phrases may repeat: a repeated phrase counts as often as it occurs, as in the reference.
 
 Sources: WordNet 3.0, Princeton University 2006; Goodge et al., "When Text and Images Don't Mix", BMVC

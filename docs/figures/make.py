@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bliss_jax as bj
-from bliss_jax.files import replacing
 from bliss_jax.report.drawing import BLUE, GREEN, ORANGE, SKY_BLUE, VERMILLION
+from bliss_jax.storage import replacing
 
 HERE = Path(__file__).parent
 PROMPT = "This is a photo of a {label}"

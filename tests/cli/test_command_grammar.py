@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from bliss_jax.cli import main
 from bliss_jax.cli.terminal import notes, tables
 from bliss_jax.datasets import dataset_names, load_dataset, protocol_names
-from bliss_jax.models.registry import model_names
+from bliss_jax.models import model_names
 from bliss_jax.text import dictionary_names
 
 COMMANDS = sorted(main.commands)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bliss_jax.datasets import UnreadableImageError, decode
-from bliss_jax.datasets.decode import decode_image
+from bliss_jax.datasets import UnreadableImageError, decode, decode_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (9, 7, 3), np.uint8)

@@ -5,9 +5,9 @@ import unicodedata
 import numpy as np
 import pytest
 
+from bliss_jax.datasets import GLYPH_PROTOCOLS, load_dataset, load_protocol
 from bliss_jax.datasets import glyph_scenes as gs
-from bliss_jax.datasets import load_dataset, load_protocol
-from bliss_jax.datasets.glyph_splits import NAMES, glyph_splits
+from bliss_jax.datasets.glyph_splits import glyph_splits
 from bliss_jax.datasets.glyphs import FACES, FAMILIES, family_classes, glyph_names, load_glyphs
 from bliss_jax.text import find_overlap, load_dictionary
 
@@ -99,7 +99,7 @@ def test_noise_is_centred():
     assert abs(scenes(300).noise.mean()) < 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GLYPH_PROTOCOLS)
 def test_protocols_name_classes_of_the_data_set_once(name):
     protocol = load_protocol(name, dataset="glyphs", num_classes=len(SYMBOLS))
     assert protocol.family == "glyphs"
@@ -123,7 +123,7 @@ def test_what_the_protocols_divide():
     for normal, anomalous in (*thirds, *glyph_splits("glyphs-leave-one-out")):
         assert sorted(normal + anomalous) == list(range(len(SYMBOLS)))
     assert all(len(anomalous) == 1 for _, anomalous in glyph_splits("glyphs-leave-one-out"))
-    counts = {name: len(glyph_splits(name)) for name in NAMES}
+    counts = {name: len(glyph_splits(name)) for name in GLYPH_PROTOCOLS}
     assert list(counts.values()) == [20, 20, 53, 20, 3, 26]
 
 

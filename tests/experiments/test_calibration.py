@@ -1,16 +1,10 @@
 """Split-conformal thresholds keep their rate on real CLIP embeddings and on simulated ones."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import bliss_jax as bj
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-
-import calibration as study
+from experiments.thresholds import calibration as study
 
 DRAWS = 60
 

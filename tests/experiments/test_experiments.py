@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bliss_jax.datasets import load_protocol
-from bliss_jax.embedding_set import load_embeddings
+from bliss_jax.embedding import load_embeddings
 from bliss_jax.evaluation import Settings, evaluate
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+ROOT = Path(__file__).parents[2]
 SCRIPTS = (
     "main_table",
     "ablation",
@@ -32,11 +32,12 @@ pytestmark = pytest.mark.slow
 
 def run(name: str, *arguments: object) -> str:
     finished = subprocess.run(  # noqa: S603
-        [sys.executable, EXPERIMENTS / f"{name}.py", "--quick", *map(str, arguments)],
+        [sys.executable, "-m", f"experiments.paper.{name}", "--quick", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "XLA_FLAGS": ""},
         timeout=600,
+        cwd=ROOT,
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout

@@ -1,8 +1,5 @@
 """The study of variants: each variant where it must equal BLISS, and the protocol it is judged by."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,16 +10,10 @@ from reference import random_embeddings
 
 from bliss_jax import metrics
 from bliss_jax.datasets import load_protocol
-from bliss_jax.embedding_set import EmbeddingSet, save_embeddings
+from bliss_jax.embedding import EmbeddingSet, save_embeddings
 from bliss_jax.scores import bliss_score, fit_moments, whitened_bliss_score
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-
-import paired_differences
-import score_parts as parts
-import score_variant_directions as directions
-import score_variant_functions as variants
-import score_variants as study
+from experiments.score_variants import compare as study
+from experiments.score_variants import directions, paired_differences, parts, variants
 
 C, D, M = 4, 24, 130
 

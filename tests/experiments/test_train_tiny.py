@@ -1,8 +1,6 @@
 """The training of `bliss-jax/tiny`, a few steps of it."""
 
 import json
-import sys
-from pathlib import Path
 
 import click
 import jax
@@ -10,12 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-
-import train_tiny
-from train_tiny import Run, Settings, quick
-
 from bliss_jax.models import load_model
+from experiments.tiny_model import train as train_tiny
+from experiments.tiny_model.train import Run, Settings, quick
 
 pytestmark = pytest.mark.slow
 

@@ -23,17 +23,16 @@ from fuzz.targets import detector_content
 _CODES = {0, 1, 2, 3}
 _HEAVY = (
     "bliss_jax.models.load_model",
-    "bliss_jax.detector.load_model",
-    "bliss_jax.labelled_files.label_files",
-    "bliss_jax.scored_files.score_files",
+    "bliss_jax.detection.detector.load_model",
+    "bliss_jax.detection.label_files",
+    "bliss_jax.detection.score_files",
     "bliss_jax.datasets.load_dataset",
-    "bliss_jax.datasets.load.load_dataset",
     "bliss_jax.evaluation.evaluate",
-    "bliss_jax.demo.run_demo",
-    "bliss_jax.distributed.initialize",
-    "bliss_jax.embed.embed_dataset",
-    "bliss_jax.embed.embed_images",
-    "bliss_jax.embed.embed_texts",
+    "bliss_jax.cli.demo.run_demo",
+    "bliss_jax.embedding.initialize_distributed",
+    "bliss_jax.embedding.embed_dataset",
+    "bliss_jax.embedding.embed_images",
+    "bliss_jax.embedding.embed_texts",
     "bliss_jax.report.write_report",
 )
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -63,10 +63,10 @@ _folders: list[tempfile.TemporaryDirectory] = []
 
 
 def _sealed(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """As `bliss_jax.sealed.seal`, of any text: the hash is right, what it covers need not be."""
+    """As `bliss_jax.storage.sealed.seal`, of any text: the hash is right, what it covers need not be."""
     from safetensors.numpy import save
 
-    from bliss_jax.sealed import _digest
+    from bliss_jax.storage.sealed import _digest
 
     entry = json.dumps({"description": text, "sha256": _digest(text, arrays)})
     return save(dict(arrays), metadata={kind: entry})
@@ -119,7 +119,7 @@ _JSON += [b"[" * 2000, b'{"a":' * 500, b"1" * 5000, b"\\u0000", b"\\ud800", b"\x
 
 
 def _shard() -> Target:
-    from bliss_jax.shards import Shard, Span, _description, decode_shard
+    from bliss_jax.embedding.shards import Shard, Span, _description, decode_shard
 
     key, span = {"model": {"weights_sha256": "00"}, "classes": ["a", "b"]}, Span(10, 14)
     arrays = {
@@ -161,13 +161,13 @@ def _detector_parts() -> tuple[str, dict[str, np.ndarray]]:
 
 def detector_content() -> bytes:
     """A detector's file."""
-    from bliss_jax.detector_file import KIND
+    from bliss_jax.detection.file_format import KIND
 
     return _sealed(KIND, *_detector_parts())
 
 
 def _detector() -> Target:
-    from bliss_jax.detector_file import KIND, decode_detector
+    from bliss_jax.detection.file_format import KIND, decode_detector
 
     text, arrays = _detector_parts()
     return _sealed_target(KIND, arrays, text, lambda content: decode_detector(content, "a file"))

@@ -5,9 +5,9 @@ import json
 import pytest
 from random_checkpoints import save_preprocessor, save_tiny_clip, tiny_clip_model, tiny_siglip_model
 
-from bliss_jax.models import checkpoint
+from bliss_jax.models import Preprocessing, checkpoint
 from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing, weight_patterns
-from bliss_jax.models.preprocess import STATS, Preprocessing
+from bliss_jax.models.preprocessing import STATS
 
 HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 

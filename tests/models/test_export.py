@@ -9,12 +9,12 @@ import pytest
 import torch
 from random_checkpoints import torch_embeddings
 
+from bliss_jax.models import Preprocessing, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config, read_preprocessing
 from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
 from bliss_jax.models.export import save_checkpoint
 from bliss_jax.models.layers import VisionConfig
-from bliss_jax.models.model import encode_image, encode_text
-from bliss_jax.models.preprocess import STATS, Preprocessing
+from bliss_jax.models.preprocessing import STATS
 from bliss_jax.models.weights import flatten, load_params
 
 TOWER = {

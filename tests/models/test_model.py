@@ -15,9 +15,16 @@ from random_checkpoints import (
     torch_embeddings,
 )
 
-from bliss_jax.models import Model, encode_image, encode_text, load_model, model, model_names
-from bliss_jax.models.preprocess import STATS, apply_preprocessing
-from bliss_jax.models.registry import REGISTRY
+from bliss_jax.models import (
+    REGISTRY,
+    Model,
+    encode_image,
+    encode_text,
+    load_model,
+    model,
+    model_names,
+)
+from bliss_jax.models.preprocessing import STATS, apply_preprocessing
 
 UNTRAINED = "bliss-jax/untrained"
 ROUNDING = 5e-7

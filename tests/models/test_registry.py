@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from bliss_jax.models.registry import REGISTRY, TINY, UNTRAINED, model_names, near_misses
+from bliss_jax.models import REGISTRY, UNTRAINED, model_names
+from bliss_jax.models.registry import TINY, near_misses
 
 
 def test_names_are_repositories_each_once():

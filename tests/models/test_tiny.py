@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from random_checkpoints import torch_embeddings
 
-from bliss_jax.bias import similarity_bias
 from bliss_jax.datasets import load_dataset
-from bliss_jax.embed import embed_dataset
+from bliss_jax.embedding import embed_dataset
+from bliss_jax.evaluation import similarity_bias
 from bliss_jax.models import load_model
 from bliss_jax.text import load_dictionary
 

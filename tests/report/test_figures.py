@@ -6,8 +6,8 @@ from clusters import PROTOCOL, clusters
 from sklearn.metrics import roc_auc_score
 
 from bliss_jax.evaluation import Settings, evaluate
+from bliss_jax.evaluation.studies import weight_study
 from bliss_jax.report import figures
-from bliss_jax.studies import weight_study
 
 
 @pytest.fixture

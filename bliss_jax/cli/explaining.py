@@ -1,0 +1,93 @@
+"""`explain` and `info`: why images have their scores, and what a detector is."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bliss_jax.cli.exits import UNREADABLE
+from bliss_jax.cli.options import WORDS, detector_argument, encoder_option, load_detector
+from bliss_jax.cli.terminal import printable, tables
+
+if TYPE_CHECKING:
+    from bliss_jax.detection import Detector, ScoredFile
+
+
+@click.command(epilog="Example:  bliss-jax explain det.safetensors photo.jpg")
+@detector_argument
+@click.argument("images", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--words", type=click.IntRange(1), default=WORDS, show_default=True, help="Words named."
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON lines instead.")
+@encoder_option
+def explain(
+    detector: Path, images: tuple[str, ...], words: int, as_json: bool, model: str | None
+) -> None:
+    """Say why images have their scores: nearest normal class, both parts, nearest words."""
+    loaded = load_detector(detector, model)
+    from bliss_jax.detection import open_table, score_files, table_columns
+
+    rows = list(score_files(loaded, images, words=words))
+    if as_json:
+        writer = open_table("jsonl", sys.stdout.buffer, table_columns(alpha=False, words=True))
+        for row in rows:
+            writer.write(row)
+        writer.close()
+    else:
+        for row in rows:
+            _print_why(row, loaded)
+    if any(row.error for row in rows):
+        sys.exit(UNREADABLE)
+
+
+@click.command(epilog="Example:  bliss-jax info det.safetensors")
+@detector_argument
+@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+def info(detector: Path, as_json: bool) -> None:
+    """Say what a detector is: classes, dictionary, settings, and what it was made with."""
+    loaded = load_detector(detector, None, embeddings_only=True)
+    facts = loaded.describe()
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    from rich.table import Table
+
+    made = facts["provenance"]
+    model = made.get("model") or {}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    alpha = facts["smallest_alpha"]
+    held_out = len(loaded.calibration_labels)
+    for name, value in [
+        ("classes", ", ".join(f"{c['name']} ({c['fitted']})" for c in facts["classes"][:20])
+         + (f" and {len(facts['classes']) - 20} more" if len(facts["classes"]) > 20 else "")),
+        ("calibration", f"{held_out} images, alpha at least {alpha:.3g}" if held_out else "none"),
+        ("dictionary", f"{(made.get('dictionary') or {}).get('name')}, {facts['dictionary']} texts"),
+        ("score", f"k {facts['k']}, lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
+        ("prompt", facts["prompt"]),
+        ("encoder", str(model.get("name", "none: embeddings only"))),
+        ("weights", str(model.get("weights_sha256", ""))[:16]),
+        ("dtype", str(model.get("dtype", ""))),
+        ("images", str((made.get("images") or {}).get("source", ""))),
+        ("changes", "; ".join(json.dumps(c) for c in made.get("changes", [])) or "none"),
+    ]:  # fmt: skip
+        table.add_row(name, printable(value))
+    tables().print(table)
+
+
+def _print_why(row: "ScoredFile", detector: "Detector") -> None:
+    console = tables()
+    console.print(printable(row.path), style="bold", soft_wrap=True)
+    if row.error is not None:
+        console.print(f"  cannot be scored: {printable(row.error)}")
+        return
+    p = "" if row.p_value is None else f", p-value {row.p_value:.3g}"
+    console.print(
+        f"  BLISS {row.score:+.2f}{p}\n"
+        f"  nearest normal class: {row.nearest_class}\n"
+        f"  internal {row.internal:+.2f}, external {row.external:+.2f} x {detector.weight:g}"
+    )
+    for word, z in row.words or ():
+        console.print(f"    z {z:+6.1f}  {word}")

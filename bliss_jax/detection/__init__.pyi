@@ -1,0 +1,9 @@
+from bliss_jax.detection.answers import Control as Control
+from bliss_jax.detection.answers import Explanation as Explanation
+from bliss_jax.detection.detector import Detector as Detector
+from bliss_jax.detection.labelled_files import label_files as label_files
+from bliss_jax.detection.score_tables import open_table as open_table
+from bliss_jax.detection.score_tables import table_columns as table_columns
+from bliss_jax.detection.scored_files import ScoredFile as ScoredFile
+from bliss_jax.detection.scored_files import score_files as score_files
+from bliss_jax.detection.sklearn import BlissOutlierDetector as BlissOutlierDetector

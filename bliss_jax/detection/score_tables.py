@@ -1,0 +1,165 @@
+"""Rows of scored files as CSV, JSON lines or Parquet, written while they come.
+
+    path, score, p_value, anomaly, nearest_class, internal, external, words, error
+
+Which columns there are is decided before the first row; an empty cell (CSV) or null is what does not apply.
+Numbers are float32 in as few digits as give them back. Names that are not valid UTF-8 keep their bytes in
+CSV, have lone surrogates in JSON (as `os.fsdecode` gives them), and backslash escapes in Parquet, which can
+hold neither.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from bliss_jax.detection.scored_files import ScoredFile
+
+FORMATS = ("csv", "jsonl", "parquet")
+_ROW_GROUP = 4096
+
+
+@runtime_checkable
+class ByteSink(Protocol):
+    """A file that bytes are written to."""
+
+    def write(self, content: bytes, /) -> int:
+        """Takes bytes."""
+        ...
+
+    def flush(self) -> None:
+        """Hands on what was written."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Takes rows; `close` writes what is left, and leaves the file open."""
+
+    def write(self, row: ScoredFile) -> None:
+        """One more row."""
+        ...
+
+    def close(self) -> None:
+        """The end."""
+        ...
+
+
+def table_columns(*, alpha: bool, words: bool) -> tuple[str, ...]:
+    """The columns of a table: `anomaly` only with an alpha, `words` only where they were asked for."""
+    left_out = {name for name, there in (("anomaly", alpha), ("words", words)) if not there}
+    return tuple(name for name in ScoredFile._fields if name not in left_out)
+
+
+def open_table(format: str, file: ByteSink, names: Sequence[str]) -> Writer:
+    """A writer of rows in one of `FORMATS`.
+
+    Raises:
+        ValueError: an unknown format, or Parquet without the package pyarrow.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
+    writers: dict[str, Callable[..., Writer]] = {
+        "csv": _Csv,
+        "jsonl": _JsonLines,
+        "parquet": _Parquet,
+    }
+    return writers[format](file, names)
+
+
+class _Csv:
+    def __init__(self, file: ByteSink, names: Sequence[str]):
+        self._file, self._names = file, names
+        self._line(names)
+
+    def write(self, row: ScoredFile) -> None:
+        cells = _plain(row, self._names)
+        if cells.get("words") is not None:
+            cells["words"] = "; ".join(f"{word} ({z:+.1f})" for word, z in cells["words"])
+        if cells.get("anomaly") is not None:
+            cells["anomaly"] = int(cells["anomaly"])
+        self._line(["" if cell is None else cell for cell in cells.values()])
+
+    def close(self) -> None:
+        self._file.flush()
+
+    def _line(self, cells: Sequence[Any]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(cells)
+        self._file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+class _JsonLines:
+    def __init__(self, file: ByteSink, names: Sequence[str]):
+        self._file, self._names = file, names
+
+    def write(self, row: ScoredFile) -> None:
+        self._file.write(json.dumps(_plain(row, self._names)).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.flush()
+
+
+class _Parquet:
+    def __init__(self, file: ByteSink, names: Sequence[str]):
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ValueError(
+                "Parquet needs the package pyarrow: pip install 'bliss-jax[parquet]'"
+            ) from error
+        word = pyarrow.struct([("word", pyarrow.string()), ("z", pyarrow.float32())])
+        types = {
+            **dict.fromkeys(("path", "nearest_class", "error"), pyarrow.string()),
+            **dict.fromkeys(("score", "p_value", "internal", "external"), pyarrow.float32()),
+            "anomaly": pyarrow.bool_(),
+            "words": pyarrow.list_(word),
+        }
+        self._arrow = pyarrow
+        self._names = names
+        self._schema = pyarrow.schema([(name, types[name]) for name in names])
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: ScoredFile) -> None:
+        cells = _plain(row, self._names)
+        for name in ("path", "error"):
+            if cells.get(name) is not None:
+                cells[name] = (
+                    cells[name]
+                    .encode("utf-8", "surrogateescape")
+                    .decode("utf-8", "backslashreplace")
+                )
+        if cells.get("words") is not None:
+            cells["words"] = [{"word": word, "z": z} for word, z in cells["words"]]
+        self._rows.append(cells)
+        if len(self._rows) == _ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._arrow.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+
+def _plain(row: ScoredFile, names: Sequence[str]) -> dict[str, Any]:
+    cells = {name: getattr(row, name) for name in names}
+    for name in ("score", "p_value", "internal", "external"):
+        if cells.get(name) is not None:
+            cells[name] = _short(cells[name])
+    if cells.get("words") is not None:
+        cells["words"] = [[word, _short(z)] for word, z in cells["words"]]
+    return cells
+
+
+def _short(number: float) -> float:
+    """The number with the fewest digits that is this one in float32."""
+    return float(str(np.float32(number)))

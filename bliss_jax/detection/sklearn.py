@@ -1,0 +1,326 @@
+"""BLISS by scikit-learn's conventions: an outlier detector over embeddings, for pipelines and grid searches.
+
+    score_samples(x) = -BLISS(x)                                scikit-learn's sign: higher is more normal
+    decision_function(x) = score_samples(x) - offset_           offset_: a quantile over the fitted rows
+    predict(x) = 1 where decision_function(x) >= 0, else -1     1 is normal, -1 an outlier
+
+Everywhere else in this library higher is more anomalous. The offset follows scikit-learn and guarantees
+nothing; `conformal.py` has thresholds that do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral, Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator, OutlierMixin, _fit_context
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from bliss_jax import _checks
+from bliss_jax._checks import Array
+from bliss_jax.scores import (
+    ClassMoments,
+    PreparedBliss,
+    bliss_score_prepared,
+    fit_moments,
+    internal_class_score,
+    min_over_classes,
+    prepare_bliss,
+)
+
+_BLOCK = 256
+"""Rows scored at once, always: in products of one shape, what a row gives does not depend on the others."""
+
+_FLOATS = [np.float64, np.float32]
+"""Kept as they are; everything else is brought to the first."""
+
+_NO_DIRECTION = 1e-6
+"""A mean of unit vectors as short as this is zero up to the rounding of float32."""
+
+
+class BlissOutlierDetector(OutlierMixin, BaseEstimator):
+    """BLISS(x) = min over classes c of [ internal(x, c) + lambda external(x, c) ], as an outlier detector.
+
+    Fitted on the embeddings of normal images, with the embeddings of their classes' prompts and of a
+    dictionary as parameters. `score_samples` is -BLISS: by scikit-learn's convention higher is more normal,
+    contrary to the rest of this library.
+
+    Rows of X, `label_embeddings` and `dictionary_embeddings` need not be of unit norm: each is divided by its
+    norm, in float64, and scored in float32. A row of zeros is an error.
+
+    **Without texts this is not BLISS.** Without `label_embeddings`, the direction of the mean of each class's
+    rows takes the place of its prompt. Without `dictionary_embeddings`, the external part is left out, and
+    `k` and `weight` change nothing. That image-only mode is there so that the detector runs on any X; no
+    result of the paper holds for it.
+
+    Args:
+        label_embeddings: Embedding of each class's prompt [classes, dim], or None.
+        dictionary_embeddings: Embeddings of the dictionary's prompts [texts, dim], or None.
+        k: Dictionary texts per row, 1 <= k <= texts.
+        weight: lambda, of the external part.
+        shrinkage: n0 >= 0 of `bliss_score`; 0 is the paper's score.
+        contamination: Share of the fitted rows to which `predict` gives -1, in (0, 0.5]. It is no bound on
+            the share of new normal rows that are flagged: `Detector.predict(alpha=...)` has one.
+
+    Attributes:
+        offset_: The `contamination` quantile of `score_samples` of the fitted rows.
+        normal_classes_: The classes that had rows, as values of y [normal], rising.
+        moments_: `ClassMoments` of the rows of these classes.
+        label_embeddings_: Unit-norm label of each of them [normal, dim], the one given or a direction.
+        n_features_in_: dim.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=(100, 8)) + 4
+        >>> detector = BlissOutlierDetector(contamination=0.05).fit(x)
+        >>> detector.predict(np.stack([x[0], -x[0]]))
+        array([ 1, -1])
+    """
+
+    _parameter_constraints = {  # noqa: RUF012 (scikit-learn's name and form)
+        "label_embeddings": ["array-like", None],
+        "dictionary_embeddings": ["array-like", None],
+        "k": [Interval(Integral, 1, None, closed="left")],
+        "weight": [Interval(Real, None, None, closed="neither")],
+        "shrinkage": [Interval(Real, 0, None, closed="left")],
+        "contamination": [Interval(Real, 0, 0.5, closed="right")],
+    }
+
+    def __init__(
+        self,
+        label_embeddings=None,
+        dictionary_embeddings=None,
+        *,
+        k=10,
+        weight=0.5,
+        shrinkage=0.0,
+        contamination=0.1,
+    ):
+        self.label_embeddings = label_embeddings
+        self.dictionary_embeddings = dictionary_embeddings
+        self.k = k
+        self.weight = weight
+        self.shrinkage = shrinkage
+        self.contamination = contamination
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> "BlissOutlierDetector":  # noqa: N803
+        """Moments of each class's rows, the statistics of the texts, and the offset.
+
+        Args:
+            X: Embeddings of images [n, dim], array-like.
+            y: Class of each row [n], integers: its row in `label_embeddings`, or -1 for a known anomaly.
+                Anomalies take no part in the fit; they are for scorers, which get the same y. A class
+                without rows in X is not normal. None puts all rows into one class.
+
+        Returns:
+            The detector itself.
+
+        Raises:
+            ValueError: X or texts that are not finite matrices of one dimension, or hold a row of zeros; y of
+                another length, not of integers, or out of range; no y beside several labels; no normal row;
+                k > texts; a class whose mean has no direction to take a label's place.
+            sklearn.utils._param_validation.InvalidParameterError: A parameter out of range (a ValueError).
+        """
+        if y is None:
+            X = validate_data(self, X, dtype=_FLOATS)  # noqa: N806
+        else:
+            X, y = validate_data(self, X, y, dtype=_FLOATS)  # noqa: N806
+        _refuse_zero_rows("X", X)
+        labels = self._texts("label_embeddings", X.shape[1])
+        dictionary = self._texts("dictionary_embeddings", X.shape[1])
+        if dictionary is not None:
+            _checks.top_k_size(self.k, len(dictionary), "the texts of the dictionary")
+        y = _class_of_rows(y, len(X), None if labels is None else len(labels))
+
+        normal = np.flatnonzero(y >= 0)
+        if not len(normal):
+            raise ValueError(
+                f"y: expected at least one normal row, got -1 (a known anomaly) for all {len(y)}"
+            )
+        self.normal_classes_, class_of_row = np.unique(y[normal], return_inverse=True)
+        x = np.concatenate([block for block, _ in _unit_blocks(X[normal])])
+        self.moments_ = _fit(
+            x,
+            np.pad(class_of_row.astype(np.int32), (0, len(x) - len(normal))),
+            where=np.arange(len(x)) < len(normal),
+            num_classes=len(self.normal_classes_),
+        )
+        self.label_embeddings_ = (
+            self._directions() if labels is None else labels[self.normal_classes_]
+        )
+        shrinkage, shrunk = jnp.asarray(self.shrinkage, jnp.float32), self.shrinkage > 0
+        prepared = None
+        if dictionary is not None:
+            prepared = _prepare(
+                self.label_embeddings_, dictionary, self.moments_, shrinkage, shrunk=shrunk
+            )
+        self._fitted = _Fitted(
+            jnp.asarray(self.label_embeddings_),
+            self.moments_,
+            prepared,
+            jnp.asarray(self.weight, jnp.float32),
+            shrinkage,
+            k=int(self.k),
+            shrunk=shrunk,
+        )
+        self.offset_ = np.quantile(_score_rows(X[normal], self._fitted), self.contamination)
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None) -> Int[np.ndarray, " images"]:  # noqa: N803  # pyright: ignore[reportIncompatibleMethodOverride]
+        """`fit(X, y).predict(X)`; y is used, contrary to scikit-learn's own detectors.
+
+        Arguments and errors are those of `fit`.
+        """
+        return self.fit(X, y).predict(X)
+
+    def score_samples(self, X: Any) -> Float[np.ndarray, " images"]:  # noqa: N803
+        """-BLISS(x) of each row: higher is more normal.
+
+        A row's score does not depend on the other rows of X.
+
+        Args:
+            X: Embeddings of images [n, dim], array-like.
+
+        Returns:
+            Scores [n], computed in float32, returned as float64.
+
+        Raises:
+            ValueError: not a finite matrix of the fitted dimension, or a row of zeros.
+            sklearn.exceptions.NotFittedError: Before `fit`.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=_FLOATS, reset=False)  # noqa: N806
+        _refuse_zero_rows("X", X)
+        return _score_rows(X, self._fitted)
+
+    def decision_function(self, X: Any) -> Float[np.ndarray, " images"]:  # noqa: N803
+        """`score_samples(X) - offset_`: negative for outliers.
+
+        Arguments and errors are those of `score_samples`.
+        """
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> Int[np.ndarray, " images"]:  # noqa: N803
+        """1 for rows whose `decision_function` is not negative, -1 for outliers.
+
+        Arguments and errors are those of `score_samples`.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def _texts(self, name: str, dim: int) -> Float[np.ndarray, "texts dim"] | None:
+        """The unit rows of a parameter."""
+        given = getattr(self, name)
+        if given is None:
+            return None
+        texts = check_array(given, dtype=_FLOATS, input_name=name)  # pyright: ignore[reportArgumentType]
+        if texts.shape[1] != dim:
+            raise ValueError(
+                f"{name}: expected embeddings of the dimension of X, {dim}, got {list(texts.shape)}"
+            )
+        _refuse_zero_rows(name, texts)
+        return _unit(texts)
+
+    def _directions(self) -> Float[np.ndarray, "normal dim"]:
+        """m_c / |m_c|, where there is no label."""
+        mean = np.asarray(self.moments_.mean)
+        short = np.flatnonzero(np.linalg.norm(mean, axis=1) < _NO_DIRECTION)
+        if len(short):
+            raise ValueError(
+                f"X: the unit rows of class {self.normal_classes_[short[0]]} have the mean zero, which has "
+                "no direction to take the place of its label; give label_embeddings"
+            )
+        return _unit(mean)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Fitted:
+    """What a score needs beside the rows; a pytree. Parameters that are set later change it no more."""
+
+    label_embeddings: Float[Array, "*mapped classes dim"]
+    moments: ClassMoments
+    prepared: PreparedBliss | None
+    """With the texts' statistics; None without a dictionary."""
+    weight: Float[Array, "*mapped"]
+    shrinkage: Float[Array, "*mapped"]
+    k: int = field(metadata={"static": True})
+    shrunk: bool = field(metadata={"static": True})
+    """Whether shrinkage is other than 0."""
+
+
+_fit = jax.jit(fit_moments, static_argnames="num_classes")
+
+
+@partial(jax.jit, static_argnames="shrunk")
+def _prepare(labels, dictionary, moments, shrinkage, *, shrunk):
+    """`prepare_bliss`; n0 is traced where it is not 0, so that a grid of them compiles once."""
+    return prepare_bliss(labels, dictionary, moments, shrinkage=shrinkage if shrunk else 0.0)
+
+
+@jax.jit
+def _anomaly(x, fitted):
+    """BLISS of a block of rows, or its internal part alone."""
+    if fitted.prepared is not None:
+        return bliss_score_prepared(x, fitted.prepared, fitted.k, fitted.weight)
+    return min_over_classes(
+        internal_class_score(
+            x,
+            fitted.label_embeddings,
+            fitted.moments,
+            shrinkage=fitted.shrinkage if fitted.shrunk else 0.0,
+        )
+    )
+
+
+def _score_rows(rows: np.ndarray, fitted: _Fitted) -> Float[np.ndarray, " images"]:
+    blocks = (np.asarray(_anomaly(x, fitted))[:length] for x, length in _unit_blocks(rows))
+    return -np.concatenate(list(blocks)).astype(np.float64)
+
+
+def _unit_blocks(rows: np.ndarray) -> Iterator[tuple[Float[np.ndarray, "block dim"], int]]:
+    """Unit rows in blocks of one size, the last one padded by repeating; and how many of each count."""
+    for start in range(0, len(rows), _BLOCK):
+        block = _unit(rows[start : start + _BLOCK])
+        yield np.pad(block, ((0, _BLOCK - len(block)), (0, 0)), mode="edge"), len(block)
+
+
+def _unit(rows: np.ndarray) -> Float[np.ndarray, "rows dim"]:
+    """Each row divided by its norm, in float64, then rounded to float32."""
+    x = rows.astype(np.float64)
+    # By its largest entry first, whose square might overflow.
+    x /= np.abs(x).max(axis=1, keepdims=True)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _refuse_zero_rows(name: str, rows: np.ndarray) -> None:
+    zero = np.flatnonzero(~rows.any(axis=1))
+    if len(zero):
+        raise ValueError(f"{name}: row {zero[0]} is zero, and has no direction")
+
+
+def _class_of_rows(y: Any, rows: int, num_classes: int | None) -> Int[np.ndarray, " rows"]:
+    """The class of each row, -1 for known anomalies; zeros where y is None."""
+    if y is None:
+        if num_classes not in (None, 1):
+            raise ValueError(
+                f"y: expected the class of each row, since label_embeddings has {num_classes} rows; got None"
+            )
+        return np.zeros(rows, np.int64)
+    whole = y.dtype.kind in "iu" or (y.dtype.kind == "f" and bool((y == np.floor(y)).all()))
+    if not whole:
+        raise ValueError(
+            "y: expected integers, the class of each row or -1 for a known anomaly. Unknown label type: "
+            f"{y.dtype}, {y[:3].tolist()}"
+        )
+    if y.min() < -1 or (num_classes is not None and y.max() >= num_classes):
+        bound = "of at least -1" if num_classes is None else f"in -1..{num_classes - 1}"
+        raise ValueError(f"y: expected integers {bound}, got {y.min():g}..{y.max():g}")
+    return y.astype(np.int64)

@@ -1,0 +1,108 @@
+"""What a fitted detector knows: moments, texts, held-out images, settings, and what they were made with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bliss_jax import _checks
+from bliss_jax.scores import ClassMoments, check_moments
+from bliss_jax.text import PROMPT, fill_prompt
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorState:
+    """All of a detector but its encoder; checked on construction.
+
+    Every class is normal, and has images. Embeddings are float32 rows of unit norm.
+
+    Raises:
+        ValueError: fields that do not fit each other, embeddings that are not finite or not of unit norm,
+            repeated or empty names; says which.
+    """
+
+    class_names: tuple[str, ...]
+    """The normal classes."""
+    moments: ClassMoments
+    """Of the fitted images of each class."""
+    label_embeddings: Float[np.ndarray, "classes dim"]
+    """Of each class's prompt."""
+    dictionary: tuple[str, ...]
+    """Phrases; repeats count."""
+    dictionary_embeddings: Float[np.ndarray, "texts dim"]
+    """Of each phrase's prompt."""
+    calibration_embeddings: Float[np.ndarray, "calibration dim"]
+    """Of normal images that were held out of the fit; there may be none."""
+    calibration_labels: Int[np.ndarray, " calibration"]
+    """Class of each of them, int32."""
+    k: int = 10
+    """Dictionary texts per image."""
+    weight: float = 0.5
+    """lambda, of the external score."""
+    shrinkage: float = 0.0
+    """n0 of `bliss_score`; 0 is the paper's score."""
+    prompt: str = PROMPT
+    """Template of labels and dictionary."""
+    preprocess: str | None = None
+    """Statistics of the preprocessing, as `Model.encode_images`; None for the model's own."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What it was made with; JSON values."""
+
+    def __post_init__(self):
+        fill_prompt(self.prompt, self.class_names)
+        fill_prompt(self.prompt, self.dictionary, allow_repeats=True)
+        classes = len(self.class_names)
+        # An array without axes has no length to compare others with: it fits no shape then.
+        dim = next(iter(np.shape(self.moments.mean)[-1:]), 0)
+        held_out = next(iter(np.shape(self.calibration_labels)), 0)
+        shapes = {
+            "moments.count": ((classes,), self.moments.count, "int32"),
+            "moments.mean": ((classes, dim), self.moments.mean, "float32"),
+            "moments.cov": ((classes, dim, dim), self.moments.cov, "float32"),
+            "label_embeddings": ((classes, dim), self.label_embeddings, "float32"),
+            "dictionary_embeddings": (
+                (len(self.dictionary), dim),
+                self.dictionary_embeddings,
+                "float32",
+            ),
+            "calibration_embeddings": (
+                (held_out, dim),
+                self.calibration_embeddings,
+                "float32",
+            ),
+            "calibration_labels": ((held_out,), self.calibration_labels, "int32"),
+        }
+        for name, (shape, array, dtype) in shapes.items():
+            if np.shape(array) != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"{name}: expected {dtype} {list(shape)}, got {array.dtype} {list(np.shape(array))}"
+                )
+        labels = _checks.embeddings_as_float("label_embeddings", self.label_embeddings)
+        for name in ("dictionary_embeddings", "calibration_embeddings"):
+            _checks.embeddings_as_float(name, getattr(self, name))
+        _checks.class_labels(
+            "calibration_labels", self.calibration_labels, len(self.calibration_labels), classes
+        )
+        count = np.asarray(self.moments.count)
+        if count.min() < 1:
+            empty = self.class_names[int(count.argmin())]
+            raise ValueError(f"moments: expected images of every class, class {empty!r} has none")
+        for name in ("mean", "cov"):
+            if not np.isfinite(np.asarray(getattr(self.moments, name))).all():
+                raise ValueError(f"moments.{name}: holds NaN or infinite values")
+        check_moments(self.moments, embeddings=labels, labels=labels)
+        _checks.top_k_size(self.k, len(self.dictionary), "the dictionary's texts")
+        _checks.scalar("weight", self.weight)
+        _checks.scalar("shrinkage", self.shrinkage, minimum=0.0)
+
+    @property
+    def num_classes(self) -> int:
+        """C, the number of normal classes."""
+        return len(self.class_names)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return self.label_embeddings.shape[1]

@@ -1,0 +1,5 @@
+"""Images and texts to embeddings: in batches, over devices and processes, cached and resumable."""
+
+from bliss_jax import _lazy_exports
+
+__getattr__, __dir__, __all__ = _lazy_exports(__name__, __file__)

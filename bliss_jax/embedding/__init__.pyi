@@ -1,0 +1,15 @@
+from bliss_jax.embedding.batches import readers as readers
+from bliss_jax.embedding.dataset import embed_dataset as embed_dataset
+from bliss_jax.embedding.distributed import LostProcessError as LostProcessError
+from bliss_jax.embedding.distributed import failing_together as failing_together
+from bliss_jax.embedding.distributed import first_process_first as first_process_first
+from bliss_jax.embedding.distributed import initialize_distributed as initialize_distributed
+from bliss_jax.embedding.distributed import shutdown_distributed as shutdown_distributed
+from bliss_jax.embedding.embedding_set import EmbeddingSet as EmbeddingSet
+from bliss_jax.embedding.embedding_set import load_embeddings as load_embeddings
+from bliss_jax.embedding.embedding_set import save_embeddings as save_embeddings
+from bliss_jax.embedding.images import BATCH_SIZE as BATCH_SIZE
+from bliss_jax.embedding.images import embed_images as embed_images
+from bliss_jax.embedding.progress import Progress as Progress
+from bliss_jax.embedding.progress import Track as Track
+from bliss_jax.embedding.texts import embed_texts as embed_texts

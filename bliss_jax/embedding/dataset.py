@@ -1,0 +1,147 @@
+"""Embeds all that an evaluation needs: images, labels, dictionary, and the texts of the baselines."""
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+
+from bliss_jax.datasets import ImageDataset
+from bliss_jax.embedding.embedding_set import EmbeddingSet
+from bliss_jax.embedding.images import BATCH_SIZE, embed_images
+from bliss_jax.embedding.progress import Track
+from bliss_jax.embedding.texts import embed_texts
+from bliss_jax.models import Model
+from bliss_jax.storage import package_versions
+from bliss_jax.text import (
+    CLIP_AD_ANOMALY,
+    MCM_PROMPT,
+    PROMPT,
+    dictionary_hash,
+    fill_prompt,
+    find_overlap,
+)
+from bliss_jax.text import exclude_labels as without_labels
+
+
+def embed_dataset(
+    model: Model,
+    train: ImageDataset,
+    test: ImageDataset,
+    dictionary: Sequence[str],
+    *,
+    dictionary_name: str = "custom",
+    exclude_labels: bool = False,
+    prompt: str = PROMPT,
+    preprocess: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    train_classes: Collection[int] | None = None,
+    test_classes: Collection[int] | None = None,
+    skip_unreadable: bool = False,
+    cache: Path | None = None,
+    track: Track = lambda what, total: nullcontext(lambda done: None),
+) -> EmbeddingSet:
+    """Embeds all that an evaluation needs: images of both sets, labels, dictionary, baselines' texts.
+
+    Args:
+        model: The encoder.
+        train: Labelled normal images (of every class that is normal in some split).
+        test: Labelled images, with the same class names.
+        dictionary: Phrases.
+        dictionary_name: For provenance.
+        exclude_labels: Leave phrases that are labels out of the dictionary.
+        prompt: Template with `{label}`, for labels and dictionary alike.
+        preprocess: As `Model.encode_images`.
+        batch_size: As `embed_images`.
+        train_classes: Embed only training images of these classes.
+        test_classes: Embed only test images of these classes.
+        skip_unreadable: Go on without images that cannot be read, and list them in the provenance;
+            otherwise they are an error that names them all.
+        cache: A folder in which embeddings of images and dictionary are kept as they are done, as
+            `embed_images`.
+        track: Opens a progress display for each stage.
+
+    Returns:
+        The embeddings, with what they were made with as provenance.
+
+    Raises:
+        ValueError: class names that differ, an unknown preprocessing, a prompt too long for the model,
+            images that cannot be read, each with its name and reason; or as `embed_images`.
+        OSError: a shard cannot be written.
+    """
+    if train.class_names != test.class_names:
+        raise ValueError(f"training and test set differ in class names: {train.name}, {test.name}")
+    labels_in_it = sorted(find_overlap(dictionary, train.class_names))
+    if exclude_labels:
+        dictionary = without_labels(dictionary, train.class_names)
+    # Texts first: they are quick, and a prompt that is too long should not cost the images.
+    texts = {
+        "label_embeddings": fill_prompt(prompt, train.class_names),
+        "dictionary_embeddings": fill_prompt(prompt, dictionary, allow_repeats=True),
+        "mcm_label_embeddings": fill_prompt(MCM_PROMPT, train.class_names),
+        "something_embedding": (CLIP_AD_ANOMALY,),
+    }
+    with track("texts", sum(map(len, texts.values()))) as progress:
+        arrays = {
+            name: embed_texts(
+                model,
+                t,
+                cache=cache if name == "dictionary_embeddings" else None,
+                progress=progress,
+            )
+            for name, t in texts.items()
+        }
+    arrays["something_embedding"] = arrays["something_embedding"][0]
+
+    unreadable: list[str] = []
+    for side, dataset, classes in (
+        ("train", train, train_classes),
+        ("test", test, test_classes),
+    ):
+        if classes is not None:
+            dataset = dataset.subset(np.flatnonzero(np.isin(dataset.labels, list(classes))))
+        with track(f"{side} images", len(dataset)) as progress:
+            embedded = embed_images(
+                model,
+                dataset,
+                preprocess=preprocess,
+                batch_size=batch_size,
+                cache=cache,
+                progress=progress,
+            )
+        arrays[f"{side}_embeddings"] = embedded.embeddings
+        arrays[f"{side}_labels"] = dataset.labels[embedded.rows]
+        unreadable += embedded.unreadable
+        if unreadable and not skip_unreadable:
+            raise ValueError(
+                f"{len(unreadable)} {side} images cannot be used:\n" + "\n".join(unreadable)
+            )
+    return EmbeddingSet(
+        **arrays,
+        class_names=train.class_names,
+        dictionary=tuple(dictionary),
+        provenance={
+            "model": {
+                "name": model.name,
+                "revision": model.revision,
+                "weights_sha256": model.weights_hash,
+                "dtype": model.dtype,
+            },
+            "preprocessing": model.preprocessing_with(preprocess).describe(),
+            "prompt": prompt,
+            "dictionary": {
+                "name": dictionary_name,
+                "texts": len(dictionary),
+                "sha256": dictionary_hash(dictionary),
+                "labels_found": labels_in_it,
+                "labels_excluded": exclude_labels,
+            },
+            "dataset": {
+                "name": train.name,
+                "train": train.source,
+                "test": test.source,
+                "unreadable": unreadable,
+            },
+            "versions": package_versions(),
+        },
+    )

@@ -1,0 +1,130 @@
+"""Computes the missing shards of a set of rows, spread over processes, and gathers all of them.
+
+The work is cut into shards (`shards.py`), and batches within them, in the same way whether or not they are
+kept and however many processes there are: so a run that was stopped and one that was spread over processes
+(`distributed.py`) give the same bits as one that was not. Each process embeds a contiguous part of the
+shards that no process has; then all are gathered, a shard per process at a time.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bliss_jax.embedding.distributed import exchange, failing_together
+from bliss_jax.embedding.progress import Progress
+from bliss_jax.embedding.shards import (
+    Shard,
+    ShardFolder,
+    Span,
+    decode_shard,
+    encode_shard,
+    join_shards,
+    key_digest,
+)
+from bliss_jax.models import Model
+from bliss_jax.storage import package_versions
+
+
+def gather_shards(
+    cut: tuple[Span, ...],
+    name: str,
+    key: Mapping[str, Any],
+    content: Callable[[], str],
+    cache: Path | None,
+    embed: Callable[[Sequence[Span], Progress], Iterator[tuple[Span, Shard]]],
+    progress: Progress | None,
+) -> Shard:
+    """All spans: read where they are kept, embedded where they are not, a part of them in each process.
+
+    Args:
+        cut: The spans.
+        name: As `ShardFolder`.
+        key: As `ShardFolder`, without what `content` and `_computed_with` add.
+        content: SHA-256 of what is embedded; asked for only if something depends on it.
+        cache: As `embed_images`.
+        embed: Gives the spans it is called with as shards, in their order.
+        progress: Called with numbers of rows.
+    """
+    report = progress or (lambda done: None)
+    rank, processes = jax.process_index(), jax.process_count()
+    have: dict[Span, Shard] = {}
+    folder = None
+    with failing_together():
+        if cache is not None or processes > 1:
+            key = {**key, "content_sha256": content(), "computed_with": _computed_with()}
+            # Through JSON, so that it is what comes back from a file: lists, not tuples.
+            key = json.loads(json.dumps(key))
+        if cache is not None:
+            folder = ShardFolder(Path(cache), name, key)
+            have = {span: shard for span in cut if (shard := folder.read(span)) is not None}
+    view = {"key": key_digest(key), "have": [i for i, span in enumerate(cut) if span in have]}
+    views = [json.loads(v) for v in exchange(json.dumps(view).encode())]
+    if others := [i for i, v in enumerate(views) if v["key"] != view["key"]]:
+        raise ValueError(
+            f"process {rank} embeds something else than processes {others}: images, labels, weights, "
+            "versions and kind of device must be the same in all (a folder's files with the same times of "
+            "modification)"
+        )
+    owners: dict[int, list[int]] = {i: [] for i in range(len(cut))}
+    for process, v in enumerate(views):
+        for i in v["have"]:
+            owners[i].append(process)
+    missing = [i for i in owners if not owners[i]]
+    for process, part in enumerate(np.array_split(np.array(missing, np.int64), processes)):
+        for i in part.tolist():
+            owners[i] = [process]
+
+    with failing_together():
+        if have:
+            report(sum(len(shard.rows) for shard in have.values()))
+        mine = [cut[i] for i in missing if owners[i] == [rank]]
+        if folder is not None and mine:
+            folder.prepare()
+        have |= _kept(embed(mine, report), folder)
+    # Whoever has sent least sends next; what all have is not sent.
+    queues: list[list[int]] = [[] for _ in range(processes)]
+    for i, process in owners.items():
+        if len(process) < processes:
+            queues[min(process, key=lambda p: len(queues[p]))].append(i)
+    for turn in range(max(map(len, queues))):
+        own = queues[rank][turn : turn + 1]
+        messages = exchange(b"".join(encode_shard(have[cut[i]], cut[i], key) for i in own))
+        for queue, message in zip(queues, messages, strict=True):
+            for i in queue[turn : turn + 1]:
+                if cut[i] not in have:
+                    have[cut[i]] = decode_shard(message, cut[i], key)
+                    report(len(have[cut[i]].rows))
+    return join_shards([have[span] for span in cut])
+
+
+def _kept(embedded: Iterator[tuple[Span, Shard]], folder: ShardFolder | None) -> dict[Span, Shard]:
+    """What is embedded, each shard written while the next one is made."""
+    have: dict[Span, Shard] = {}
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[None] | None = None
+        for span, shard in embedded:
+            have[span] = shard
+            if writing is not None:
+                writing.result()
+            if folder is not None:
+                writing = writer.submit(folder.write, span, shard)
+        if writing is not None:
+            writing.result()
+    return have
+
+
+def model_key(model: Model) -> dict[str, Any]:
+    """Returns the part of a shard's key that identifies the encoder."""
+    return {"weights_sha256": model.weights_hash, "config": repr(model.config)}
+
+
+def _computed_with() -> dict[str, str]:
+    """What the last bits of an embedding depend on beside its input."""
+    packages = ("bliss-jax", "jax", "jaxlib", "flax", "numpy", "device")
+    return {"pillow": version("pillow")} | {name: package_versions()[name] for name in packages}

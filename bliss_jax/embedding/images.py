@@ -1,0 +1,160 @@
+"""Embeds the images of a data set.
+
+Every batch has the same shape (the last one is padded and the padding cut off), so that one compilation
+serves the whole run. With several devices, batches are sharded over them and parameters replicated.
+"""
+
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
+
+from bliss_jax.datasets import ImageDataset, content_sha256
+from bliss_jax.embedding.batches import Batch, SpanEnd, ahead, read_batches
+from bliss_jax.embedding.gather import gather_shards, model_key
+from bliss_jax.embedding.progress import Progress
+from bliss_jax.embedding.shards import Shard, Span, spans
+from bliss_jax.models import Model
+
+BATCH_SIZE = 64
+SHARD_SIZE = 4096
+"""Images in a shard of a large data set: some megabytes, written in no time beside embedding them."""
+
+_SHARDS = 64
+"""Smaller sets are cut into about so many shards, so that several processes have even shares."""
+
+_BATCHES_AHEAD = 2
+
+
+class EmbeddedImages(NamedTuple):
+    """Embeddings of the images that could be read."""
+
+    embeddings: Float[np.ndarray, "read dim"]
+    """Unit-norm float32, in the order of the data set."""
+    rows: Int[np.ndarray, " read"]
+    """Position of each in the data set."""
+    unreadable: tuple[str, ...]
+    """Name and reason of each image that could not be read."""
+
+
+def embed_images(
+    model: Model,
+    dataset: ImageDataset,
+    *,
+    preprocess: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    mesh: Mesh | None = None,
+    cache: Path | None = None,
+    shard_size: int | None = None,
+    progress: Progress | None = None,
+) -> EmbeddedImages:
+    """Embeds all images of a data set.
+
+    Under `jax.distributed` every process must call this with the same arguments; each embeds a part, and
+    all return the same.
+
+    Args:
+        model: The encoder.
+        dataset: Images of any sizes.
+        preprocess: As `Model.encode_images`.
+        batch_size: Images per call of the encoder, in each process; rounded up to a multiple of the
+            devices.
+        mesh: Devices to compute on, along its first axis; all local devices by default.
+        cache: A folder in which finished shards are kept. What is there is not embedded again, if it was
+            made with the same weights, dtype, preprocessing, images (`content_sha256` says what that
+            covers), labels, batches, shards, versions and kind of device. Several processes may use it at
+            once.
+        shard_size: Images per shard, rounded up to whole batches. By default a 64th of the data set, but
+            at most 4,096.
+        progress: Called after each batch with the number of images it held, and for each shard that was
+            found or came from another process.
+
+    Returns:
+        Embeddings of the images that could be read, and the names of those that could not.
+
+    Raises:
+        ValueError: a batch or shard size below 1, an unknown preprocessing, no readable image, a shard that
+            is damaged (named, with how to go on), processes that differ in what they embed.
+        OSError: a shard cannot be written; those written before stay.
+    """
+    for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+    mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+    if shard_size is None:
+        shard_size = min(SHARD_SIZE, -(-len(dataset) // _SHARDS))
+    shard_size = -(-shard_size // batch_size) * batch_size
+    replicated = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+    model = dataclasses.replace(model, params=replicated)
+    cut = spans(len(dataset), shard_size)
+    key = {
+        "what": "images",
+        "model": model_key(model),
+        "preprocessing": model.preprocessing_with(preprocess).describe(),
+        "dataset": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "class_names": dataset.class_names,
+            "labels_sha256": hashlib.sha256(dataset.labels.tobytes()).hexdigest(),
+        },
+        "images_per_device": batch_size // mesh.size,
+        "images_per_shard": shard_size,
+    }
+    embed = partial(_embed_spans, model, dataset, preprocess, batch_size, mesh)
+    content = partial(content_sha256, dataset.images)
+    found = gather_shards(cut, f"{dataset.name}-{model.name}", key, content, cache, embed, progress)
+    if not len(found.rows):
+        first = found.unreadable[0]
+        raise ValueError(f"{dataset.name}: no image could be read, the first: {first}")
+    return EmbeddedImages(*found)
+
+
+class _Computing(NamedTuple):
+    embeddings: jax.Array
+    rows: Sequence[int]
+
+
+def _embed_spans(
+    model: Model,
+    dataset: ImageDataset,
+    preprocess: str | None,
+    batch_size: int,
+    mesh: Mesh,
+    todo: Sequence[Span],
+    report: Progress,
+) -> Iterator[tuple[Span, Shard]]:
+    """The images of some spans as shards; batches follow each other without a gap between the spans."""
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    batches = read_batches(dataset, todo, batch_size, model.preprocessing, sharding)
+    pending: deque[_Computing | SpanEnd] = deque()
+    computing = 0
+    rows: list[int] = []
+    done: list[np.ndarray] = []
+    for item in chain(ahead(batches, _BATCHES_AHEAD), [None]):
+        if isinstance(item, Batch):
+            # Dispatch returns at once: a batch is waited for only while the next one is being computed.
+            pending.append(_Computing(model.encode_images(item.images, preprocess), item.rows))
+            computing += 1
+        elif item is not None:
+            pending.append(item)
+        while pending and (item is None or computing > 1 or isinstance(pending[0], SpanEnd)):
+            first = pending.popleft()
+            if isinstance(first, _Computing):
+                done.append(np.asarray(first.embeddings)[: len(first.rows)])
+                rows.extend(first.rows)
+                computing -= 1
+                report(len(first.rows))
+                continue
+            embeddings = np.concatenate([np.empty((0, model.embedding_dim), np.float32), *done])
+            yield first.span, Shard(embeddings, np.array(rows, np.int32), first.unreadable)
+            rows, done = [], []

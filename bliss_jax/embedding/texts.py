@@ -1,0 +1,61 @@
+"""Embeds texts."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from bliss_jax.embedding.gather import gather_shards, model_key
+from bliss_jax.embedding.progress import Progress
+from bliss_jax.embedding.shards import Shard, Span, spans
+from bliss_jax.models import Model
+
+_TEXTS_AT_ONCE = 4096
+
+
+def embed_texts(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, "texts dim"]:
+    """Embeds texts (prompts, already filled in); see `Model.encode_texts`.
+
+    Under `jax.distributed` every process must call this with the same arguments. Blocks of 4,096 texts
+    are dealt out like shards of images: a dictionary of some thousand is embedded by one process, one of
+    80,000 by all.
+
+    Args:
+        model: The encoder.
+        texts: Any number of texts.
+        truncate: Cut texts longer than the context instead of refusing them.
+        cache: As `embed_images`; a block is a shard.
+        progress: Called after each block with the number of texts it held.
+
+    Raises:
+        ValueError: no texts, or a text longer than the model's context (unless `truncate`).
+        OSError: a shard cannot be written; those written before stay.
+    """
+    if not texts:
+        raise ValueError("texts: expected at least one text, got none")
+    key = {"what": "texts", "model": model_key(model), "truncate": truncate}
+
+    def content() -> str:
+        return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+    def embed(todo: Sequence[Span], report: Progress) -> Iterator[tuple[Span, Shard]]:
+        for span in todo:
+            some = list(texts[slice(*span)])
+            embedded = np.asarray(model.encode_texts(some, truncate=truncate))
+            report(len(some))
+            yield span, Shard(embedded, np.arange(*span, dtype=np.int32))
+
+    blocks = tuple(spans(len(texts), _TEXTS_AT_ONCE))
+    return gather_shards(
+        blocks, f"texts-{model.name}", key, content, cache, embed, progress
+    ).embeddings

@@ -1,0 +1,5 @@
+"""Protocols run on embeddings: settings, scores of all splits, results, studies."""
+
+from bliss_jax import _lazy_exports
+
+__getattr__, __dir__, __all__ = _lazy_exports(__name__, __file__)

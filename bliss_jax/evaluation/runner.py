@@ -1,0 +1,256 @@
+"""A protocol run on embeddings: moments fitted, every split scored in one jitted call, AUROC and company.
+
+Few-shot draws are mapped over in the same call.
+
+Protocol: Goodge et al. 2024 (arXiv 2407.17083): AUROC with the anomaly positive, the whole test set, mean
+and population standard deviation over the splits.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from bliss_jax import metrics
+from bliss_jax.datasets import Protocol, Split
+from bliss_jax.embedding import EmbeddingSet
+from bliss_jax.evaluation.results import Evaluation, Row, SplitResult
+from bliss_jax.evaluation.score_table import (
+    Arrays,
+    Choices,
+    arrays_of,
+    columns_of,
+    jitted_scores,
+    left_out_of,
+    neighbours_of,
+    score_splits,
+)
+from bliss_jax.evaluation.settings import Settings, describe_settings
+from bliss_jax.evaluation.splits import class_masks, training_rows
+from bliss_jax.scores import WHITENING_RIDGE
+from bliss_jax.storage import package_versions
+
+
+def evaluate(
+    embeddings: EmbeddingSet, protocol: Protocol, settings: Settings | None = None
+) -> Evaluation:
+    """Scores every split of a protocol.
+
+    Moments and neighbours come from the training images of each split's normal classes, the AUROC from
+    the test images of its normal and anomalous classes; test images of other classes take no part.
+
+    Args:
+        embeddings: Of a data set and a dictionary, by one model.
+        protocol: Splits of the same classes.
+        settings: Scores and their parameters; the paper's by default.
+
+    Returns:
+        One row per score (`bliss` has one per shrinkage), with provenance.
+
+    Raises:
+        ValueError: a split with a class that the embeddings do not have, or of which there are no
+            images (fewer training images than shots); k larger than the dictionary.
+    """
+    settings = settings or Settings()
+    normal, anomalous = class_masks(protocol, embeddings)
+    rows = training_rows(
+        embeddings,
+        np.any(normal, axis=0, keepdims=True)[0],
+        shots=settings.shots,
+        draws=settings.draws,
+        seed=settings.seed,
+    )
+    left_out = left_out_of(embeddings, rows, settings)
+    names = tuple(name for name in settings.scores if name not in left_out)
+    if not names:
+        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
+    neighbours = neighbours_of(embeddings, normal, rows, settings)
+    measured_columns = _evaluate_draws(
+        arrays_of(embeddings),
+        jnp.asarray(rows),
+        jnp.asarray(normal),
+        jnp.asarray(anomalous),
+        settings.weight,
+        jax.random.key(settings.seed),
+        Choices(names, embeddings.num_classes, settings.k, settings.shrinkages, neighbours),
+    )
+    values = {metric: np.asarray(array) for metric, array in measured_columns.items()}
+    table = []
+    for column, (name, n0) in enumerate(columns_of(names, settings.shrinkages)):
+        own = {"shots": settings.shots, "draws": settings.draws}
+        if name in ("bliss", "external", "whitened_bliss"):
+            own["k"] = settings.k
+        if name == "bliss":
+            own |= {"lambda": settings.weight, "shrinkage": n0}
+        if name == "whitened_bliss":
+            own |= {"lambda": settings.weight, "ridge": WHITENING_RIDGE}
+        if name == "knn":
+            own["k"] = neighbours
+        if name == "mcm":
+            own["prompt"] = "mcm" if embeddings.mcm_label_embeddings is not None else "labels"
+        measured = {metric: array[:, column] for metric, array in values.items()}
+        splits = _split_results(protocol, measured)
+        table.append(Row(protocol.name, protocol.family, name, own, splits))
+    made_with = provenance(embeddings, protocol, describe_settings(settings))
+    return Evaluation(made_with, tuple(table), left_out)
+
+
+class SplitScores(NamedTuple):
+    """Every score of the test images that take part in one split."""
+
+    rows: Int[np.ndarray, " images"]
+    """Their positions in the test set, ascending."""
+    is_anomaly: Bool[np.ndarray, " images"]
+    scores: dict[str, Float[np.ndarray, " images"]]
+    """By name; `bliss` with shrinkage is `"bliss, shrinkage 20"`."""
+
+
+def score_split(
+    embeddings: EmbeddingSet, split: Split, settings: Settings | None = None
+) -> SplitScores:
+    """The scores behind one split's AUROCs: those of `evaluate`, image by image.
+
+    With `settings.shots` they are of the first few-shot draw for this split alone.
+
+    Args:
+        embeddings: Of a data set and a dictionary, by one model.
+        split: Normal and anomalous classes.
+        settings: Scores and their parameters; what cannot be computed is not in the result.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    settings = settings or Settings()
+    normal, anomalous = class_masks(Protocol("split", "custom", None, (split,)), embeddings)
+    rows = training_rows(embeddings, normal[0], shots=settings.shots, draws=1, seed=settings.seed)
+    left_out = left_out_of(embeddings, rows, settings)
+    names = tuple(name for name in settings.scores if name not in left_out)
+    if not names:
+        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
+    neighbours = neighbours_of(embeddings, normal, rows, settings)
+    counted = np.flatnonzero((normal | anomalous)[0][embeddings.test_labels])
+    arrays, own = arrays_of(embeddings), np.flatnonzero(normal[0])
+    # The normal classes alone: the others have no part in a split's scores.
+    columns = jitted_scores(
+        arrays._replace(
+            train=arrays.train[rows[0]],
+            train_labels=jnp.asarray(np.searchsorted(own, embeddings.train_labels[rows[0]])),
+            test=arrays.test[counted],
+            test_labels=arrays.test_labels[counted],
+            labels=arrays.labels[own],
+            mcm_labels=arrays.mcm_labels[own],
+        ),
+        jnp.ones((1, len(own)), bool),
+        settings.weight,
+        jax.random.key(settings.seed),
+        Choices(names, len(own), settings.k, settings.shrinkages, neighbours),
+    )
+    named = [
+        f"{name}, shrinkage {n0:g}" if n0 else name
+        for name, n0 in columns_of(names, settings.shrinkages)
+    ]
+    by_name = dict(zip(named, np.asarray(columns)[:, 0], strict=True))
+    return SplitScores(counted, anomalous[0][embeddings.test_labels[counted]], by_name)
+
+
+@partial(jax.jit, static_argnames="choices")
+def _evaluate_draws(
+    arrays: Arrays,
+    rows: Int[jax.Array, "draws chosen"],
+    normal: Bool[jax.Array, "splits classes"],
+    anomalous: Bool[jax.Array, "splits classes"],
+    weight: Float[jax.Array, ""] | float,
+    key: jax.Array,
+    choices: Choices,
+) -> dict[str, Float[jax.Array, "draws columns splits"]]:
+    """The metrics of every column (see `columns_of`), for every draw and split."""
+    is_anomaly = anomalous[:, arrays.test_labels]
+    counted = is_anomaly | normal[:, arrays.test_labels]
+
+    def one_draw(chosen):
+        columns = score_splits(
+            arrays._replace(train=arrays.train[chosen], train_labels=arrays.train_labels[chosen]),
+            normal,
+            weight,
+            key,
+            choices,
+        )
+        # All columns as one array: the metrics are compiled once, not once for each score.
+        of_splits = jax.vmap(_measure)
+        return jax.vmap(of_splits, in_axes=(0, None, None))(columns, is_anomaly, counted)
+
+    return lax.map(one_draw, rows)
+
+
+def _measure(
+    score: Float[jax.Array, " test"],
+    is_anomaly: Bool[jax.Array, " test"],
+    counted: Bool[jax.Array, " test"],
+) -> dict[str, Float[jax.Array, ""]]:
+    low, high = metrics.auroc_interval(score, is_anomaly, where=counted)
+    return {
+        "auroc": metrics.auroc(score, is_anomaly, where=counted),
+        "auroc_low": low,
+        "auroc_high": high,
+        "aupr_anomaly": metrics.aupr(score, is_anomaly, where=counted),
+        "aupr_normal": metrics.aupr(score, is_anomaly, where=counted, positive="normal"),
+        "fpr95": metrics.fpr_at_tpr(score, is_anomaly, where=counted),
+    }
+
+
+def _split_results(
+    protocol: Protocol, measured: Mapping[str, Float[np.ndarray, "draws splits"]]
+) -> tuple[SplitResult, ...]:
+    results = []
+    for i, split in enumerate(protocol.splits):
+        of_split = {name: values[:, i].astype(float) for name, values in measured.items()}
+        draws = of_split["auroc"]
+        if len(draws) > 1:
+            interval = tuple(np.quantile(draws, [0.025, 0.975]).tolist())
+        else:
+            interval = (of_split["auroc_low"].item(), of_split["auroc_high"].item())
+        results.append(
+            SplitResult(
+                normal=split.normal,
+                auroc=float(draws.mean()),
+                interval=interval,
+                aupr_anomaly=float(of_split["aupr_anomaly"].mean()),
+                aupr_normal=float(of_split["aupr_normal"].mean()),
+                fpr95=float(of_split["fpr95"].mean()),
+                draws=tuple(draws.tolist()) if len(draws) > 1 else (),
+            )
+        )
+    return tuple(results)
+
+
+def provenance(
+    embeddings: EmbeddingSet, protocol: Protocol, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that produced a result: embeddings, protocol, dictionary, settings, versions."""
+    from bliss_jax.text import dictionary_hash
+
+    return {
+        "embeddings": dict(embeddings.provenance),
+        "protocol": {
+            "name": protocol.name,
+            "family": protocol.family,
+            "dataset": protocol.dataset,
+            "splits": len(protocol.splits),
+        },
+        "dictionary": {
+            "texts": len(embeddings.dictionary),
+            "sha256": dictionary_hash(embeddings.dictionary),
+        },
+        "settings": dict(settings),
+        "class_names": list(embeddings.class_names),
+        "images": {
+            "train": len(embeddings.train_labels),
+            "test": len(embeddings.test_labels),
+        },
+        "versions": package_versions(),
+    }

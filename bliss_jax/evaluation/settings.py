@@ -1,0 +1,87 @@
+"""The settings of an evaluation."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+SCORES = (
+    "bliss",
+    "internal",
+    "external",
+    "max_cosine",
+    "msp",
+    "mcm",
+    "max_logit",
+    "energy",
+    "entropy",
+    "clip_ad",
+    "mahalanobis",
+    "knn",
+    "neglabel",
+)
+"""Names of the scores, in the order of tables."""
+
+ON_REQUEST = ("whitened_bliss",)
+"""Names of the scores that are computed where they are named, and not by default."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices of an evaluation, apart from data and protocol.
+
+    Raises:
+        ValueError: a value out of range or an unknown score; the field is named.
+    """
+
+    scores: tuple[str, ...] = SCORES
+    k: int = 10
+    """Dictionary texts per image, of `bliss`, `external` and `whitened_bliss`."""
+    weight: float = 0.5
+    """lambda of `bliss` and `whitened_bliss`."""
+    shrinkages: tuple[float, ...] = (0.0,)
+    """n0 of `bliss`, one row each; 0 is the reference."""
+    neighbours: int = 10
+    """k of `knn`; fewer for all splits where one has fewer normal images, and the result says so."""
+    shots: int | None = None
+    """Normal images per class, drawn at random; all by default."""
+    draws: int = 1
+    """Few-shot draws."""
+    seed: int = 0
+    """Of the few-shot draws and of NegLabel's groups."""
+
+    def __post_init__(self):
+        for name in self.scores:
+            known = SCORES + ON_REQUEST
+            if name not in known:
+                near = get_close_matches(name, known)
+                hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+                raise ValueError(f"scores: unknown score {name!r}{hint}; known: {', '.join(known)}")
+        if not np.isfinite(self.weight):
+            raise ValueError(f"weight: expected a finite number, got {self.weight}")
+        if not self.scores or not self.shrinkages:
+            raise ValueError("scores, shrinkages: expected at least one of each")
+        for name in ("k", "neighbours", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.shots is not None and self.shots < 1:
+            raise ValueError(f"shots: expected at least 1, got {self.shots}")
+        if self.shots is None and self.draws > 1:
+            raise ValueError(f"draws: {self.draws} draws of all images are one; give shots")
+        if not all(0 <= n0 < float("inf") for n0 in self.shrinkages):
+            raise ValueError(f"shrinkages: expected finite numbers >= 0, got {self.shrinkages}")
+
+
+def describe_settings(settings: Settings) -> dict[str, Any]:
+    """Returns the settings as JSON values, for the provenance of a result."""
+    return {
+        "k": settings.k,
+        "lambda": settings.weight,
+        "shrinkages": list(settings.shrinkages),
+        "neighbours": settings.neighbours,
+        "shots": settings.shots,
+        "draws": settings.draws,
+        "seed": settings.seed,
+        "neglabel_lexicon": "the dictionary",
+    }

@@ -1,0 +1,242 @@
+"""AUROCs of BLISS and its parts on every split, from similarities that are computed once.
+
+What the studies of `studies.py` map over. `bliss_jax.evaluation` measures one setting; here k, lambda and
+the shrinkage are axes, and fits and dictionaries are arguments, so that one compiled function serves all
+values. Scores are those of `bliss_jax.scores.bliss`, for the classes of a split alone.
+
+Pure functions, none of them jitted. n test images, C classes that are normal in some split,
+M dictionary texts, P normal classes of a split (the largest; smaller splits are padded).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from bliss_jax import metrics
+from bliss_jax.datasets import Protocol
+from bliss_jax.embedding import EmbeddingSet
+from bliss_jax.evaluation.splits import class_masks
+from bliss_jax.scores import (
+    block_map,
+    fit_moments,
+    min_over_classes,
+    pooled_dictionary_variance,
+    pooling_weights,
+    shrinkage_share,
+    similarity,
+    standard_deviation,
+    text_moments,
+)
+
+_BLOCK = 2**24
+"""Numbers in a temporary array, about."""
+_HIGHEST = lax.Precision.HIGHEST
+
+
+class Splits(NamedTuple):
+    """The splits of a protocol; under `lax.map` one of them, without the first axis."""
+
+    classes: Int[jax.Array, "*splits P"]
+    """Its normal classes, as positions among the C."""
+    normal: Bool[jax.Array, "*splits P"]
+    """False for padding of `classes`."""
+    is_anomaly: Bool[jax.Array, "*splits n"]
+    counted: Bool[jax.Array, "*splits n"]
+    """Whether the test image is of a normal or an anomalous class."""
+
+
+class Nearest(NamedTuple):
+    """The nearest dictionary texts of each image, by falling cosine."""
+
+    cosines: Float[jax.Array, "*subsets n k"]
+    texts: Int[jax.Array, "*subsets n k"]
+
+
+class TextMoments(NamedTuple):
+    """Mean and variance (ddof 0) of the similarity of each class to some texts."""
+
+    mean: Float[jax.Array, "texts C"]
+    variance: Float[jax.Array, "texts C"]
+
+
+class Fit(NamedTuple):
+    """What BLISS knows of the normal images."""
+
+    count: Int[jax.Array, " C"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    labels: TextMoments
+    dictionary: TextMoments
+    dictionary_mean: Float[jax.Array, " C"]
+    """Mean variance over the texts of the dictionary in use."""
+
+
+class Aurocs(NamedTuple):
+    """AUROC in [0, 1]; `internal` and `external` without shrinkage."""
+
+    internal: Float[jax.Array, "splits"]
+    external: Float[jax.Array, "splits ks"]
+    bliss: Float[jax.Array, "splits weights shrinkages ks"]
+
+
+def splits_of(embeddings: EmbeddingSet, protocol: Protocol) -> tuple[Int[np.ndarray, " C"], Splits]:
+    """Ids of the C classes that are normal in some split, and the splits of a protocol.
+
+    Raises:
+        ValueError: as `bliss_jax.evaluation.evaluate`.
+    """
+    normal, anomalous = class_masks(protocol, embeddings)
+    own = np.flatnonzero(normal.any(axis=0))
+    among = normal[:, own]
+    # The normal classes first, ascending; as many places as the largest split has of them.
+    order = np.argsort(~among, axis=1, kind="stable")[:, : among.sum(axis=1).max()]
+    is_anomaly = anomalous[:, embeddings.test_labels]
+    splits = Splits(
+        jnp.asarray(order.astype(np.int32)),
+        jnp.asarray(np.take_along_axis(among, order, axis=1)),
+        jnp.asarray(is_anomaly),
+        jnp.asarray(is_anomaly | normal[:, embeddings.test_labels]),
+    )
+    return own, splits
+
+
+def fit_images(
+    train: Float[jax.Array, "train dim"],
+    train_labels: Int[jax.Array, " train"],
+    labels: Float[jax.Array, "C dim"],
+    dictionary: Float[jax.Array, "M dim"],
+) -> Fit:
+    """The fit of all training images, from the moments of their embeddings."""
+    moments = fit_moments(train, train_labels, num_classes=len(labels))
+    of_dictionary = TextMoments(*text_moments(dictionary, moments))
+    mean = of_dictionary.variance.mean(axis=0)
+    return Fit(moments.count, TextMoments(*text_moments(labels, moments)), of_dictionary, mean)
+
+
+def fit_similarities(
+    similarities: Float[jax.Array, "C shots texts"], shots: Int[jax.Array, ""]
+) -> Fit:
+    """The fit of the first `shots` images of each class, from their cosines to C labels and M texts.
+
+    For a few images that is far less work than a covariance: no product with the embeddings at all.
+    """
+    num_classes, places, _ = similarities.shape
+    drawn = (jnp.arange(places) < shots)[None, :, None]
+    images = shots.astype(similarities.dtype)
+    mean = jnp.where(drawn, similarities, 0).sum(axis=1) / images
+    deviations = jnp.where(drawn, similarities - mean[:, None, :], 0)
+    moments = TextMoments(mean.T, (deviations**2).sum(axis=1).T / images)
+    of_labels, of_dictionary = (
+        TextMoments(moments.mean[part], moments.variance[part])
+        for part in (slice(num_classes), slice(num_classes, None))
+    )
+    count = jnp.full(num_classes, shots, jnp.int32)
+    return Fit(count, of_labels, of_dictionary, of_dictionary.variance.mean(axis=0))
+
+
+def nearest_in_subsets(
+    test: Float[jax.Array, "n dim"],
+    dictionary: Float[jax.Array, "M dim"],
+    subsets: Bool[jax.Array, "subsets M"],
+    k: int,
+) -> Nearest:
+    """The k nearest texts of each image among those of each subset, at least k; one product for all."""
+
+    def of_image(image):
+        cosines = similarity(image[None, :], dictionary)
+        return Nearest(*lax.top_k(jnp.where(subsets, cosines, -jnp.inf), k))
+
+    of_images = block_map(of_image, test, size=subsets.size, block=_BLOCK)
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), of_images)
+
+
+def split_aurocs(
+    to_labels: Float[jax.Array, "n C"],
+    nearest: Nearest,
+    fit: Fit,
+    splits: Splits,
+    *,
+    weights: Float[jax.Array, " weights"],
+    shrinkages: Float[jax.Array, " shrinkages"],
+    ks: Int[jax.Array, " ks"],
+) -> Aurocs:
+    """AUROCs of all splits, for each lambda, shrinkage and k.
+
+    Args:
+        to_labels: Cosine of each test image to each label.
+        nearest: max(ks) texts per image.
+        fit: Of the normal images.
+        splits: Normal classes and sides of the test images.
+        weights: lambda of `bliss`.
+        shrinkages: n0 of `bliss`; the first must be 0.
+        ks: Texts per image.
+    """
+
+    def scores(split: Splits) -> Float[jax.Array, "columns n"]:
+        internal, external = jax.vmap(
+            lambda n0: _class_scores(to_labels, nearest, fit, split, n0, ks)
+        )(shrinkages)
+
+        def least(per_class):
+            per_class = per_class.reshape(-1, split.normal.size)
+            return min_over_classes(jnp.where(split.normal[None, :], per_class, jnp.inf))
+
+        both = lax.map(lambda weight: least(internal[:, None] + weight * external), weights)
+        columns = least(internal[0]), least(external[0]), both
+        return jnp.concatenate([column.reshape(-1, len(to_labels)) for column in columns])
+
+    def areas(split: Splits) -> Float[jax.Array, " columns"]:
+        return jax.vmap(lambda score: metrics.auroc(score, split.is_anomaly, where=split.counted))(
+            scores(split)
+        )
+
+    found = lax.map(areas, splits)
+    internal, external, both = jnp.split(found, (1, 1 + len(ks)), axis=1)
+    grid = (len(splits.classes), len(weights), len(shrinkages), len(ks))
+    return Aurocs(internal[:, 0], external, both.reshape(grid))
+
+
+def _class_scores(
+    to_labels: Float[jax.Array, "n C"],
+    nearest: Nearest,
+    fit: Fit,
+    split: Splits,
+    n0: Float[jax.Array, ""],
+    ks: Int[jax.Array, " ks"],
+) -> tuple[Float[jax.Array, "n P"], Float[jax.Array, "ks n P"]]:
+    """internal(x, c) and external(x, c), the latter for each k, of a split's own classes."""
+    own, normal, dtype = split.classes, split.normal, to_labels.dtype
+    count = fit.count[own]
+    share = shrinkage_share(count, n0, dtype)[None, :]
+    of_own = jax.tree.map(lambda leaf: leaf[:, own], (fit.labels, fit.dictionary))
+
+    labels = jax.tree.map(lambda leaf: leaf[own], of_own[0])
+    pooled = jnp.matmul(labels.variance, pooling_weights(count, normal, dtype), precision=_HIGHEST)
+    variance = labels.variance + share * (pooled[:, None] - labels.variance)
+    deviation = standard_deviation(jnp.diagonal(variance))[None, :]
+    internal = -(to_labels[:, own] - jnp.diagonal(labels.mean)[None, :]) / deviation
+
+    mean, variance = of_own[1]
+    pooled = pooled_dictionary_variance(variance, fit.dictionary_mean[own], count, normal)
+    deviation = standard_deviation(variance + share * (pooled[:, None] - variance))
+    return internal, _prefix_means(nearest, mean, deviation, ks)
+
+
+def _prefix_means(
+    nearest: Nearest,
+    mean: Float[jax.Array, "M P"],
+    deviation: Float[jax.Array, "M P"],
+    ks: Int[jax.Array, " ks"],
+) -> Float[jax.Array, "ks n P"]:
+    """The mean over the first k texts of (s(x, d) - mu_{c,d}) / sigma_{c,d}, for each k."""
+    places = nearest.texts.shape[1]
+    counted = (jnp.arange(places)[None, :] < ks[:, None]).astype(mean.dtype)
+    prefix = counted / ks[:, None].astype(mean.dtype)
+
+    def of_image(cosines, texts):
+        z = (cosines[:, None] - mean[texts]) / deviation[texts]
+        return jnp.matmul(prefix, z, precision=_HIGHEST)
+
+    return block_map(of_image, *nearest, size=places * mean.shape[1], block=_BLOCK).swapaxes(0, 1)

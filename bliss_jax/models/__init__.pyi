@@ -1,0 +1,11 @@
+from bliss_jax.models.model import Model as Model
+from bliss_jax.models.model import encode_image as encode_image
+from bliss_jax.models.model import encode_text as encode_text
+from bliss_jax.models.model import load_model as load_model
+from bliss_jax.models.preprocessing import Preprocessing as Preprocessing
+from bliss_jax.models.preprocessing import preprocess as preprocess
+from bliss_jax.models.preprocessing import resize_bicubic as resize_bicubic
+from bliss_jax.models.preprocessing import resize_on_host as resize_on_host
+from bliss_jax.models.registry import REGISTRY as REGISTRY
+from bliss_jax.models.registry import UNTRAINED as UNTRAINED
+from bliss_jax.models.registry import model_names as model_names

@@ -1,0 +1,5 @@
+"""Files on disk, without knowledge of their content: atomic writes, sealed files, package versions."""
+
+from bliss_jax import _lazy_exports
+
+__getattr__, __dir__, __all__ = _lazy_exports(__name__, __file__)

@@ -1,0 +1,5 @@
+from bliss_jax.storage.files import check_writable as check_writable
+from bliss_jax.storage.files import replacing as replacing
+from bliss_jax.storage.sealed import seal as seal
+from bliss_jax.storage.sealed import unseal as unseal
+from bliss_jax.storage.versions import package_versions as package_versions

@@ -1,0 +1,1 @@
+"""Scripts that reproduce results with bliss_jax; `experiments/README.md` lists them."""

@@ -1,0 +1,434 @@
+"""Shards are whole or not there, never believed when damaged, and a run that is killed loses only the last.
+
+BLISS_JAX_KILLS sets how often the run is killed (default 4).
+"""
+
+import dataclasses
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from embedding_process import (
+    BATCH,
+    SHARDS,
+    encoded_by,
+    read_by,
+    rows_of,
+    shards_in,
+    start,
+    wait_for,
+)
+from PIL import Image
+
+from bliss_jax.datasets import ImageDataset, UnreadableImageError, load_dataset
+from bliss_jax.datasets.image_dataset import LazyImages
+from bliss_jax.embedding import embed_images, embed_texts
+from bliss_jax.embedding.shards import Shard, ShardFolder, Span, decode_shard, encode_shard, spans
+from bliss_jax.models import load_model
+
+KEY = {"model": {"weights_sha256": "00"}, "classes": ["a", "b"]}
+SPAN = Span(10, 14)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("bliss-jax/untrained")
+
+
+@pytest.fixture
+def shard():
+    embeddings = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    return Shard(embeddings, np.array([10, 11, 13], np.int32), ("12.png: nothing in it",))
+
+
+class NoisyImages(LazyImages):
+    """Remembers what was read; some cannot be."""
+
+    def __init__(self, number, damaged=()):
+        self.number, self.damaged, self.seen = number, damaged, []
+
+    def __len__(self):
+        return self.number
+
+    def read(self, position):
+        self.seen.append(position)
+        if position in self.damaged:
+            raise UnreadableImageError(f"image {position}", "damaged")
+        return np.random.default_rng(position).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+    def identity(self):
+        yield b"noise"
+
+
+def dataset(images, **changes) -> ImageDataset:
+    made = ImageDataset("some", images, np.arange(len(images)) % 3, ("a", "b", "c"), "made here")
+    return dataclasses.replace(made, **changes)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.embeddings, b.embeddings)
+    np.testing.assert_array_equal(a.rows, b.rows)
+    assert a.unreadable == b.unreadable
+
+
+def test_spans_cover_everything_once():
+    assert spans(10, 4) == ((0, 4), (4, 8), (8, 10))
+    assert spans(8, 4) == ((0, 4), (4, 8))
+
+
+def test_what_is_written_is_read(shard, tmp_path):
+    content = encode_shard(shard, SPAN, KEY)
+    same(decode_shard(content, SPAN, KEY), shard)
+    assert encode_shard(shard, SPAN, KEY) == content, "the same bytes every time"
+    folder = ShardFolder(tmp_path / "new", "some/model: x", KEY)
+    assert folder.read(SPAN) is None
+    folder.prepare()
+    folder.write(SPAN, shard)
+    same(folder.read(SPAN), shard)
+    assert folder.file(SPAN).name == "0000000010-0000000014.safetensors"
+    none = Shard(np.empty((0, 8), np.float32), np.empty(0, np.int32), ("a", "b", "c", "d"))
+    same(decode_shard(encode_shard(none, SPAN, KEY), SPAN, KEY), none)
+
+
+def test_any_flipped_bit_and_any_cut_is_found(shard):
+    content = encode_shard(shard, SPAN, KEY)
+    rng = np.random.default_rng(0)
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        with pytest.raises(ValueError, match=r"damaged|something else"):
+            decode_shard(bytes(damaged), SPAN, KEY)
+    for length in range(0, len(content), 7):
+        with pytest.raises(ValueError, match="damaged"):
+            decode_shard(content[:length], SPAN, KEY)
+
+
+def test_a_shard_of_something_else_is_refused(shard):
+    content = encode_shard(shard, SPAN, KEY)
+    for span, key in [(Span(10, 15), KEY), (SPAN, KEY | {"classes": ["a"]})]:
+        with pytest.raises(ValueError, match="made from something else"):
+            decode_shard(content, span, key)
+
+
+def test_a_damaged_file_is_named_with_the_way_out(model, tmp_path):
+    images = dataset(NoisyImages(40))
+    whole = embed_images(model, images, batch_size=8, cache=tmp_path)
+    damaged = shards_in(tmp_path)[2]
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 4
+    damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{damaged.name} cannot be used: .*Delete that file"):
+        embed_images(model, images, batch_size=8, cache=tmp_path)
+    damaged.unlink()
+    images.images.seen.clear()
+    same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+    assert sorted(images.images.seen) == list(rows_of(damaged)), "only that one is embedded anew"
+
+
+def test_nothing_is_embedded_twice_and_unreadable_images_stay_known(model, tmp_path):
+    images = dataset(NoisyImages(50, damaged=range(16, 33)))  # one shard has no image at all
+    uncached = embed_images(model, images, batch_size=8)
+    counts = []
+    first = embed_images(model, images, batch_size=8, cache=tmp_path, progress=counts.append)
+    same(first, uncached)
+    assert sum(counts) == 33
+    images.images.seen.clear()
+    counts.clear()
+    same(embed_images(model, images, batch_size=8, cache=tmp_path, progress=counts.append), first)
+    assert images.images.seen == []
+    assert counts == [33]
+    assert first.unreadable == tuple(
+        str(UnreadableImageError(f"image {i}", "damaged")) for i in range(16, 33)
+    )
+
+
+def test_whatever_decides_an_embedding_has_shards_of_its_own(model, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    changed = images.copy()
+    changed[7, 3, 3, 1] ^= 1
+    plain = {"model": model, "dataset": dataset(images), "batch_size": 8}
+    runs = [
+        {},
+        {"preprocess": "reference"},
+        {"batch_size": 16},
+        {"shard_size": 16},
+        {"model": load_model("bliss-jax/untrained", dtype="bfloat16")},
+        {"model": dataclasses.replace(model, weights_hash="another")},
+        {"dataset": dataset(changed)},
+        {"dataset": dataset(images, labels=np.zeros(24, int))},
+        {"dataset": dataset(images, class_names=("a", "b", "d"))},
+    ]
+    for number, run in enumerate(runs, 1):
+        embed_images(**(plain | run), cache=tmp_path)
+        assert len(list(tmp_path.iterdir())) == number, run
+    embed_images(**plain, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(runs)
+
+
+def test_texts_are_kept_as_well(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("bliss_jax.embedding.texts._TEXTS_AT_ONCE", 512)
+    texts = [f"text {i}" for i in range(1100)]
+    embedded = embed_texts(model, texts, cache=tmp_path)
+    np.testing.assert_array_equal(embedded, embed_texts(model, texts))
+    assert len(shards_in(tmp_path)) == 3
+    monkeypatch.setattr(type(model), "encode_texts", None)
+    np.testing.assert_array_equal(embedded, embed_texts(model, texts, cache=tmp_path))
+
+
+def test_a_full_disk_is_an_error_and_the_shards_before_it_stay(model, tmp_path):
+    """A limit on the size of files stands for the disk: the first shard fits, the second does not."""
+    images = dataset(NoisyImages(24, damaged=range(1, 8)))  # a shard with one image
+    whole = embed_images(model, images, batch_size=8)
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3500, most))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*shards written before are kept"):
+            embed_images(model, images, batch_size=8, cache=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert len(shards_in(tmp_path)) == 1
+    assert [file.name for file in tmp_path.glob("*/.*")] == []
+    images.images.seen.clear()
+    same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+    assert min(images.images.seen) == 8
+
+
+def test_a_disk_that_is_really_full_is_the_same_error(model, tmp_path):
+    """A file system of two pages in memory, on which two shards fit; needs the right to mount one."""
+    images = dataset(NoisyImages(24))
+    whole = embed_images(model, images, batch_size=8)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:  # noqa: S603
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(OSError, match=r"No space left on device. The shards written before"):
+            embed_images(model, images, batch_size=8, cache=tmp_path)
+        assert [rows_of(shard) for shard in shards_in(tmp_path)] == [range(8), range(8, 16)]
+        assert list(tmp_path.glob("*/.*")) == []
+        room = ["mount", "-o", "remount,size=64k", str(tmp_path)]
+        subprocess.run(room, check=True)  # noqa: S603
+        images.images.seen.clear()
+        same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+        assert sorted(images.images.seen) == list(range(16, 24))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)  # noqa: S603, S607
+
+
+def test_an_image_that_vanishes_or_is_replaced_during_a_run_is_read_as_it_is_found(model, tmp_path):
+    """And the next run does not take it for what it was."""
+    folder, cache = tmp_path / "pets", tmp_path / "cache"
+    (folder / "cat").mkdir(parents=True)
+    files = [folder / "cat" / f"{i:02d}.png" for i in range(40)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (9, 9), (i, 0, 0)).save(file)
+    replaced, gone = files[30], files[33]
+
+    def disturb(done):
+        if gone.exists():  # when the first batch is done, at most three further ones are read
+            gone.unlink()
+            Image.new("RGB", (11, 9), (0, 255, 0)).save(replaced)
+
+    sizes = {"batch_size": 8, "shard_size": 8}
+    listed = load_dataset(folder)
+    slow = dataclasses.replace(listed, images=SlowFiles(listed.images))
+    disturbed = embed_images(model, slow, cache=cache, progress=disturb, **sizes)
+    assert [*disturbed.rows] == [i for i in range(40) if i != 33]
+    assert disturbed.unreadable == ("cannot read image 'cat/33.png': No such file or directory",)
+    now = load_dataset(folder)
+    assert len(now) == 39
+    np.testing.assert_array_equal(
+        embed_images(model, now, cache=cache, **sizes).embeddings,
+        embed_images(model, now, **sizes).embeddings,
+    )
+    np.testing.assert_allclose(
+        disturbed.embeddings, embed_images(model, now, **sizes).embeddings, atol=1e-6
+    )
+
+
+class SlowFiles(LazyImages):
+    """The files of a folder, the last ten of them only when one has vanished."""
+
+    def __init__(self, files):
+        self.files, self.gone = files, files._root / files._names[33]
+
+    def __len__(self):
+        return len(self.files)
+
+    def read(self, position):
+        if position >= 30:
+            wait_for(lambda: not self.gone.exists())
+        return self.files.read(position)
+
+    def identity(self):
+        return self.files.identity()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_path, monkeypatch):
+    images = dataset(NoisyImages(16))
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OSError, match="cannot write"):
+        embed_images(model, images, batch_size=8, cache=file)
+    assert images.images.seen == []
+    whole = embed_images(model, images, batch_size=8, cache=tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
+    same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
+    shards_in(tmp_path)[0].unlink()
+    images.images.seen.clear()
+    with pytest.raises(ValueError, match="read-only"):
+        embed_images(model, images, batch_size=8, cache=tmp_path)
+    assert images.images.seen == []
+
+
+def test_what_the_system_itself_denies_is_said(tmp_path):
+    """In a process that may not override permissions, as root may."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bliss_jax.datasets.decode import decode_image\n"
+        "from bliss_jax.embedding.shards import ShardFolder\n"
+        "for function, *arguments in (\n"
+        "    (ShardFolder(Path(sys.argv[1]) / 'new', 'some', {}).prepare,),\n"
+        "    (ShardFolder(Path(sys.argv[1]), 'some', {}).prepare,),\n"
+        "    (decode_image, Path(sys.argv[2]), 'cat.png'),\n"
+        "):\n"
+        "    try:\n"
+        "        function(*arguments)\n"
+        "    except (ValueError, OSError) as error:\n"
+        "        print(error)\n"
+    )
+    powerless = ["unshare", "--user"] if os.geteuid() == 0 else []
+    if powerless and (
+        shutil.which("unshare") is None
+        or subprocess.run([*powerless, "true"], capture_output=True).returncode  # noqa: S603
+    ):
+        pytest.skip("root cannot give up its powers here")
+    folder, image = tmp_path / "cache", tmp_path / "cat.png"
+    existing = ShardFolder(folder, "some", {}).folder
+    existing.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(image)
+    modes = {image: 0o000, existing: 0o500, folder: 0o500}
+    for path, mode in modes.items():
+        path.chmod(mode)
+    try:
+        command = [*powerless, sys.executable, "-c", program, str(folder), str(image)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    finally:
+        for path in reversed(modes):
+            path.chmod(0o700)
+    first, second, third = said.stdout.splitlines()
+    assert "Permission denied. The shards written before are kept" in first
+    assert second.endswith(f"the folder {existing} is read-only")
+    assert third == "cannot read image 'cat.png': Permission denied"
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_when_it_is_old(shard, tmp_path):
+    folder = ShardFolder(tmp_path, "some", KEY)
+    folder.prepare()
+    old, young = (folder.folder / f".0-1.safetensors.{name}" for name in ("old", "young"))
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    folder.prepare()
+    assert list(folder.folder.iterdir()) == [young]
+
+
+def test_an_error_of_the_system_keeps_its_reason(shard, tmp_path, monkeypatch):
+    folder = ShardFolder(tmp_path, "some", KEY)
+    folder.prepare()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        folder.write(SPAN, shard)
+    assert list(folder.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_of_two_processes_on_one_folder_one_is_killed_and_the_other_ends_as_if_alone(tmp_path):
+    code, said = start(tmp_path / "one", tmp_path / "whole.npz").finish()
+    assert code == 0, said
+    whole = (tmp_path / "whole.npz").read_bytes()
+    written = {shard.name: shard.read_bytes() for shard in shards_in(tmp_path / "one")}
+    folder = tmp_path / "shared"
+    killed = start(folder, tmp_path / "killed.npz", halt=(3, 0.5))  # in its fourth write
+    other = start(folder, tmp_path / "other.npz", delay=0.2 / BATCH)
+    wait_for((tmp_path / "killed.npz.halted").exists)
+    killed.kill()
+    assert killed.finish()[0] == -signal.SIGKILL
+    code, said = other.finish()
+    assert code == 0, said
+    assert (tmp_path / "other.npz").read_bytes() == whole
+    assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
+    (tmp_path / "killed.npz.encoded-0").unlink()
+    code, said = start(folder, tmp_path / "killed.npz").finish()
+    assert code == 0, said
+    assert (tmp_path / "killed.npz").read_bytes() == whole
+    assert encoded_by(tmp_path / "killed.npz") == 0, "the other has kept all"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+    reference, output = tmp_path / "whole.npz", tmp_path / "killed.npz"
+    # Two at once in one folder, not knowing of each other.
+    pair = [start(tmp_path / "one", reference), start(tmp_path / "one", tmp_path / "twin.npz")]
+    for started in pair:
+        code, said = started.finish()
+        assert code == 0, said
+    whole = reference.read_bytes()
+    assert (tmp_path / "twin.npz").read_bytes() == whole
+
+    folder = tmp_path / "shards"
+    log, encoded, halted = (
+        tmp_path / f"killed.npz.{name}" for name in ("read-0", "encoded-0", "halted")
+    )
+    written = {shard.name: shard.read_bytes() for shard in shards_in(tmp_path / "one")}
+    rng = np.random.default_rng(0)
+    kills = int(os.environ.get("BLISS_JAX_KILLS", "4"))
+    again = 0
+    for number in range(kills):
+        kept, unfinished = shards_in(folder), set(folder.glob("*/.*"))
+        for file in (log, encoded, halted):
+            file.unlink(missing_ok=True)
+        # The kills are spread over the work, the first one before its first shard is kept.
+        wanted = number * (SHARDS - 6) // kills
+        if number % 2:  # while a shard is being written: none, some or all of its bytes
+            halt = (max(0, wanted - len(kept)), [0.0, rng.uniform(), 1.0][number // 2 % 3])
+            started = start(folder, output, halt=halt)
+            wait_for(halted.exists)
+        else:  # at a random moment
+            started = start(folder, output, delay=0.4 / BATCH)
+            wait_for(lambda wanted=wanted: len(shards_in(folder)) >= wanted and log.exists())
+            time.sleep(rng.uniform(0, 0.2))
+        started.kill()
+        assert started.finish()[0] == -signal.SIGKILL, f"kill {number} came too late"
+        if number % 2:
+            (half,) = set(folder.glob("*/.*")) - unfinished
+            whole_shard = written[half.name.removeprefix(".").rsplit(".", 1)[0]]
+            assert half.read_bytes() == whole_shard[: int(halt[1] * len(whole_shard))]
+        known = {row for shard in kept for row in rows_of(shard)}
+        assert not known & set(read_by(output)), "a shard that was there was embedded again"
+        # Lost are one shard that is being written, one that waits for that, one in the encoder.
+        lost = encoded_by(output) - (len(shards_in(folder)) - len(kept))
+        assert 0 <= lost <= 3
+        again += lost
+    assert not output.exists()
+    kept = shards_in(folder)
+    encoded.unlink(missing_ok=True)
+    code, said = start(folder, output).finish()
+    assert code == 0, said
+    assert output.read_bytes() == whole
+    assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
+    assert encoded_by(output) == SHARDS - len(kept)
+    print(f"{kills} kills, {kills // 2} of them in a write: {again} shards embedded more than once")

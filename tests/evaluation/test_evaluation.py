@@ -1,0 +1,360 @@
+"""The evaluation of a protocol against the same thing done by hand, split by split."""
+
+import csv
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import reference
+from reference import random_embeddings
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from bliss_jax import scores
+from bliss_jax.datasets import Protocol, Split
+from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
+from bliss_jax.evaluation import SCORES, Settings, evaluate, score_split
+from bliss_jax.evaluation import runner as evaluation
+from bliss_jax.evaluation.results import to_csv, to_json
+
+C, D, M = 5, 24, 120
+PROTOCOL = Protocol(
+    "three",
+    "custom",
+    None,
+    (Split((0, 1), (2, 3, 4)), Split((3, 4), (0, 1)), Split((0, 2, 4), (1, 3))),
+)
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> EmbeddingSet:
+    rng = np.random.default_rng(0)
+    images, texts = random_embeddings(rng, D), random_embeddings(rng, D)
+    centres = random_embeddings(rng, C, D, around=images)
+
+    def sample(size):
+        labels = rng.integers(0, C, size)
+        x = centres[labels] + 0.15 * rng.normal(size=(size, D))
+        return reference.unit(x).astype(np.float32), labels
+
+    train, train_labels = sample(150)
+    test, test_labels = sample(90)
+    return EmbeddingSet(
+        train,
+        train_labels,
+        test,
+        test_labels,
+        tuple("abcde"),
+        random_embeddings(rng, C, D, around=texts),
+        tuple(f"word {i}" for i in range(M)),
+        random_embeddings(rng, M, D, around=texts),
+        mcm_label_embeddings=random_embeddings(rng, C, D, around=texts),
+        something_embedding=random_embeddings(rng, D),
+        provenance={"model": {"name": "none"}},
+    )
+
+
+def in_split(e, split):
+    anomalous = np.isin(e.test_labels, split.anomalous)
+    return anomalous | np.isin(e.test_labels, split.normal), anomalous
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shrinkage", [0.0, 20.0])
+def test_bliss_agrees_with_the_equations_split_by_split(embeddings, shrinkage):
+    e = embeddings
+    rows = evaluate(e, PROTOCOL, Settings(scores=("bliss",), shrinkages=(shrinkage,))).rows
+    for split, result in zip(PROTOCOL.splits, rows[0].splits, strict=True):
+        *_, score = reference.bliss(
+            e.test_embeddings,
+            e.label_embeddings,
+            e.dictionary_embeddings,
+            e.train_embeddings,
+            e.train_labels,
+            split.normal,
+            shrinkage=shrinkage,
+        )
+        counted, anomalous = in_split(e, split)
+        assert result.normal == split.normal
+        assert result.auroc == pytest.approx(
+            roc_auc_score(anomalous[counted], score[counted]), abs=1e-5
+        )
+        expected = average_precision_score(anomalous[counted], score[counted])
+        assert result.aupr_anomaly == pytest.approx(expected, abs=1e-5)
+        expected = average_precision_score(~anomalous[counted], -score[counted])
+        assert result.aupr_normal == pytest.approx(expected, abs=1e-5)
+        assert result.interval[0] <= result.auroc <= result.interval[1]
+
+
+def test_every_score_is_that_of_the_normal_classes_alone(embeddings):
+    """Each row against its function, called without masks on the split's own classes."""
+    e = embeddings
+    evaluated = evaluate(e, PROTOCOL)
+    assert [row.score for row in evaluated.rows] == list(SCORES)
+    for number, split in enumerate(PROTOCOL.splits):
+        normal = np.array(split.normal)
+        chosen = np.isin(e.train_labels, normal)
+        train = e.train_embeddings[chosen]
+        moments = scores.fit_moments(
+            train, np.searchsorted(normal, e.train_labels[chosen]), num_classes=len(normal)
+        )
+        x, labels, words = e.test_embeddings, e.label_embeddings[normal], e.dictionary_embeddings
+        by_hand = {
+            "bliss": scores.bliss_score(x, labels, words, moments),
+            "internal": scores.internal_class_score(x, labels, moments).min(axis=1),
+            "external": scores.external_text_score(x, words, moments).min(axis=1),
+            "max_cosine": scores.max_cosine_score(x, labels),
+            "msp": scores.msp_score(x, labels),
+            "mcm": scores.mcm_score(x, e.mcm_label_embeddings[normal]),
+            "max_logit": scores.max_logit_score(x, labels),
+            "energy": scores.energy_score(x, labels),
+            "entropy": scores.entropy_score(x, labels),
+            "clip_ad": scores.clip_ad_score(x, labels, e.something_embedding),
+            "mahalanobis": scores.mahalanobis_score(x, moments),
+            "knn": scores.knn_score(x, train),
+            "neglabel": scores.neglabel_score(x, labels, words, jax.random.key(0)),
+        }
+        counted, anomalous = in_split(e, split)
+        for row in evaluated.rows:
+            score = np.asarray(by_hand[row.score])[counted]
+            expected = roc_auc_score(anomalous[counted], score)
+            assert row.splits[number].auroc == pytest.approx(expected, abs=2e-3), row.score
+
+
+def test_scores_of_a_split_are_those_behind_its_aurocs(embeddings):
+    split = PROTOCOL.splits[1]
+    settings = Settings(shrinkages=(0.0, 20.0))
+    of_images = score_split(embeddings, split, settings)
+    counted, anomalous = in_split(embeddings, split)
+    np.testing.assert_array_equal(of_images.rows, np.flatnonzero(counted))
+    np.testing.assert_array_equal(of_images.is_anomaly, anomalous[counted])
+    rows = evaluate(embeddings, PROTOCOL, settings).rows
+    assert list(of_images.scores)[:3] == ["bliss", "bliss, shrinkage 20", "internal"]
+    for row, score in zip(rows, of_images.scores.values(), strict=True):
+        expected = roc_auc_score(of_images.is_anomaly, score)
+        assert row.splits[1].auroc == pytest.approx(expected, abs=2e-3), row.score
+
+
+def test_few_shot_draws_are_seeded_and_differ(embeddings):
+    settings = Settings(scores=("bliss", "knn"), shrinkages=(0.0, 20.0), shots=4, draws=6, seed=1)
+    rows = evaluate(embeddings, PROTOCOL, settings).rows
+    assert [(row.score, row.settings.get("shrinkage")) for row in rows] == [
+        ("bliss", 0.0),
+        ("bliss", 20.0),
+        ("knn", None),
+    ]
+    again = evaluate(embeddings, PROTOCOL, settings).rows
+    assert rows == again
+    other = evaluate(embeddings, PROTOCOL, replace(settings, seed=2)).rows
+    assert rows[0].splits[0].draws != other[0].splits[0].draws
+    draws = rows[0].splits[0].draws
+    assert len(draws) == 6
+    assert len(set(draws)) > 1
+    assert rows[0].splits[0].auroc == pytest.approx(np.mean(draws))
+    assert rows[2].settings["k"] == 8, "two classes of four images have eight neighbours"
+
+
+def test_all_images_of_a_class_as_shots_are_all_images(embeddings):
+    """With as many shots as images, every draw is the whole training set."""
+    e = embeddings
+    keep = np.concatenate([np.flatnonzero(e.train_labels == c)[:15] for c in range(C)])
+    e = replace(e, train_embeddings=e.train_embeddings[keep], train_labels=e.train_labels[keep])
+    shots = evaluate(e, PROTOCOL, Settings(scores=("bliss",), shots=15, draws=2)).rows[0]
+    whole = evaluate(e, PROTOCOL, Settings(scores=("bliss",))).rows[0]
+    for drawn, full in zip(shots.splits, whole.splits, strict=True):
+        assert drawn.auroc == pytest.approx(full.auroc, abs=1e-3)
+        assert np.ptp(drawn.draws) < 1e-3
+
+
+def test_compiles_once_for_protocols_of_one_shape(embeddings):
+    compiled = evaluation._evaluate_draws._cache_size
+    settings = Settings(scores=("bliss",), k=3)
+    evaluate(embeddings, PROTOCOL, settings)
+    before = compiled()
+    other = Protocol("other", "custom", None, PROTOCOL.splits[::-1])
+    evaluate(embeddings, other, replace(settings, weight=0.7))
+    assert compiled() == before
+
+
+def test_classes_in_no_split_need_no_images(embeddings):
+    """CIFAR+10 fits on CIFAR-10 alone: training images of anomalous classes may be missing."""
+    e = embeddings
+    keep = np.isin(e.train_labels, [0, 1])
+    without = replace(
+        e, train_embeddings=e.train_embeddings[keep], train_labels=e.train_labels[keep]
+    )
+    one = Protocol("one", "custom", None, PROTOCOL.splits[:1])
+    for with_all, few in zip(evaluate(e, one).rows, evaluate(without, one).rows, strict=True):
+        assert few.auroc == pytest.approx(with_all.auroc, abs=2e-3)
+
+
+def test_scores_without_their_texts_are_left_out_by_name(embeddings):
+    evaluated = evaluate(replace(embeddings, something_embedding=None), PROTOCOL)
+    assert "clip_ad" not in [row.score for row in evaluated.rows]
+    assert list(evaluated.left_out) == ["clip_ad"]
+    with pytest.raises(ValueError, match="can be computed"):
+        evaluate(
+            replace(embeddings, something_embedding=None), PROTOCOL, Settings(scores=("clip_ad",))
+        )
+
+
+def test_one_image_per_class_has_no_mahalanobis_distance(embeddings):
+    evaluated = evaluate(embeddings, PROTOCOL, Settings(shots=1, draws=2))
+    assert evaluated.left_out == {"mahalanobis": "one image per class has no covariance"}
+    assert all(np.isfinite(split.auroc) for row in evaluated.rows for split in row.splits)
+
+
+def test_a_small_dictionary_hinders_only_what_uses_it(embeddings):
+    small = replace(
+        embeddings, dictionary=("a",), dictionary_embeddings=embeddings.dictionary_embeddings[:1]
+    )
+    evaluated = evaluate(small, PROTOCOL, Settings(scores=("knn", "internal", "neglabel")))
+    assert [row.score for row in evaluated.rows] == ["knn", "internal"]
+    assert list(evaluated.left_out) == ["neglabel"]
+
+
+def test_json_and_csv_hold_every_row(embeddings):
+    evaluated = evaluate(embeddings, PROTOCOL)
+    document = json.loads(to_json([evaluated], command="a command"))
+    assert document["provenance"]["command"] == "a command"
+    assert [row["score"] for row in document["rows"]] == list(SCORES)
+    row = document["rows"][0]
+    assert row["protocol"] == "three"
+    assert row["auroc"] == pytest.approx(np.mean([s["auroc"] for s in row["splits"]]))
+    assert row["auroc_std"] == pytest.approx(np.std([s["auroc"] for s in row["splits"]]))
+    assert [split["normal"] for split in row["splits"]] == [[0, 1], [3, 4], [0, 2, 4]]
+    [provenance] = document["provenance"]["evaluations"]
+    assert provenance["protocol"]["family"] == "custom"
+    assert provenance["settings"]["lambda"] == 0.5
+    assert provenance["embeddings"]["model"] == {"name": "none"}
+    lines = list(csv.DictReader(to_csv([evaluated]).splitlines()))
+    assert len(lines) == len(SCORES) * 3
+    assert lines[0]["family"] == row["family"] == "custom"
+    assert json.loads(lines[0]["provenance"])["embeddings"]["model"] == {"name": "none"}
+    assert provenance["class_names"] == list("abcde")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scores": ("blis",)}, r"unknown score 'blis' \(did you mean bliss\?\)"),
+        ({"k": 0}, "k: expected at least 1, got 0"),
+        ({"shots": 0}, "shots: expected at least 1, got 0"),
+        ({"draws": 3}, "draws: 3 draws of all images are one"),
+        ({"shrinkages": (-1.0,)}, "shrinkages: expected finite numbers"),
+        ({"scores": ()}, "expected at least one of each"),
+    ],
+)
+def test_settings_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("split", "settings", "message"),
+    [
+        (Split((0,), (7,)), {}, "names class 7, but the embeddings have 5 classes"),
+        (Split((0,), (1,)), {"shots": 100}, r"normal class 0 \(a\): expected at least 100"),
+        (Split((0,), (1,)), {"k": 121}, r"k: expected an integer in 1..120"),
+    ],
+)
+def test_evaluations_refused(embeddings, split, settings, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(embeddings, Protocol("p", "custom", None, (split,)), Settings(**settings))
+
+
+def test_a_split_without_test_images_is_refused(embeddings):
+    keep = embeddings.test_labels != 4
+    without = replace(
+        embeddings,
+        test_embeddings=embeddings.test_embeddings[keep],
+        test_labels=embeddings.test_labels[keep],
+    )
+    with pytest.raises(ValueError, match="split 0: no anomalous image in the test set"):
+        evaluate(without, Protocol("p", "custom", None, (Split((0,), (4,)),)))
+
+
+def test_embeddings_are_written_and_read_back(embeddings, tmp_path):
+    file = tmp_path / "e.npz"
+    save_embeddings(embeddings, file)
+    read = load_embeddings(file)
+    for name in ("train_embeddings", "test_labels", "dictionary_embeddings", "something_embedding"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(embeddings, name))
+    assert (read.class_names, read.dictionary) == (embeddings.class_names, embeddings.dictionary)
+    assert read.provenance["model"] == {"name": "none"}
+    assert read.provenance["read"]["normalised_on_reading"] == []
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def arrays_of(embeddings) -> dict[str, np.ndarray]:
+    names = "train_embeddings train_labels test_embeddings test_labels class_names label_embeddings"
+    names += " dictionary dictionary_embeddings"
+    return {name: np.asarray(getattr(embeddings, name)) for name in names.split()}
+
+
+def test_rows_that_are_not_of_unit_norm_are_normalised_and_that_is_recorded(embeddings, tmp_path):
+    arrays = arrays_of(embeddings)
+    arrays["train_embeddings"] = 3 * arrays["train_embeddings"].astype(np.float64)
+    np.savez(tmp_path / "e.npz", **arrays)
+    read = load_embeddings(tmp_path / "e.npz")
+    np.testing.assert_allclose(read.train_embeddings, embeddings.train_embeddings, atol=1e-7)
+    assert read.train_embeddings.dtype == np.float32
+    assert read.provenance["read"]["normalised_on_reading"] == ["train_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("dictionary"), r"missing arrays \['dictionary'\]"),
+        (lambda a: a.update(extra=np.zeros(3)), r"unknown arrays \['extra'\]"),
+        (
+            lambda a: a.update(train_labels=a["train_labels"] + 9),
+            "train_labels: expected positions",
+        ),
+        (
+            lambda a: a.update(test_embeddings=a["test_embeddings"][:3]),
+            "test_embeddings: expected float",
+        ),
+        (
+            lambda a: a.update(class_names=np.array(list("abcde"), object)),
+            "not an .npz file of plain",
+        ),
+        (lambda a: a.update(class_names=np.arange(5)), "class_names: expected strings"),
+        (lambda a: a["test_embeddings"].fill(np.nan), "test_embeddings must hold finite"),
+        (lambda a: a["test_embeddings"].fill(0), "test_embeddings has a row of zeros"),
+        (lambda a: a.update(provenance=np.asarray("[1]")), "provenance is not a JSON object"),
+        (lambda a: a.update(provenance=np.asarray("{")), "e.npz: Expecting"),
+    ],
+)
+def test_files_refused(embeddings, tmp_path, change, message, unchecked):
+    arrays = {name: array.copy() for name, array in arrays_of(embeddings).items()}
+    change(arrays)
+    np.savez(tmp_path / "e.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        load_embeddings(tmp_path / "e.npz")
+
+
+def test_a_damaged_byte_is_an_error_that_names_the_file(embeddings, tmp_path):
+    save_embeddings(embeddings, tmp_path / "e.npz")
+    whole = (tmp_path / "e.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, len(whole), 8):
+            damaged[position] = rng.integers(256)
+        (tmp_path / "e.npz").write_bytes(damaged)
+        try:
+            load_embeddings(tmp_path / "e.npz")
+        except ValueError as error:
+            assert str(error).startswith("e.npz: ")
+            refused += 1
+    assert refused > 250
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"\x93NUMPY", b"hello"])
+def test_files_that_are_no_archives_are_refused_by_name(tmp_path, content):
+    (tmp_path / "broken.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.npz: not an \.npz file"):
+        load_embeddings(tmp_path / "broken.npz")

@@ -1,0 +1,449 @@
+"""Preprocessing equals Pillow's pixels, torchvision's crop and the official CLIP fixture."""
+
+import dataclasses
+import io
+import json
+import math
+import tarfile
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bliss_jax.models import Preprocessing, resize_on_host
+from bliss_jax.models.preprocessing import (
+    _THIN,
+    STATS,
+    _filter_weights,
+    apply_preprocessing,
+    preprocess,
+    resize,
+    resize_bicubic,
+)
+
+PILLOW_FILTER = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+resize_jitted = jax.jit(resize, static_argnums=1, static_argnames=("geometry", "resample"))
+
+
+def resize_with_pillow(image, height, width, resample):
+    """Pillow, horizontal pass first: two calls, because Pillow 13 may choose the other order."""
+    one_axis = Image.fromarray(image).resize((width, image.shape[0]), PILLOW_FILTER[resample])
+    return np.asarray(one_axis.resize((width, height), PILLOW_FILTER[resample]))
+
+
+def crop_like_torchvision(image, size):
+    top, left = (int(round((side - size) / 2.0)) for side in image.shape[:2])  # noqa: RUF046
+    return image[top : top + size, left : left + size]
+
+
+def expected_pixels(images, size, geometry="crop", resample="bicubic"):
+    height, width = images.shape[1:3]
+    if geometry == "squash":
+        return np.stack([resize_with_pillow(image, size, size, resample) for image in images])
+    if height <= width:
+        new_height, new_width = size, int(size * width / height)
+    else:
+        new_height, new_width = int(size * height / width), size
+    return np.stack(
+        [
+            crop_like_torchvision(resize_with_pillow(image, new_height, new_width, resample), size)
+            for image in images
+        ]
+    )
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cifar10(shared):
+    with np.load(shared / "data" / "cifar10_lossless_subset.npz") as archive:
+        return archive["test_images"][:64]
+
+
+@pytest.fixture(scope="module")
+def tiny_imagenet(shared):
+    images = []
+    with tarfile.open(shared / "data" / "tiny-imagenet-200-val.tar.gz") as archive:
+        for member in archive:
+            if member.name.endswith(".JPEG"):
+                encoded = io.BytesIO(archive.extractfile(member).read())
+                images.append(np.asarray(Image.open(encoded).convert("RGB")))
+            if len(images) == 32:
+                return np.stack(images)
+    raise AssertionError("fewer than 32 images in the archive")
+
+
+# --- Pillow's pixels -----------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.shared_data
+@pytest.mark.parametrize("size", [224, 336])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("data_set", ["cifar10", "tiny_imagenet"])
+def test_real_images_equal_one_call_of_pillow(request, data_set, resample, size):
+    images = request.getfixturevalue(data_set)
+    pillow = [
+        Image.fromarray(image).resize((size, size), PILLOW_FILTER[resample]) for image in images
+    ]
+    resized = resize_jitted(images, size, geometry="crop", resample=resample)
+    np.testing.assert_array_equal(resized, np.stack([np.asarray(image) for image in pillow]))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("geometry", ["crop", "squash"])
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (1, 1, 5),
+        (1, 9, 16),
+        (9, 1, 16),
+        (3, 5, 224),
+        (5, 3, 7),
+        (224, 224, 224),
+        (224, 301, 224),
+        (301, 224, 224),
+        (32, 32, 31),
+        (32, 32, 33),
+        (250, 190, 224),
+        (480, 640, 224),
+        (640, 480, 224),
+        (1000, 700, 224),
+        (700, 1000, 16),
+        (2000, 30, 12),
+    ],
+)
+def test_every_shape_equals_pillow(height, width, size, geometry, resample):
+    images = noise(2, height, width, 3)
+    resized = resize_jitted(images, size, geometry=geometry, resample=resample)
+    np.testing.assert_array_equal(resized, expected_pixels(images, size, geometry, resample))
+
+
+@pytest.mark.parity
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    size=st.integers(1, 64),
+    geometry=st.sampled_from(["crop", "squash"]),
+    resample=st.sampled_from(["bicubic", "bilinear"]),
+    black_and_white=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_size_equals_pillow(height, width, size, geometry, resample, black_and_white, seed):
+    images = noise(2, height, width, 3, seed=seed)
+    if black_and_white:  # the largest overshoots
+        images = np.where(images > 127, np.uint8(255), np.uint8(0))
+    resized = resize_jitted(images, size, geometry=geometry, resample=resample)
+    np.testing.assert_array_equal(resized, expected_pixels(images, size, geometry, resample))
+
+
+@pytest.mark.parametrize("geometry", ["crop", "squash"])
+@pytest.mark.parametrize("shape", [(32, 32), (480, 640), (700, 155), (225, 224), (1, 9)])
+def test_the_host_gives_the_same_pixels(shape, geometry):
+    """Also for tall pictures, of which one call of Pillow 13 would filter the height first."""
+    image = noise(*shape, 3)
+    preprocessing = Preprocessing(geometry=geometry)
+    on_host = resize_on_host(image, preprocessing)
+    on_device = resize_jitted(image[None], 224, geometry=geometry, resample="bicubic")[0]
+    np.testing.assert_array_equal(on_host, on_device)
+
+
+@pytest.mark.parametrize("shape", [(7, 300), (300, 7), (1, 40), (40, 1), (8, 400), (2, 33)])
+@pytest.mark.parametrize("resample", PILLOW_FILTER)
+def test_thin_images_equal_pillow(shape, resample):
+    """On the host only their crop is computed, on the device only the rows that it sees."""
+    image = noise(*shape, 3)
+    assert max(shape) > _THIN * min(shape)
+    expected = expected_pixels(image[None], 8, resample=resample)[0]
+    on_host = resize_on_host(image, Preprocessing(size=8, resample=resample))
+    np.testing.assert_array_equal(on_host, expected)
+    on_device = resize_jitted(image[None], 8, geometry="crop", resample=resample)[0]
+    np.testing.assert_array_equal(on_device, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000_000), (20_000_000, 1)])
+def test_an_image_of_one_row_or_column_takes_no_more_memory_than_others(shape):
+    """Its short side to the size of the model would be 4.5 billion columns."""
+    image = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
+    image = np.repeat(image[..., None], 3, axis=-1)
+    tracemalloc.start()
+    on_host = resize_on_host(image, Preprocessing())
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 16e6
+    on_device = resize_jitted(image[None], 224, geometry="crop", resample="bicubic")[0]
+    np.testing.assert_array_equal(on_host, on_device)
+
+
+def test_sums_of_products_fit_into_int32():
+    """The bound stated in `_filter_axis`, for the worst pixels: 255 under every absolute weight."""
+    lengths = [*range(1, 40), 64, 100, 224, 480, 640, 1000, 3000]
+    for resample in ("bicubic", "bilinear"):
+        for length in lengths:
+            for new_length in lengths:
+                _, weights = _filter_weights(length, new_length, np.arange(new_length), resample)
+                absolute = np.abs(weights.astype(np.int64)).sum(axis=1).max()
+                assert absolute < 1.27 * 2**22
+    assert int(1.27 * 2**22) * 255 + 2**21 < 2**31
+
+
+def test_an_image_of_the_right_size_is_returned_unchanged():
+    images = noise(3, 24, 24, 3)
+    np.testing.assert_array_equal(resize_bicubic(images, 24), images)
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
+def test_a_constant_image_stays_constant(value):
+    images = np.full((1, 37, 23, 3), value, np.uint8)
+    np.testing.assert_array_equal(resize_bicubic(images, 16), np.full((1, 16, 16, 3), value))
+
+
+def test_resizing_commutes_with_transposition_up_to_rounding():
+    """Without clipping, each order is within 0.5 * 1.27 + 0.5 of the unrounded image."""
+    images = 64 + noise(2, 20, 20, 3) // 2
+    upright = np.asarray(resize_bicubic(images, 30)).astype(int)
+    turned = np.asarray(resize_bicubic(images.transpose(0, 2, 1, 3), 30)).astype(int)
+    assert np.abs(upright - turned.transpose(0, 2, 1, 3)).max() <= 2
+
+
+# --- The crop ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("margin", "offset"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4), (9, 4)]
+)
+def test_crop_offset_is_half_the_margin_with_ties_to_even(margin, offset):
+    images = noise(1, 8, 8 + margin, 3)
+    np.testing.assert_array_equal(resize_bicubic(images, 8), images[:, :, offset : offset + 8])
+    upright = images.transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(resize_bicubic(upright, 8), upright[:, offset : offset + 8])
+
+
+def clip_image_processor():
+    """transformers' processor that resizes with Pillow: under its own name from 5.0 on."""
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:
+        from transformers import CLIPImageProcessor as CLIPImageProcessorPil
+    return CLIPImageProcessorPil()
+
+
+def siglip_image_processor():
+    try:
+        from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    except ImportError:
+        from transformers import SiglipImageProcessor as SiglipImageProcessorPil
+    return SiglipImageProcessorPil()
+
+
+def process(processor, images):
+    pixels = processor([Image.fromarray(image) for image in images], return_tensors="np")
+    return pixels["pixel_values"].transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shape", [(32, 32), (100, 120), (120, 100)])
+def test_clip_preprocessing_equals_transformers(shape):
+    images = noise(4, *shape, 3)
+    expected = process(clip_image_processor(), images)
+    # Pixels are equal; transformers scales by 1/255 where we divide: a few units in the last place.
+    np.testing.assert_allclose(preprocess(images), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("shape", [(32, 32), (100, 120), (120, 100)])
+def test_siglip_preprocessing_equals_transformers(shape):
+    images = noise(4, *shape, 3)
+    squash = Preprocessing(geometry="squash").with_stats("siglip")
+    expected = process(siglip_image_processor(), images)
+    np.testing.assert_allclose(apply_preprocessing(images, squash), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_transformers_crops_one_pixel_earlier_at_a_margin_of_three():
+    images = noise(1, 224, 227, 3)
+    ours, theirs = preprocess(images), process(clip_image_processor(), images)
+    np.testing.assert_allclose(ours[:, :, :-1], theirs[:, :, 1:], rtol=0, atol=1e-6)
+    assert np.abs(ours - theirs).max() > 1
+
+
+# --- The official fixture ------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.shared_data
+def test_official_preprocessing_of_a_photograph(shared):
+    """Every pixel is the same integer; floats differ by at most two units in the last place.
+
+    The photograph (450 x 655) has an even margin of 102 pixels, so it does not tell the crop
+    offsets of torchvision and transformers apart.
+    """
+    fixture = shared / "data" / "preprocess_fixture"
+    expected = np.load(fixture / "expected_preprocessed_image.npy").transpose(0, 2, 3, 1)
+    photograph = np.asarray(Image.open(fixture / "franz-kafka.jpg").convert("RGB"))[None]
+
+    np.testing.assert_allclose(preprocess(photograph), expected, rtol=0, atol=5e-7)
+    mean, std = (np.array(stats) for stats in STATS["clip"])
+    pixels = (expected.astype(np.float64) * std + mean) * 255
+    np.testing.assert_allclose(resize_bicubic(photograph), pixels, rtol=0, atol=1e-3)
+
+
+# --- Statistics ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stats", sorted(STATS))
+def test_statistics_are_subtracted_and_divided_per_channel(stats):
+    images = noise(2, 16, 16, 3)
+    mean, std = (np.array(values, np.float64) for values in STATS[stats])
+    expected = (images.astype(np.float64) / 255 - mean) / std
+    np.testing.assert_allclose(preprocess(images, 16, stats), expected, rtol=0, atol=1e-6)
+
+
+def test_siglip_statistics_map_to_minus_one_and_one():
+    black_and_white = np.stack([np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)])
+    pixels = preprocess(black_and_white, 4, "siglip")
+    np.testing.assert_array_equal(pixels, np.stack([-np.ones((4, 4, 3)), np.ones((4, 4, 3))]))
+
+
+def test_preprocess_is_clip_geometry_with_named_statistics():
+    images = noise(2, 20, 31, 3)
+    for stats in STATS:
+        chosen = Preprocessing(size=12, geometry="crop", resample="bicubic").with_stats(stats)
+        np.testing.assert_array_equal(
+            preprocess(images, 12, stats), apply_preprocessing(images, chosen)
+        )
+
+
+# --- Transformations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [15, 16])
+def test_jit_vmap_and_batching_do_not_change_a_pixel(size):
+    images = noise(6, 20, 31, 3)
+    whole = np.asarray(resize_bicubic(images, size))
+    np.testing.assert_array_equal(jax.jit(resize_bicubic, static_argnums=1)(images, size), whole)
+    stacked = images.reshape(2, 3, 20, 31, 3)
+    mapped = jax.vmap(lambda batch: resize_bicubic(batch, size))(stacked)
+    np.testing.assert_array_equal(mapped.reshape(whole.shape), whole)
+    singles = [resize_bicubic(image[None], size) for image in images]
+    np.testing.assert_array_equal(np.concatenate(singles), whole)
+
+
+def test_a_batch_sharded_over_devices_stays_sharded():
+    mesh = jax.make_mesh((8,), ("batch",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    images = noise(16, 20, 31, 3)
+    jitted = jax.jit(resize_bicubic, static_argnums=1)
+    compiled = jitted.lower(jax.device_put(images, sharding), 16).compile()
+    assert "all-gather" not in compiled.as_text()
+    resized = compiled(jax.device_put(images, sharding))
+    assert resized.sharding.is_equivalent_to(sharding, resized.ndim)
+    np.testing.assert_array_equal(resized, resize_bicubic(images, 16))
+
+
+def test_preprocessing_is_static_under_jit():
+    jitted = jax.jit(apply_preprocessing, static_argnums=1)
+    images = noise(2, 20, 31, 3)
+    first = jitted(images, Preprocessing(size=16))
+    compiled = jitted._cache_size()  # of all tests: JAX keeps one cache per function
+    np.testing.assert_array_equal(jitted(images, Preprocessing(size=16)), first)
+    assert jitted._cache_size() == compiled
+
+
+def test_results_are_uint8_and_float32_from_numpy_and_jax():
+    images = noise(2, 20, 31, 3)
+    for given_images in (images, jnp.asarray(images)):
+        assert resize_bicubic(given_images, 16).dtype == jnp.uint8
+        assert preprocess(given_images, 16).dtype == jnp.float32
+
+
+def test_an_empty_batch_stays_empty():
+    assert preprocess(np.zeros((0, 20, 31, 3), np.uint8), 16).shape == (0, 16, 16, 3)
+
+
+# --- Provenance ----------------------------------------------------------------------------------
+
+
+def test_describe_is_json_and_names_the_statistics():
+    described = Preprocessing(size=32).with_stats("reference").describe()
+    assert json.loads(json.dumps(described)) == {
+        "size": 32,
+        "geometry": "crop",
+        "resample": "bicubic",
+        "stats": "reference",
+        "mean": [0.4913, 0.4821, 0.4465],
+        "std": [0.2470, 0.2434, 0.2615],
+    }
+    assert Preprocessing(mean=(0.1, 0.2, 0.3)).describe()["stats"] == "custom"
+
+
+def test_with_stats_changes_statistics_only():
+    squash = Preprocessing(size=20, geometry="squash", resample="bilinear")
+    changed = squash.with_stats("siglip")
+    assert changed.mean == changed.std == (0.5, 0.5, 0.5)
+    assert dataclasses.replace(changed, mean=squash.mean, std=squash.std) == squash
+    assert hash(changed.with_stats("clip")) == hash(squash)
+
+
+# --- Refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), r"uint8 \[n, h, w, 3\], got float32 \[2, 8, 8, 3\]"),
+        (np.zeros((2, 8, 8, 3), np.int8), "got int8"),
+        (np.zeros((8, 8, 3), np.uint8), r"got uint8 \[8, 8, 3\]"),
+        (np.zeros((2, 8, 8, 4), np.uint8), r"got uint8 \[2, 8, 8, 4\]"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"got uint8 \[2, 3, 8, 8\]"),
+        (np.zeros((2, 0, 8, 3), np.uint8), r"must have pixels, got shape \[2, 0, 8, 3\]"),
+        ([[[[1, 2, 3]]]], "got list"),
+        (Image.new("RGB", (8, 8)), "got Image; images of different sizes"),
+    ],
+)
+def test_other_images_are_refused(images, message):
+    for function in (resize_bicubic, preprocess):
+        with pytest.raises(ValueError, match=message):
+            function(images)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"size": 0}, "size must be a positive int, got 0"),
+        ({"size": True}, "size must be a positive int, got True"),
+        ({"size": 224.0}, "size must be a positive int, got 224.0"),
+        ({"geometry": "crops"}, r"unknown geometry 'crops'.*did you mean 'crop'\?"),
+        ({"resample": "lanczos"}, r"unknown resample 'lanczos', expected one of"),
+        ({"mean": (0.5, 0.5)}, "mean must be a tuple of three finite numbers"),
+        ({"mean": [0.5, 0.5, 0.5]}, "mean must be a tuple of three finite numbers"),
+        ({"std": (0.5, 0.5, float("nan"))}, "std must be a tuple of three finite numbers"),
+        ({"std": (0.5, 0.5, 0.0)}, "std must be positive in every channel"),
+    ],
+)
+def test_other_choices_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**fields)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_names_list_the_near_misses():
+    images = noise(1, 8, 8, 3)
+    with pytest.raises(ValueError, match=r"unknown stats 'clp'.*did you mean 'clip'\?"):
+        preprocess(images, 8, "clp")
+    with pytest.raises(ValueError, match="unknown geometry 'pad'"):
+        resize(images, 8, geometry="pad", resample="bicubic")
+    with pytest.raises(ValueError, match="size must be a positive int, got -1"):
+        resize(images, -1, geometry="crop", resample="bicubic")
