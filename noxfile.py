@@ -51,21 +51,21 @@ def _test_outside(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def wheel(session: nox.Session) -> None:
     """The built wheel on one Python."""
-    session.install(f"{_wheel(session)}[test-without-torch]")
+    session.install(f"{_wheel(session)}[test]")
     _test_outside(session)
 
 
 @nox.session(python=PYTHONS[0])
 def oldest(session: nox.Session) -> None:
     """The built wheel with the oldest releases that are supported."""
-    session.install("-c", "oldest.txt", f"{_wheel(session)}[test-without-torch]")
+    session.install("-c", "oldest.txt", f"{_wheel(session)}[test]")
     _test_outside(session)
 
 
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
     """The built wheel with the newest releases, pre-releases included."""
-    session.install("--pre", "--upgrade", f"{_wheel(session)}[test-without-torch]")
+    session.install("--pre", "--upgrade", f"{_wheel(session)}[test]")
     _test_outside(session)
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 # Experiments and benchmarks, which stand beside the library. Last, so that an installed library comes first.
@@ -45,13 +46,17 @@ pytest_plugins = ["official_archives"]
 SHARED = Path(os.environ.get("BLISS_JAX_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects tests by their markers
 def pytest_collection_modifyitems(items):
-    if SHARED.is_dir():
-        return
-    skip = pytest.mark.skip(reason=f"no folder of real data at {SHARED} (set BLISS_JAX_SHARED)")
+    no_data = pytest.mark.skip(reason=f"no folder of real data at {SHARED} (set BLISS_JAX_SHARED)")
+    no_torch = pytest.mark.skip(reason="no PyTorch (pip install '.[parity]')")
     for item in items:
-        if "shared_data" in item.keywords:
-            item.add_marker(skip)
+        if "torch" in item.keywords:
+            item.add_marker("slow")
+            if find_spec("torch") is None:
+                item.add_marker(no_torch)
+        if "shared_data" in item.keywords and not SHARED.is_dir():
+            item.add_marker(no_data)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -54,9 +54,9 @@ def whitened_bliss_score(
 
     Measured on CLIP ViT-B/32 embeddings of 500 images of CIFAR-10, the ridge chosen on other splits and
     images than it is reported on (`experiments/score_variants/README.md`), AUROC x 100, mean of 5 shots,
-    10 shots and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11 if it is to
-    hold for all variants that were compared at once), and 0.48 (-0.08 to 1.04) above BLISS with shrinkage
-    20. With one normal class it does not help (-0.16, -0.52 to 0.14). So it is no default.
+    10 shots and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11 if
+    it is to hold for all variants that were compared at once), and 0.48 (-0.08 to 1.04) above BLISS with
+    shrinkage 20. With one normal class it does not help (-0.16, -0.52 to 0.14). So it is no default.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
