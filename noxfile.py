@@ -13,10 +13,9 @@ import nox
 PYTHONS = ("3.11", "3.12", "3.13")
 WITHOUT_TORCH = (
     "tests/scores",
-    "tests/test_conformal.py",
-    "tests/test_detector.py",
+    "tests/detection/test_detector.py",
+    "tests/detection/test_sklearn.py",
     "tests/test_metrics.py",
-    "tests/test_outlier_detector.py",
     "tests/test_package.py",
     "tests/cli/test_command_detect.py",
 )
