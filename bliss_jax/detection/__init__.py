@@ -1,4 +1,4 @@
-"""The detector that a user keeps: fit, score, threshold, explain, save; files and folders through it."""
+"""A fitted anomaly detector: fit, score, threshold, explain, save; scoring of files and folders."""
 
 from bliss_jax import _lazy_exports
 

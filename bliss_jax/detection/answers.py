@@ -1,4 +1,4 @@
-"""The answers of a fitted detector: scores, p-values, thresholds, explanations."""
+"""The queries of a fitted detector: scores, p-values, thresholds, predictions, explanations."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,9 +28,10 @@ from bliss_jax.scores import (
 Control = Literal["false-alarms", "fdr"]
 
 _BLOCK = 128
-"""Embeddings scored at once, padded: a score does not depend on how many are asked for with it."""
+"""Embeddings per call of the compiled score; the last block is padded. Every call therefore runs the same
+program, and the score of an image does not depend on the number of images in the call."""
 
-# Jitted once for all detectors: those of the same sizes share their programs.
+# Jitted once for all detectors. Detectors of the same sizes share the compiled programs.
 _prepare = jax.jit(prepare_bliss)
 _score = jax.jit(bliss_score_prepared, static_argnames="k")
 _p_values = jax.jit(conformal_p_values)
@@ -38,59 +39,64 @@ _explain = jax.jit(explain_bliss_prepared, static_argnames=("k", "num_texts"))
 
 
 class Explanation(NamedTuple):
-    """Why an image has its score."""
+    """The parts of an image's score."""
 
     score: float
-    """BLISS, exactly that of `Detector.score`."""
+    """BLISS score, equal to that of `Detector.score`."""
     p_value: float | None
-    """As `Detector.p_values`; None without calibration images."""
+    """Conformal p-value as in `Detector.p_values`; None without calibration images."""
     nearest_class: str
-    """The normal class for which internal + lambda external is smallest."""
+    """Normal class with the smallest internal + lambda external."""
     internal: float
-    """Internal class score, at that class."""
+    """Internal class score at the nearest class."""
     external: float
-    """External text score, at that class; lambda is not in it."""
+    """External text score at the nearest class, without the factor lambda."""
     words: tuple[tuple[str, float], ...]
-    """The nearest phrases of the dictionary by falling cosine, each with its z-score: how much more like
-    the image it is than like the normal images of the class."""
+    """Dictionary phrases nearest to the image, by decreasing cosine, each with its z-score: the number of
+    standard deviations by which its cosine exceeds the mean over the normal images of the class."""
 
 
 @dataclass(frozen=True, eq=False)
 class DetectorAnswers(DetectorState):
-    """The methods of a detector that answer questions about images; they change nothing."""
+    """The methods of a detector that score, judge and explain images. They change nothing."""
 
     model: Model | None = None
-    """Without it the detector takes embeddings only."""
+    """Encoder. A detector without one accepts embeddings only."""
 
     def score(self, images: Images) -> Float[np.ndarray, " images"]:
-        """BLISS of each image, higher = more anomalous; float32.
+        """Returns the BLISS score of each image, float32; higher is more anomalous.
 
-        The same whatever other images are asked about at once.
+        The score of an image does not depend on the other images in the call.
 
         Raises:
-            ValueError: images that are neither uint8 nor embeddings of this detector's dimension, embeddings
-                that are not finite or not of unit norm, images that cannot be read (all named), no encoder.
+            ValueError: The images are neither uint8 nor embeddings of this detector's dimension; embeddings
+                are not finite or not of unit norm; images cannot be read (the message names all of them);
+                or images are given and the detector has no encoder.
         """
         score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
         return _in_blocks(score, self._embeddings(images))
 
     def p_values(self, scores: Float[np.ndarray | jax.Array, " images"]) -> np.ndarray:
-        """p(x) = (1 + #{calibration images with a score >= s(x)}) / (m + 1) of scores of this detector.
+        """Returns p(x) = (1 + #{calibration images with a score >= s(x)}) / (m + 1).
 
-        For a normal image P(p <= alpha) <= alpha, if it and the calibration images are exchangeable;
-        `bliss_jax.scores.conformal` has the source.
+        For a normal image P(p <= alpha) <= alpha, if the image and the calibration images are exchangeable.
+        `bliss_jax.scores.conformal` cites the source.
+
+        Args:
+            scores: Scores of this detector.
 
         Raises:
-            ValueError: there are no calibration images.
+            ValueError: The detector has no calibration images.
         """
         p_values = partial(_p_values, calibration_scores=self.calibration_scores)
         return _in_blocks(p_values, np.asarray(scores))
 
     def threshold(self, alpha: float) -> float:
-        """The score above which p(x) <= alpha.
+        """Returns the score above which p(x) <= alpha.
 
         Raises:
-            ValueError: alpha is no rate, or has too few calibration images; says how many are needed.
+            ValueError: alpha is not between 0 and 1, or there are too few calibration images for it. The
+                message says how many are needed.
         """
         self._check_calibration(alpha)
         return float(conformal_threshold(self.calibration_scores, alpha))
@@ -98,17 +104,17 @@ class DetectorAnswers(DetectorState):
     def predict(
         self, images: Images, alpha: float = 0.05, control: Control = "false-alarms"
     ) -> Bool[np.ndarray, " images"]:
-        """Whether each image is an anomaly.
+        """Returns whether each image is flagged as an anomaly.
 
         Args:
-            images: As `score`.
-            alpha: The rate that is kept.
-            control: "false-alarms": of normal images at most alpha are flagged, each image judged by itself.
-                "fdr": of the images flagged in this batch at most alpha are normal, on average
-                (Benjamini-Hochberg on the p-values of the batch).
+            images: Images or embeddings, as in `score`.
+            alpha: Bound on the error rate that `control` names.
+            control: "false-alarms" bounds the share of normal images that are flagged, and judges each image
+                by itself. "fdr" bounds the expected share of normal images among the flagged images of this
+                call (Benjamini-Hochberg on the p-values of the call).
 
         Raises:
-            ValueError: as `score` and `threshold`.
+            ValueError: One of the reasons listed in `score` and `threshold`.
         """
         return self.judge(self.score(images), alpha, control)
 
@@ -118,7 +124,7 @@ class DetectorAnswers(DetectorState):
         alpha: float = 0.05,
         control: Control = "false-alarms",
     ) -> Bool[np.ndarray, " images"]:
-        """`predict` from scores of this detector."""
+        """Returns whether each score is flagged: `predict` for scores that are already computed."""
         if control == "false-alarms":
             return np.asarray(scores) > self.threshold(alpha)
         if control == "fdr":
@@ -127,14 +133,14 @@ class DetectorAnswers(DetectorState):
         raise ValueError(f"control: expected 'false-alarms' or 'fdr', got {control!r}")
 
     def explain(self, images: Images, words: int = 5) -> tuple[Explanation, ...]:
-        """The nearest normal class of each image, both parts of its score, and its nearest words.
+        """Returns the nearest normal class, both parts of the score and the nearest phrases of each image.
 
         Args:
-            images: As `score`.
-            words: Nearest phrases to name, at most those of the dictionary.
+            images: Images or embeddings, as in `score`.
+            words: Number of phrases per image; at most the size of the dictionary is used.
 
         Raises:
-            ValueError: as `score`; fewer than one word.
+            ValueError: `words` is below 1, or one of the reasons listed in `score`.
         """
         if words < 1:
             raise ValueError(f"words: expected at least 1, got {words}")
@@ -161,7 +167,7 @@ class DetectorAnswers(DetectorState):
 
     @cached_property
     def prepared(self) -> PreparedBliss:
-        """The statistics of all texts, for `bliss_score_prepared`; computed when first asked for."""
+        """Statistics of all texts for `bliss_score_prepared`, computed on first use."""
         return _prepare(
             self.label_embeddings,
             self.dictionary_embeddings,
@@ -171,16 +177,16 @@ class DetectorAnswers(DetectorState):
 
     @cached_property
     def calibration_scores(self) -> Float[np.ndarray, " calibration"]:
-        """Scores of the calibration images.
+        """Scores of the calibration images, computed on first use.
 
         Raises:
-            ValueError: there are none.
+            ValueError: The detector has no calibration images.
         """
         self._check_calibration()
         return self.score(self.calibration_embeddings)
 
     def _embeddings(self, images: Images) -> Float[np.ndarray, "images dim"]:
-        """Of images, or what is given where they are embeddings."""
+        """Returns the embeddings of images; checks and returns embeddings."""
         if are_embeddings(images):
             embeddings = float32("embeddings", images)
             if embeddings.shape[1] != self.embedding_dim:
@@ -206,7 +212,8 @@ class DetectorAnswers(DetectorState):
     def _encoder(self, what: str) -> Model:
         if self.model is None:
             raise ValueError(
-                f"this detector has no encoder for {what}: give embeddings, or with_model(load_model(...))"
+                f"this detector has no encoder for {what}: pass embeddings, or add an encoder with "
+                "with_model(load_model(...))"
             )
         return self.model
 
@@ -214,17 +221,17 @@ class DetectorAnswers(DetectorState):
         m = len(self.calibration_labels)
         if not m:
             raise ValueError(
-                "this detector has no calibration images, so that its scores have no threshold: fit it with "
-                "calibration=0.2, or give it normal images that were not fitted (calibrate)"
+                "this detector has no calibration images, which thresholds and p-values need: fit it with "
+                "calibration=0.2, or pass normal images that were not fitted to calibrate()"
             )
         if alpha is not None:
             check_calibration_size(m, alpha)
 
 
 def _in_blocks(function: Callable[[np.ndarray], Any], rows: Float[np.ndarray, "images ..."]) -> Any:
-    """function(rows), a pytree of NumPy arrays with a row for each, computed in blocks of one shape.
+    """Returns function(rows), a pytree of NumPy arrays with one row per input row.
 
-    Of one shape, so that a stream of batches of all sizes compiles nothing anew.
+    The function sees padded blocks of one shape. It is therefore compiled once, whatever the number of rows.
     """
     blocks = []
     for start in range(0, max(1, len(rows)), _BLOCK):

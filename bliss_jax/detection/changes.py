@@ -1,4 +1,4 @@
-"""Changes of a fitted detector: images, classes, words, settings. Each returns another detector."""
+"""Methods that derive a new detector from a fitted one: more images, other classes, texts or settings."""
 
 import os
 import warnings
@@ -28,29 +28,30 @@ from bliss_jax.scores import fit_moments, merge_moments
 from bliss_jax.text import dictionary_hash, fill_prompt
 
 Changed = TypeVar("Changed", bound="DetectorChanges")
-"""The type of the detector that a change returns: that of the detector it started from."""
+"""Type of the returned detector, equal to the type of the original."""
 
 CALIBRATION = 0.2
-"""Share of the images that `fit` holds out for thresholds."""
+"""Default share of the images that `fit` holds out for calibration."""
 
 
 @dataclass(frozen=True, eq=False)
 class DetectorChanges(DetectorAnswers):
-    """The methods of a detector that return another one."""
+    """The methods of a detector that return a changed copy. The original stays as it is."""
 
     def update(
         self: Changed, images: Source, labels: np.ndarray | Sequence[int] | None = None
     ) -> Changed:
-        """With more normal images of its classes: as if they had been fitted at once, up to rounding.
+        """Returns a detector fitted to more normal images of the same classes.
 
-        None of them is held out, and the calibration images stay.
+        The result equals a fit to all images at once, up to rounding. None of the new images is held out,
+        and the calibration images stay.
 
         Args:
-            images: As `fit`; the classes of a data set or folder are found by their names.
-            labels: Positions in `class_names`; may be left out for one class.
+            images: Normal images, as in `fit`. The classes of a data set or folder are matched by name.
+            labels: Class of each image, a position in `class_names`. Optional for a single class.
 
         Raises:
-            ValueError: as `fit`; a class that the detector does not have.
+            ValueError: An image has a class that the detector lacks, or one of the reasons listed in `fit`.
         """
         embeddings, labels, source = self._of_own_classes(images, labels)
         more = fit_moments(embeddings, labels, num_classes=self.num_classes)
@@ -60,14 +61,15 @@ class DetectorChanges(DetectorAnswers):
     def calibrate(
         self: Changed, images: Source, labels: np.ndarray | Sequence[int] | None = None
     ) -> Changed:
-        """With other calibration images: normal ones, drawn like those to come, that were not fitted.
+        """Returns a detector with other calibration images.
 
         Args:
-            images: As `update`. They replace those that were held out.
-            labels: As `update`.
+            images: Normal images that were not fitted, sampled like the images to be scored. They replace
+                the present calibration images.
+            labels: Class of each image, as in `update`.
 
         Raises:
-            ValueError: as `update`.
+            ValueError: One of the reasons listed in `update`.
         """
         embeddings, labels, source = self._of_own_classes(images, labels)
         change = {"calibrate": image_counts(labels, self.class_names), "source": source}
@@ -82,21 +84,23 @@ class DetectorChanges(DetectorAnswers):
         calibration: float = CALIBRATION,
         seed: int = 0,
     ) -> Changed:
-        """With one more normal class, the last in order.
+        """Returns a detector with one more normal class, appended to `class_names`.
 
         Args:
-            name: Of the class.
-            images: Normal images of it.
-            label_embedding: Of its prompt; without it the encoder makes it.
-            calibration: As `fit`, of these images: without any of them the rate of false alarms is kept for
-                the other classes only.
-            seed: As `fit`.
+            name: Name of the class.
+            images: Normal images of the class.
+            label_embedding: Embedding of the class's prompt; None computes it with the encoder.
+            calibration: Share of these images that is held out for calibration, as in `fit`. With 0 the
+                false-alarm rate is bounded for the other classes only.
+            seed: Seed of the random choice of held-out images.
 
         Raises:
-            ValueError: the detector has a class of that name; as `fit`.
+            ValueError: The detector has a class of that name, or one of the reasons listed in `fit`.
         """
         if name in self.class_names:
-            raise ValueError(f"there is a class {name!r} already; update adds images to it")
+            raise ValueError(
+                f"the detector already has a class {name!r}; update() adds images to a class"
+            )
         if label_embedding is None:
             labels = self._embed_texts(fill_prompt(self.prompt, [name]))
         else:
@@ -121,14 +125,16 @@ class DetectorChanges(DetectorAnswers):
         return detector
 
     def remove_class(self: Changed, name: str) -> Changed:
-        """Without a class: its images are no longer normal, nor are they among the calibration images.
+        """Returns a detector without a class and without its calibration images.
+
+        Images of the class are no longer normal.
 
         Raises:
-            ValueError: there is no such class, or no other.
+            ValueError: The detector has no such class, or no other class.
         """
         c = self._class_id(name)
         if self.num_classes == 1:
-            raise ValueError(f"{name!r} is the only class; a detector needs one")
+            raise ValueError(f"cannot remove {name!r}: it is the only class of the detector")
         kept = np.arange(self.num_classes) != c
         calibration = self.calibration_labels != c
         labels = self.calibration_labels[calibration]
@@ -146,14 +152,14 @@ class DetectorChanges(DetectorAnswers):
         dictionary: Phrases,
         dictionary_embeddings: Float[np.ndarray | jax.Array, "texts dim"] | None = None,
     ) -> Changed:
-        """With other phrases; nothing is fitted anew.
+        """Returns a detector with another dictionary, without a new fit.
 
         Args:
-            dictionary: See `Phrases`.
-            dictionary_embeddings: Of their prompts; without them the encoder makes them.
+            dictionary: Name, text file or phrases; see `Phrases`.
+            dictionary_embeddings: Embeddings of the phrases' prompts; None computes them with the encoder.
 
         Raises:
-            ValueError: fewer phrases than k; no encoder and no embeddings.
+            ValueError: There are fewer phrases than k, or neither an encoder nor embeddings.
         """
         phrases, name = phrases_of(dictionary)
         if dictionary_embeddings is None:
@@ -170,20 +176,20 @@ class DetectorChanges(DetectorAnswers):
         class_names: Sequence[str],
         label_embeddings: Float[np.ndarray | jax.Array, "classes dim"] | None = None,
     ) -> Changed:
-        """With other names of the same classes, in their order; nothing is fitted anew.
+        """Returns a detector with other names for the same classes, without a new fit.
 
         Args:
-            class_names: One for each class.
-            label_embeddings: Of their prompts; without them the encoder makes them.
+            class_names: One name per class, in the present order.
+            label_embeddings: Embeddings of the names' prompts; None computes them with the encoder.
 
         Raises:
-            ValueError: another number of names; no encoder and no embeddings.
+            ValueError: The number of names differs from the number of classes, or there are neither an
+                encoder nor embeddings.
         """
         prompts = fill_prompt(self.prompt, tuple(class_names))
         if len(prompts) != self.num_classes:
             raise ValueError(
-                f"class_names: expected a name for each of the {self.num_classes} classes, "
-                f"got {len(prompts)}"
+                f"class_names: expected one name per class ({self.num_classes}), got {len(prompts)}"
             )
         if label_embeddings is None:
             embedded = self._embed_texts(prompts)
@@ -202,20 +208,20 @@ class DetectorChanges(DetectorAnswers):
         weight: float | None = None,
         shrinkage: float | None = None,
     ) -> Changed:
-        """With other k, lambda or shrinkage; nothing is fitted anew.
+        """Returns a detector with another k, weight (lambda) or shrinkage, without a new fit.
 
         Raises:
-            ValueError: a value out of range.
+            ValueError: A value is out of range.
         """
         given = {"k": k, "weight": weight, "shrinkage": shrinkage}
         given = {name: value for name, value in given.items() if value is not None}
         return self._changed({"with_settings": given}, **given)
 
     def with_model(self: Changed, model: Model) -> Changed:
-        """With an encoder, which must be the one that the detector was fitted with.
+        """Returns a detector with an encoder, which must be the encoder of the fit.
 
         Raises:
-            ValueError: it is another one; says what differs.
+            ValueError: It is another encoder. The message says what differs.
         """
         self._check_model(model)
         return replace(self, model=model)
@@ -227,7 +233,7 @@ class DetectorChanges(DetectorAnswers):
     def _of_own_classes(
         self, images: Source, labels: np.ndarray | Sequence[int] | None
     ) -> tuple[Float[np.ndarray, "images dim"], np.ndarray, str]:
-        """Embeddings, labels as positions in `class_names`, and where they came from."""
+        """Returns embeddings, labels as positions in `class_names`, and the source for the provenance."""
         own = None if isinstance(images, ImageDataset | str | os.PathLike) else self.class_names
         known = labelled(images, labels, own)
         used = sorted(set(known.labels.tolist()))
@@ -237,7 +243,9 @@ class DetectorChanges(DetectorAnswers):
 
     def _class_id(self, name: str) -> int:
         if name not in self.class_names:
-            raise ValueError(f"no class {name!r} in this detector: {', '.join(self.class_names)}")
+            raise ValueError(
+                f"this detector has no class {name!r}; its classes are {', '.join(self.class_names)}"
+            )
         return self.class_names.index(name)
 
     def _check_model(self, model: Model) -> None:
@@ -245,14 +253,14 @@ class DetectorChanges(DetectorAnswers):
         if not isinstance(fitted, dict):
             if model.embedding_dim != self.embedding_dim:
                 raise ValueError(
-                    f"{model.name} makes embeddings of {model.embedding_dim} numbers, the detector was "
-                    f"fitted with {self.embedding_dim}"
+                    f"{model.name} has embeddings of dimension {model.embedding_dim}, the detector was "
+                    f"fitted to dimension {self.embedding_dim}"
                 )
             return
         found = model_facts(model, self.preprocess)
         decisive = ("weights_sha256", "dtype", "preprocessing")
         differs = [
-            f"  {name}: fitted with {fitted.get(name)}, given {found[name]}"
+            f"  {name}: fitted with {fitted.get(name)}, got {found[name]}"
             for name in decisive
             if fitted.get(name) != found[name]
         ]
@@ -267,15 +275,15 @@ class DetectorChanges(DetectorAnswers):
         alike = [n for n, s in zip(self.class_names, spread, strict=True) if s < _NO_SPREAD]
         if alike and (not self.shrinkage or len(alike) == self.num_classes):
             warnings.warn(
-                f"the fitted images of {', '.join(alike[:5])} do not differ from each other, so that their "
-                "deviations are 0 and scores are differences of cosines times 1e8; give more images, or "
-                "with several classes shrinkage=20",
+                f"the fitted images of {', '.join(alike[:5])} are identical, so their standard deviations "
+                "are 0 and scores are differences of cosines times 1e8; add images, or with several classes "
+                "set shrinkage=20",
                 stacklevel=4,
             )
 
 
 _NO_SPREAD = 1e-10
-"""Mean squared distance of embeddings to their mean that is rounding, not spread."""
+"""Mean squared distance of embeddings to their mean below which it is rounding error."""
 
 
 def image_counts(labels: np.ndarray, class_names: Sequence[str]) -> dict[str, int]:
@@ -285,7 +293,7 @@ def image_counts(labels: np.ndarray, class_names: Sequence[str]) -> dict[str, in
 
 
 def model_facts(model: Model, preprocess: str | None) -> dict[str, Any]:
-    """What an embedding depends on, as JSON values."""
+    """Returns the properties of the encoder that decide an embedding, as JSON values."""
     return {
         "name": model.name,
         "revision": model.revision,

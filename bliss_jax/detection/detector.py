@@ -1,15 +1,16 @@
-"""A fitted detector that a user keeps: fit, score, threshold, explain, save, load.
+"""The detector: fit, score, threshold, explain, save, load.
 
-    det = Detector.fit(model, images, labels, class_names)     normal images; a fifth is held out
-    det.score(images)              BLISS, higher = more anomalous (`scores/bliss.py` has the equation)
-    det.predict(images, alpha=0.05)      at most 5 % of normal images are flagged (`conformal.py`)
-    det.explain(images)            nearest normal class, both parts, the words
-    det.save("det.safetensors")    one file (`detector_file.py`)
+    det = Detector.fit(model, images, labels, class_names)    normal images; a fifth is held out
+    det.score(images)                   BLISS, higher = more anomalous (equation in `scores/bliss.py`)
+    det.predict(images, alpha=0.05)     at most 5 % of normal images are flagged (`scores/conformal.py`)
+    det.explain(images)                 nearest normal class, both parts of the score, nearest phrases
+    det.save("det.safetensors")         one file (`file_format.py`)
 
-A detector does not change: what adds images, classes or words returns another one. Its arrays are open:
-`det.moments`, `det.label_embeddings`, `det.prepared`, ... feed the pure functions of `bliss_jax.scores`.
+A detector is immutable: methods that add images, classes or phrases return another detector. Its arrays are
+public: `det.moments`, `det.label_embeddings`, `det.prepared`, ... are arguments of the pure functions of
+`bliss_jax.scores`.
 
-Where images are asked for, embeddings by the same model will do: a floating [n, dim] array is taken for them.
+Every method that takes images also takes embeddings by the same model: a floating [n, dim] array.
 """
 
 import os
@@ -45,7 +46,7 @@ from bliss_jax.text import exclude_labels as without_labels
 
 @dataclass(frozen=True, eq=False)
 class Detector(DetectorChanges):
-    """A fitted detector: its state, and the encoder where it has one."""
+    """A fitted detector: its state and, optionally, its encoder."""
 
     @classmethod
     def fit(
@@ -73,38 +74,41 @@ class Detector(DetectorChanges):
 
         Args:
             model: The encoder.
-            images: Normal images, see `Source`. A data set or folder brings labels and class names.
-            labels: Class of each image, a position in `class_names`; may be left out for one class.
-            class_names: What the classes are called, for the prompt.
-            dictionary: Phrases that stand for any text, see `Phrases`.
-            prompt: Template with `{label}`, for classes and phrases alike.
-            preprocess: As `Model.encode_images`.
-            exclude_labels: Leave phrases that equal a class name out of the dictionary.
-            k: Phrases per image.
-            weight: lambda, of the external score.
-            shrinkage: n0 of `bliss_score`: for few images per class, 20 is a good choice.
-            calibration: Share of the images, drawn at random, that is held out of the fit so that
-                thresholds have a meaning; 0 fits all. A class all of whose images are drawn keeps them.
-            seed: Of that draw.
-            batch_size: As `embed_images`.
-            skip_unreadable: Go on without images that cannot be read, and list them in the provenance.
-            cache: As `embed_images`.
+            images: Normal images; see `Source`. A data set or folder has its own labels and class names.
+            labels: Class of each image, a position in `class_names`. Optional for a single class.
+            class_names: Names of the classes, as the prompt spells them.
+            dictionary: Phrases that represent text in general; see `Phrases`.
+            prompt: Template with `{label}`, for class names and phrases.
+            preprocess: Name of the preprocessing statistics, as in `Model.encode_images`.
+            exclude_labels: Whether to remove phrases that equal a class name from the dictionary.
+            k: Number of dictionary phrases per image.
+            weight: lambda, the weight of the external score.
+            shrinkage: n0 of `bliss_score`; 20 is a good choice for few images per class.
+            calibration: Share of the images that is held out of the fit, chosen at random, to calibrate
+                thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them.
+            seed: Seed of that random choice.
+            batch_size: Images per call of the encoder, as in `embed_images`.
+            skip_unreadable: Whether to continue without images that cannot be read; the provenance lists
+                them.
+            cache: Folder for finished embeddings, as in `embed_images`.
             track: Opens a progress display for each stage.
 
         Warns:
-            Where the images of a class do not differ (one image, say) and nothing is shrunk: its deviations
-            are then 1e-8, and scores are differences of cosines times 1e8.
+            UserWarning: All images of a class are identical (e.g. there is one image) and there is no
+                shrinkage. The class's standard deviations are then 1e-8, and scores are differences of
+                cosines times 1e8.
 
         Raises:
-            ValueError: images that are neither, labels or names that do not fit, a class without images, k
-                larger than the dictionary, images that cannot be read (all named) unless they are skipped.
+            ValueError: The images are of an unknown kind; labels or names do not match them; a class has no
+                images; k is larger than the dictionary; or images cannot be read and `skip_unreadable` is
+                false (the message names all of them).
         """
         known = labelled(images, labels, class_names)
         phrases, dictionary_name = phrases_of(dictionary)
         overlap = sorted(find_overlap(phrases, known.class_names))
         if exclude_labels:
             phrases = without_labels(phrases, known.class_names)
-        # Texts first: a prompt that is too long should not cost the images.
+        # Texts first, so that a prompt that is too long is an error before the images are embedded.
         texts = (*fill_prompt(prompt, known.class_names), *prompts(prompt, phrases))
         with track("texts", len(texts)) as progress:
             embedded_texts = embed_texts(model, texts, cache=cache, progress=progress)
@@ -158,25 +162,25 @@ class Detector(DetectorChanges):
         seed: int = 0,
         made_with: Mapping[str, Any] | None = None,
     ) -> "Detector":
-        """Fits a detector to embeddings that were made elsewhere; it takes embeddings only.
+        """Fits a detector to precomputed embeddings. The detector has no encoder.
 
         Args:
-            embeddings: Of normal images [images, dim], rows of unit norm.
-            labels: As `fit`.
-            class_names: What the classes are called.
-            label_embeddings: Of each class's prompt.
-            dictionary: The phrases, for explanations.
-            dictionary_embeddings: Of each phrase's prompt.
-            prompt: The template that they were made with, for the record.
-            k: Phrases per image.
-            weight: lambda.
-            shrinkage: n0.
-            calibration: As `fit`.
-            seed: As `fit`.
-            made_with: For the provenance; JSON values.
+            embeddings: Embeddings of normal images [images, dim], rows of unit norm.
+            labels: Class of each row, as in `fit`.
+            class_names: Names of the classes.
+            label_embeddings: Embedding of each class's prompt [classes, dim].
+            dictionary: Phrases, as explanations print them.
+            dictionary_embeddings: Embedding of each phrase's prompt [texts, dim].
+            prompt: Template of the prompts, for the provenance.
+            k: Number of dictionary phrases per image.
+            weight: lambda, the weight of the external score.
+            shrinkage: n0 of `bliss_score`.
+            calibration: Share of the rows that is held out of the fit, as in `fit`.
+            seed: Seed of that random choice.
+            made_with: Further provenance; JSON values.
 
         Raises:
-            ValueError: as `fit`; embeddings that are not finite or not of unit norm.
+            ValueError: Embeddings are not finite or not of unit norm, or one of the reasons listed in `fit`.
         """
         known = labelled(embeddings, labels, class_names)
         phrases, dictionary_name = phrases_of(dictionary)
@@ -232,10 +236,10 @@ class Detector(DetectorChanges):
         return detector
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the detector's file (`detector_file.py`), whole or not at all.
+        """Writes the detector to a file (`file_format.py`), completely or not at all.
 
         Raises:
-            ValueError, OSError: it cannot be written; an earlier file of that name stays.
+            ValueError, OSError: The file cannot be written. An earlier file of that name stays.
         """
         with replacing(Path(path)) as file:
             file.write(encode_detector(self))
@@ -248,17 +252,18 @@ class Detector(DetectorChanges):
         *,
         embeddings_only: bool = False,
     ) -> "Detector":
-        """Reads a detector's file, and its encoder.
+        """Reads a detector's file and loads its encoder.
 
         Args:
-            path: What `save` wrote.
-            model: The encoder, or where to load it from; by default what the file names.
-            embeddings_only: Load no encoder: the detector then takes embeddings.
+            path: A file that `save` wrote.
+            model: The encoder, or the name or directory to load it from. None loads the encoder that the
+                file names.
+            embeddings_only: Whether to load no encoder; the detector then accepts embeddings only.
 
         Raises:
-            ValueError: the file is damaged or no detector; the encoder is not the one that was fitted with
-                (says what differs) or cannot be found.
-            OSError: the file cannot be read.
+            ValueError: The file is damaged or is not a detector; or the encoder cannot be found or is not
+                the encoder of the fit (the message says what differs).
+            OSError: The file cannot be read.
         """
         state = decode_detector(Path(path).read_bytes(), os.fspath(path))
         detector = cls(**state_of(state))
@@ -267,7 +272,7 @@ class Detector(DetectorChanges):
             return detector
         if not isinstance(model, Model):
             recorded = facts if isinstance(facts, dict) else {}
-            # A name given is that of another place; the revision belongs to the name recorded.
+            # The recorded revision belongs to the recorded name, not to a name that the caller gives.
             revision = recorded.get("revision") if model is None else None
             name = recorded["name"] if model is None else model
             if revision is not None and Path(name).is_dir():
@@ -276,7 +281,7 @@ class Detector(DetectorChanges):
         return detector.with_model(model)
 
     def describe(self) -> dict[str, Any]:
-        """What the detector is, as JSON values."""
+        """Returns the detector's classes, sizes, settings and provenance as JSON values."""
         calibrated = image_counts(self.calibration_labels, self.class_names)
         return {
             "classes": [
@@ -298,4 +303,4 @@ class Detector(DetectorChanges):
 def _check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
     empty = [name for name, n in image_counts(labels, class_names).items() if not n]
     if empty:
-        raise ValueError(f"expected normal images of every class, got none of {', '.join(empty)}")
+        raise ValueError(f"expected images of every normal class, got none of {', '.join(empty)}")

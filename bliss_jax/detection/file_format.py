@@ -1,15 +1,15 @@
-"""A detector as one file: safetensors, sealed (`sealed.py`), nothing in it that could run.
+"""File format of a detector: one sealed safetensors file (`storage/sealed.py`) without executable code.
 
     count int32 [C]                  mean float32 [C, d]             cov float32 [C, d, d]
     label_embeddings [C, d]          dictionary_embeddings [M, d]
     calibration_embeddings [m, d]    calibration_labels int32 [m]
 
-The description, JSON in the header's entry "bliss_jax.detector", holds `format` (a number), `class_names`,
-`dictionary`, `k`, `weight`, `shrinkage`, `prompt`, `preprocess` and `provenance`.
+The header's entry "bliss_jax.detector" holds a description, a JSON object with `format` (a number),
+`class_names`, `dictionary`, `k`, `weight`, `shrinkage`, `prompt`, `preprocess` and `provenance`.
 
-The encoder is not in it: the provenance names it, with the SHA-256 of its weights, and `Detector.load` checks
-that. A file of every format ever released is kept in the tests and stays readable; a newer one than this
-library knows is refused by its number.
+The file does not contain the encoder. The provenance holds its name and the SHA-256 of its weights, which
+`Detector.load` checks. The tests keep a file of every released format, and all of them stay readable. A file
+of a newer format is rejected, and the message names its number.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _DESCRIBED = (
 
 
 def encode_detector(state: DetectorState) -> bytes:
-    """The content of a detector's file; the same bytes for the same detector."""
+    """Returns the content of a detector's file. Equal detectors give equal bytes."""
     arrays = {name: np.asarray(getattr(state, name)) for name in _ARRAYS}
     arrays |= {name: np.asarray(getattr(state.moments, name)) for name in _MOMENTS}
     description = {name: getattr(state, name) for name in _DESCRIBED}
@@ -53,28 +53,29 @@ def encode_detector(state: DetectorState) -> bytes:
 
 
 def decode_detector(content: bytes, name: str) -> DetectorState:
-    """The detector that `encode_detector` made into this content.
+    """Returns the detector in a file's content: the inverse of `encode_detector`.
 
     Args:
-        content: Of a file.
-        name: What errors call it.
+        content: Content of the file.
+        name: Name of the file in error messages.
 
     Raises:
-        ValueError: it is no detector, damaged, or of a format that is not known.
+        ValueError: The content is damaged, is not a detector, or has an unknown format.
     """
     try:
         description, arrays = unseal(KIND, content)
         found = description.pop("format", None)
         if found != FORMAT:
             raise ValueError(
-                f"format {found!r}, while this version of bliss_jax reads formats 1 to {FORMAT}"
+                f"its format is {found!r}, but this version of bliss_jax reads formats 1 to {FORMAT}; "
+                "update bliss_jax"
             )
         if arrays.keys() != {*_ARRAYS, *_MOMENTS} or description.keys() != set(_DESCRIBED):
             raise ValueError(
                 f"it holds {sorted(arrays)} and {sorted(description)}, expected "
                 f"{sorted((*_ARRAYS, *_MOMENTS))} and {sorted(_DESCRIBED)}"
             )
-        # Before JAX, which would make wider numbers narrow.
+        # Before the conversion to JAX arrays, which would narrow 64-bit numbers.
         for name, dtype in _MOMENTS.items():
             if arrays[name].dtype != dtype:
                 raise ValueError(f"{name} is {arrays[name].dtype}, expected {np.dtype(dtype).name}")
@@ -82,11 +83,11 @@ def decode_detector(content: bytes, name: str) -> DetectorState:
         moments = ClassMoments(*(jnp.asarray(arrays[part]) for part in _MOMENTS))
         return DetectorState(**_typed(description), **fields, moments=moments)
     except ValueError as error:
-        raise ValueError(f"{name} is no detector that can be used: {error}") from error
+        raise ValueError(f"{name} is not a usable detector: {error}") from error
 
 
 def _typed(description: dict[str, Any]) -> dict[str, Any]:
-    """The description's fields, with tuples for lists and types checked."""
+    """Returns the description's fields with checked types, and with tuples in place of lists."""
     expected = {
         "class_names": list,
         "dictionary": list,
@@ -108,5 +109,5 @@ def _typed(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_of(detector: DetectorState) -> dict[str, Any]:
-    """The fields of the state, without copying."""
+    """Returns the fields of the state by name, without copying arrays."""
     return {f.name: getattr(detector, f.name) for f in dataclasses.fields(DetectorState)}

@@ -1,7 +1,8 @@
-"""Images that lie in one folder, and what they show: a label said for all, or the likeliest of several.
+"""Labels for the images of one folder: one given label, or the most likely of several.
 
-label(x) = argmax over labels of s(x, t)       t: the label's prompt; zero-shot classification with CLIP
-(Radford et al. 2021)
+    label(x) = argmax over labels of s(x, t)        t: prompt of the label
+
+This is zero-shot classification with CLIP (Radford et al. 2021).
 """
 
 from dataclasses import replace
@@ -27,23 +28,23 @@ def label_files(
     batch_size: int = BATCH_SIZE,
     cache: Path | None = None,
 ) -> tuple[ImageDataset, tuple[str, ...]]:
-    """The files below a folder as a data set, each with the label of the largest cosine.
+    """Returns the files below a folder as a data set, each with the label of the largest cosine.
 
     Args:
-        model: The encoder; used where there are several labels.
-        folder: Walked through as `find_files` does.
+        model: Encoder, used if there are several labels.
+        folder: Folder, searched as in `find_files`.
         labels: Class names.
         prompt: Template with `{label}`.
         track: Opens a progress display.
-        preprocess: As `embed_images`.
-        batch_size: As `embed_images`.
-        cache: As `embed_images`.
+        preprocess: Name of the preprocessing statistics, as in `embed_images`.
+        batch_size: Images per call of the encoder, as in `embed_images`.
+        cache: Folder for finished embeddings, as in `embed_images`.
 
     Returns:
-        The data set, whose source says how its labels came about, and what was left out of it with reasons.
+        The data set, whose source says how it was labelled, and the omitted files with their reasons.
 
     Raises:
-        ValueError: no files, or labels that are empty or repeated.
+        ValueError: The folder has no files, or labels are empty or repeated.
     """
     prompts = fill_prompt(prompt, labels)
     root = folder.resolve()
@@ -51,7 +52,7 @@ def label_files(
     problems = tuple(f"{file.path}: {file.problem}" for file in found if file.problem)
     names = [str(Path(file.path).relative_to(root)) for file in found if not file.problem]
     if not names:
-        raise ValueError(f"{folder}: there are no files in it")
+        raise ValueError(f"{folder}: expected image files, found none")
     dataset = ImageDataset(
         root.name,
         FileImages(root, names),

@@ -1,11 +1,11 @@
-"""Rows of scored files as CSV, JSON lines or Parquet, written while they come.
+"""Writers of scored files as CSV, JSON lines or Parquet, one row at a time.
 
     path, score, p_value, anomaly, nearest_class, internal, external, words, error
 
-Which columns there are is decided before the first row; an empty cell (CSV) or null is what does not apply.
-Numbers are float32 in as few digits as give them back. Names that are not valid UTF-8 keep their bytes in
-CSV, have lone surrogates in JSON (as `os.fsdecode` gives them), and backslash escapes in Parquet, which can
-hold neither.
+The columns are fixed before the first row. A value that does not apply is an empty cell (CSV) or null.
+Numbers are written with the fewest digits that identify a float32. File names that are not valid UTF-8 keep
+their bytes in CSV, have lone surrogates in JSON (as in `os.fsdecode`), and have backslash escapes in Parquet,
+which allows neither.
 """
 
 import csv
@@ -24,41 +24,46 @@ _ROW_GROUP = 4096
 
 @runtime_checkable
 class ByteSink(Protocol):
-    """A file that bytes are written to."""
+    """A binary file open for writing."""
 
     def write(self, content: bytes, /) -> int:
-        """Takes bytes."""
+        """Writes bytes."""
         ...
 
     def flush(self) -> None:
-        """Hands on what was written."""
+        """Flushes buffered bytes."""
         ...
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes rows; `close` writes what is left, and leaves the file open."""
+    """A writer of rows to an open file."""
 
     def write(self, row: ScoredFile) -> None:
-        """One more row."""
+        """Writes one row."""
         ...
 
     def close(self) -> None:
-        """The end."""
+        """Writes buffered rows and leaves the file open."""
         ...
 
 
 def table_columns(*, alpha: bool, words: bool) -> tuple[str, ...]:
-    """The columns of a table: `anomaly` only with an alpha, `words` only where they were asked for."""
+    """Returns the columns of a table: `anomaly` only with an alpha, `words` only if they are requested."""
     left_out = {name for name, there in (("anomaly", alpha), ("words", words)) if not there}
     return tuple(name for name in ScoredFile._fields if name not in left_out)
 
 
 def open_table(format: str, file: ByteSink, names: Sequence[str]) -> Writer:
-    """A writer of rows in one of `FORMATS`.
+    """Returns a writer of rows in one of `FORMATS`.
+
+    Args:
+        format: Name of the format.
+        file: Binary file open for writing.
+        names: Columns, as returned by `table_columns`.
 
     Raises:
-        ValueError: an unknown format, or Parquet without the package pyarrow.
+        ValueError: The format is unknown, or it is Parquet and the package pyarrow is missing.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
@@ -110,7 +115,7 @@ class _Parquet:
             import pyarrow.parquet
         except ImportError as error:
             raise ValueError(
-                "Parquet needs the package pyarrow: pip install 'bliss-jax[parquet]'"
+                "Parquet files need the package pyarrow: pip install 'bliss-jax[parquet]'"
             ) from error
         word = pyarrow.struct([("word", pyarrow.string()), ("z", pyarrow.float32())])
         types = {
@@ -161,5 +166,5 @@ def _plain(row: ScoredFile, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _short(number: float) -> float:
-    """The number with the fewest digits that is this one in float32."""
+    """Returns the decimal number with the fewest digits that rounds to the same float32."""
     return float(str(np.float32(number)))

@@ -1,12 +1,12 @@
-"""Image files and folders through a detector: a row for every file, in order, while they come.
+"""Scoring of image files and folders: one row per file, in order, while files arrive.
 
-Nothing is left out and nothing ends the run: what is no image that can be read has a row with the reason. A
-folder is walked in the order of its names, everything in it that is not hidden (`datasets/folder.py` names
-the litter); links that lead out of it, links to folders, and what is no regular file have rows too. Memory
-does not grow with the number of files, but for the names of one folder.
+A file that cannot be read gets a row with the reason, and the run continues. A folder is searched recursively
+in the order of file names. Hidden files and files that file browsers create (`datasets/folder.py` lists them)
+are ignored. Links that lead out of the folder, links to folders, and files that are not regular get rows with
+the reason. Memory does not grow with the number of files, except for the names of one folder at a time.
 
-Images are read in threads and resized on the host, so that one compiled program serves all sizes; a batch
-goes to the encoder when it is full or when nothing has come for a while.
+Images are read in threads and resized on the host, so that one compiled program serves all image sizes. A
+batch is scored as soon as it is full or no further file arrives for a while.
 """
 
 import dataclasses
@@ -29,38 +29,42 @@ from bliss_jax.embedding import BATCH_SIZE, readers
 from bliss_jax.models import resize_on_host
 
 _FEW = 8
-"""A batch of fewer images is padded to 1 or to this, not to the whole batch: streams may be slow."""
+"""Intermediate batch size. Smaller batches are padded to 1 or to this size instead of the full batch size,
+because the batches of a slow stream are small."""
 
 
 class ScoredFile(NamedTuple):
-    """A file and what became of it; all but the path are None where there is an error."""
+    """The result for one file. If there is an error, all fields except `path` and `error` are None."""
 
     path: str
-    """As it was given, or found below the folder that was given."""
+    """Path as given, or below a folder that was given."""
     score: float | None = None
-    """BLISS, higher = more anomalous."""
+    """BLISS score; higher is more anomalous."""
     p_value: float | None = None
-    """Split-conformal; None also without calibration images."""
+    """Split-conformal p-value; None without calibration images."""
     anomaly: bool | None = None
-    """Whether it is flagged at the alpha asked for; None also where none was."""
+    """Whether the image is flagged; None without an alpha."""
     nearest_class: str | None = None
+    """Normal class with the smallest score."""
     internal: float | None = None
+    """Internal class score at the nearest class."""
     external: float | None = None
+    """External text score at the nearest class."""
     words: tuple[tuple[str, float], ...] | None = None
-    """Nearest phrases with their z-scores; None also where no words were asked for."""
+    """Nearest phrases with their z-scores; None unless they are requested."""
     error: str | None = None
-    """Why it could not be scored."""
+    """Reason why the file could not be scored."""
 
 
 class Found(NamedTuple):
-    """A file to score, or one that is known not to be an image."""
+    """A file to score, or a path with the reason why it cannot be scored."""
 
     path: str
     problem: str | None = None
 
 
 def find_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
-    """Every file that is named, and every one below a folder that is, one after the other."""
+    """Yields every given file and every file below a given folder, in order."""
     for given in paths:
         path = os.fspath(given)
         if Path(path).is_dir():
@@ -91,7 +95,7 @@ def _below(folder: str, root: Path) -> Iterator[Found]:
 def _problem_of_link(path: str, root: Path) -> str | None:
     try:
         target = Path(path).resolve(strict=True)
-    except (OSError, RuntimeError):  # a loop is either, by the version of Python
+    except (OSError, RuntimeError):  # Python versions differ in the error for a loop
         return "a broken link"
     if not target.is_relative_to(root):
         return "a link that leads out of the folder"
@@ -109,20 +113,20 @@ def score_files(
     batch_size: int = BATCH_SIZE,
     patience: float = 0.2,
 ) -> Iterator[ScoredFile]:
-    """Scores files and folders; gives a row for each file, in order, as soon as its batch is done.
+    """Scores files and folders, and yields one row per file in order, as soon as its batch is computed.
 
     Args:
-        detector: With an encoder.
-        paths: Files and folders; may be an iterator that waits (lines of standard input).
-        alpha: Flag images at this rate of false alarms, each by itself.
-        words: Nearest phrases to name in each row; 0 names none.
+        detector: Detector with an encoder.
+        paths: Files and folders; may be an iterator that blocks (e.g. lines of standard input).
+        alpha: False-alarm rate at which each image is flagged; None flags none.
+        words: Number of nearest phrases per row; 0 omits them.
         batch_size: Images per call of the encoder.
-        patience: Seconds without a further file after which what is there is scored.
+        patience: Seconds without a further file after which an incomplete batch is scored.
 
     Raises:
-        ValueError: the detector has no encoder, or too few calibration images for alpha.
+        ValueError: The detector has no encoder, or too few calibration images for alpha.
     """
-    # Not in the generator: a question that makes no sense is an error now, not at the first row.
+    # Checked here and not in the generator, so that errors are raised at the call, not at the first row.
     encode = _Encoder(detector, batch_size)
     threshold = None if alpha is None else detector.threshold(alpha)
     return _score_files(detector, paths, encode, threshold, words, batch_size, patience)
@@ -164,14 +168,14 @@ def _rows(
 
 
 class _Encoder:
-    """Files to images of the model's size, and those to embeddings over all local devices."""
+    """Reads files as images of the model's input size, and embeds them on all local devices."""
 
     def __init__(self, detector: Detector, batch_size: int):
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         if detector.model is None:
             raise ValueError(
-                "this detector has no encoder for files: with_model(load_model(...)) gives it one"
+                "this detector has no encoder for files: add one with with_model(load_model(...))"
             )
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         params = jax.device_put(detector.model.params, NamedSharding(mesh, PartitionSpec()))
@@ -182,11 +186,11 @@ class _Encoder:
         self._sizes = sorted({-(-n // mesh.size) * mesh.size for n in (1, _FEW, batch_size)})
 
     def read(self, path: str) -> UInt8[np.ndarray, "size size 3"]:
-        """An image at the model's size, with the pixels that the device would make of it."""
+        """Returns an image at the model's input size, with the same pixels as resizing on the device."""
         return resize_on_host(decode_image(Path(path), path), self._preprocessing)
 
     def __call__(self, images: list[np.ndarray]) -> np.ndarray:
-        """Embeddings [images, dim]."""
+        """Returns embeddings [images, dim]."""
         size = next(n for n in self._sizes if n >= len(images))
         missing = size - len(images)
         stacked = np.pad(np.stack(images), ((0, missing), (0, 0), (0, 0), (0, 0)))
@@ -197,9 +201,9 @@ class _Encoder:
 def _batches(
     found: Iterator[Found], read: Any, size: int, patience: float
 ) -> Iterator[list[tuple[str, np.ndarray | str]]]:
-    """Paths with images, or with what is wrong with them; up to `size` at a time, in order.
+    """Yields batches of up to `size` paths in order, each with its image or the reason of its error.
 
-    A thread walks through `found`, which may wait for its next element; others read.
+    One thread iterates over `found`, which may block; others read the files.
     """
     ready: queue.Queue[tuple[str, Future] | BaseException | None] = queue.Queue(2 * size)
     stop = threading.Event()
@@ -223,7 +227,7 @@ def _batches(
         except BaseException as error:
             put(error)
 
-    # A daemon, since nothing can end it while it waits for standard input.
+    # A daemon thread, because it cannot be stopped while it waits for standard input.
     threading.Thread(target=walk, daemon=True).start()
     try:
         ended = False

@@ -1,11 +1,11 @@
-"""BLISS by scikit-learn's conventions: an outlier detector over embeddings, for pipelines and grid searches.
+"""BLISS as a scikit-learn outlier detector over embeddings, for pipelines and grid searches.
 
     score_samples(x) = -BLISS(x)                                scikit-learn's sign: higher is more normal
     decision_function(x) = score_samples(x) - offset_           offset_: a quantile over the fitted rows
-    predict(x) = 1 where decision_function(x) >= 0, else -1     1 is normal, -1 an outlier
+    predict(x) = 1 if decision_function(x) >= 0, otherwise -1   1 is normal, -1 is an outlier
 
-Everywhere else in this library higher is more anomalous. The offset follows scikit-learn and guarantees
-nothing; `conformal.py` has thresholds that do.
+Everywhere else in this library higher is more anomalous. The offset follows scikit-learn and bounds no error
+rate; `scores/conformal.py` has thresholds that do.
 """
 
 from collections.abc import Iterator
@@ -36,44 +36,48 @@ from bliss_jax.scores import (
 )
 
 _BLOCK = 256
-"""Rows scored at once, always: in products of one shape, what a row gives does not depend on the others."""
+"""Rows per call of the compiled score. All matrix products have one shape, so the score of a row does not
+depend on the other rows."""
 
 _FLOATS = [np.float64, np.float32]
-"""Kept as they are; everything else is brought to the first."""
+"""Accepted dtypes. Arrays of any other dtype are converted to the first."""
 
 _NO_DIRECTION = 1e-6
-"""A mean of unit vectors as short as this is zero up to the rounding of float32."""
+"""Norm below which a mean of unit vectors is zero up to float32 rounding."""
 
 
 class BlissOutlierDetector(OutlierMixin, BaseEstimator):
-    """BLISS(x) = min over classes c of [ internal(x, c) + lambda external(x, c) ], as an outlier detector.
+    """BLISS as an outlier detector over embeddings.
 
-    Fitted on the embeddings of normal images, with the embeddings of their classes' prompts and of a
-    dictionary as parameters. `score_samples` is -BLISS: by scikit-learn's convention higher is more normal,
+    BLISS(x) = min over classes c of [ internal(x, c) + lambda external(x, c) ]
+
+    The detector is fitted to embeddings of normal images. The embeddings of the class prompts and of the
+    dictionary are parameters. `score_samples` is -BLISS: by scikit-learn's convention higher is more normal,
     contrary to the rest of this library.
 
-    Rows of X, `label_embeddings` and `dictionary_embeddings` need not be of unit norm: each is divided by its
-    norm, in float64, and scored in float32. A row of zeros is an error.
+    Rows of X, `label_embeddings` and `dictionary_embeddings` may have any norm: each row is divided by its
+    norm in float64 and scored in float32. A row of zeros is an error.
 
-    **Without texts this is not BLISS.** Without `label_embeddings`, the direction of the mean of each class's
-    rows takes the place of its prompt. Without `dictionary_embeddings`, the external part is left out, and
-    `k` and `weight` change nothing. That image-only mode is there so that the detector runs on any X; no
-    result of the paper holds for it.
+    **Without texts this is not BLISS.** Without `label_embeddings`, the normalised mean of each class's rows
+    replaces the embedding of its prompt. Without `dictionary_embeddings`, there is no external part, and `k`
+    and `weight` have no effect. This image-only mode exists so that the detector runs on any X; no result of
+    the paper holds for it.
 
     Args:
         label_embeddings: Embedding of each class's prompt [classes, dim], or None.
         dictionary_embeddings: Embeddings of the dictionary's prompts [texts, dim], or None.
-        k: Dictionary texts per row, 1 <= k <= texts.
-        weight: lambda, of the external part.
+        k: Number of dictionary texts per row, 1 <= k <= texts.
+        weight: lambda, the weight of the external part.
         shrinkage: n0 >= 0 of `bliss_score`; 0 is the paper's score.
-        contamination: Share of the fitted rows to which `predict` gives -1, in (0, 0.5]. It is no bound on
-            the share of new normal rows that are flagged: `Detector.predict(alpha=...)` has one.
+        contamination: Share of the fitted rows for which `predict` returns -1, in (0, 0.5]. It does not
+            bound the share of new normal rows that are flagged; `Detector.predict(alpha=...)` does.
 
     Attributes:
         offset_: The `contamination` quantile of `score_samples` of the fitted rows.
-        normal_classes_: The classes that had rows, as values of y [normal], rising.
+        normal_classes_: Classes with rows, as values of y in increasing order [normal].
         moments_: `ClassMoments` of the rows of these classes.
-        label_embeddings_: Unit-norm label of each of them [normal, dim], the one given or a direction.
+        label_embeddings_: Unit-norm label embedding of each of these classes [normal, dim], either given or
+            a normalised mean.
         n_features_in_: dim.
 
     Example:
@@ -112,22 +116,22 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> "BlissOutlierDetector":  # noqa: N803
-        """Moments of each class's rows, the statistics of the texts, and the offset.
+        """Computes the moments of each class's rows, the statistics of the texts, and the offset.
 
         Args:
             X: Embeddings of images [n, dim], array-like.
-            y: Class of each row [n], integers: its row in `label_embeddings`, or -1 for a known anomaly.
-                Anomalies take no part in the fit; they are for scorers, which get the same y. A class
-                without rows in X is not normal. None puts all rows into one class.
+            y: Class of each row [n], integers: a row of `label_embeddings`, or -1 for a known anomaly.
+                Anomalies are excluded from the fit; they serve scorers, which receive the same y. A class
+                without rows in X is not normal. None assigns all rows to one class.
 
         Returns:
             The detector itself.
 
         Raises:
-            ValueError: X or texts that are not finite matrices of one dimension, or hold a row of zeros; y of
-                another length, not of integers, or out of range; no y beside several labels; no normal row;
-                k > texts; a class whose mean has no direction to take a label's place.
-            sklearn.utils._param_validation.InvalidParameterError: A parameter out of range (a ValueError).
+            ValueError: X or the texts are not finite matrices of one dimension, or have a row of zeros; y
+                has another length, is not of integers or is out of range; y is None and there are several
+                labels; there is no normal row; k > texts; or the mean of a class without a label is zero.
+            sklearn.utils._param_validation.InvalidParameterError: A parameter is out of range (a ValueError).
         """
         if y is None:
             X = validate_data(self, X, dtype=_FLOATS)  # noqa: N806
@@ -175,16 +179,16 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         return self
 
     def fit_predict(self, X: Any, y: Any = None) -> Int[np.ndarray, " images"]:  # noqa: N803  # pyright: ignore[reportIncompatibleMethodOverride]
-        """`fit(X, y).predict(X)`; y is used, contrary to scikit-learn's own detectors.
+        """Returns `fit(X, y).predict(X)`. Unlike scikit-learn's own detectors, it uses y.
 
         Arguments and errors are those of `fit`.
         """
         return self.fit(X, y).predict(X)
 
     def score_samples(self, X: Any) -> Float[np.ndarray, " images"]:  # noqa: N803
-        """-BLISS(x) of each row: higher is more normal.
+        """Returns -BLISS(x) of each row; higher is more normal.
 
-        A row's score does not depend on the other rows of X.
+        The score of a row does not depend on the other rows of X.
 
         Args:
             X: Embeddings of images [n, dim], array-like.
@@ -193,8 +197,8 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
             Scores [n], computed in float32, returned as float64.
 
         Raises:
-            ValueError: not a finite matrix of the fitted dimension, or a row of zeros.
-            sklearn.exceptions.NotFittedError: Before `fit`.
+            ValueError: X is not a finite matrix of the fitted dimension, or has a row of zeros.
+            sklearn.exceptions.NotFittedError: The detector is not fitted.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=_FLOATS, reset=False)  # noqa: N806
@@ -202,21 +206,21 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         return _score_rows(X, self._fitted)
 
     def decision_function(self, X: Any) -> Float[np.ndarray, " images"]:  # noqa: N803
-        """`score_samples(X) - offset_`: negative for outliers.
+        """Returns `score_samples(X) - offset_`, which is negative for outliers.
 
         Arguments and errors are those of `score_samples`.
         """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> Int[np.ndarray, " images"]:  # noqa: N803
-        """1 for rows whose `decision_function` is not negative, -1 for outliers.
+        """Returns 1 for rows with a non-negative `decision_function`, -1 for outliers.
 
         Arguments and errors are those of `score_samples`.
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def _texts(self, name: str, dim: int) -> Float[np.ndarray, "texts dim"] | None:
-        """The unit rows of a parameter."""
+        """Returns the normalised rows of a text parameter, or None if it is not set."""
         given = getattr(self, name)
         if given is None:
             return None
@@ -229,13 +233,13 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         return _unit(texts)
 
     def _directions(self) -> Float[np.ndarray, "normal dim"]:
-        """m_c / |m_c|, where there is no label."""
+        """Returns m_c / |m_c|, which replaces the label embeddings if there are none."""
         mean = np.asarray(self.moments_.mean)
         short = np.flatnonzero(np.linalg.norm(mean, axis=1) < _NO_DIRECTION)
         if len(short):
             raise ValueError(
-                f"X: the unit rows of class {self.normal_classes_[short[0]]} have the mean zero, which has "
-                "no direction to take the place of its label; give label_embeddings"
+                f"X: the normalised rows of class {self.normal_classes_[short[0]]} have the mean zero, which "
+                "cannot replace the embedding of the class's label; pass label_embeddings"
             )
         return _unit(mean)
 
@@ -243,17 +247,17 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Fitted:
-    """What a score needs beside the rows; a pytree. Parameters that are set later change it no more."""
+    """Fitted arrays as a pytree. Changing the estimator's parameters after `fit` does not change it."""
 
     label_embeddings: Float[Array, "*mapped classes dim"]
     moments: ClassMoments
     prepared: PreparedBliss | None
-    """With the texts' statistics; None without a dictionary."""
+    """Statistics of the texts; None without a dictionary."""
     weight: Float[Array, "*mapped"]
     shrinkage: Float[Array, "*mapped"]
     k: int = field(metadata={"static": True})
     shrunk: bool = field(metadata={"static": True})
-    """Whether shrinkage is other than 0."""
+    """Whether shrinkage is positive."""
 
 
 _fit = jax.jit(fit_moments, static_argnames="num_classes")
@@ -261,13 +265,13 @@ _fit = jax.jit(fit_moments, static_argnames="num_classes")
 
 @partial(jax.jit, static_argnames="shrunk")
 def _prepare(labels, dictionary, moments, shrinkage, *, shrunk):
-    """`prepare_bliss`; n0 is traced where it is not 0, so that a grid of them compiles once."""
+    """Calls `prepare_bliss`. A positive n0 is traced, so that a grid of values compiles once."""
     return prepare_bliss(labels, dictionary, moments, shrinkage=shrinkage if shrunk else 0.0)
 
 
 @jax.jit
 def _anomaly(x, fitted):
-    """BLISS of a block of rows, or its internal part alone."""
+    """Returns BLISS of a block of rows, or its internal part if there is no dictionary."""
     if fitted.prepared is not None:
         return bliss_score_prepared(x, fitted.prepared, fitted.k, fitted.weight)
     return min_over_classes(
@@ -286,16 +290,16 @@ def _score_rows(rows: np.ndarray, fitted: _Fitted) -> Float[np.ndarray, " images
 
 
 def _unit_blocks(rows: np.ndarray) -> Iterator[tuple[Float[np.ndarray, "block dim"], int]]:
-    """Unit rows in blocks of one size, the last one padded by repeating; and how many of each count."""
+    """Yields normalised rows in blocks of one size, with the number of rows of each that are not padding."""
     for start in range(0, len(rows), _BLOCK):
         block = _unit(rows[start : start + _BLOCK])
         yield np.pad(block, ((0, _BLOCK - len(block)), (0, 0)), mode="edge"), len(block)
 
 
 def _unit(rows: np.ndarray) -> Float[np.ndarray, "rows dim"]:
-    """Each row divided by its norm, in float64, then rounded to float32."""
+    """Returns each row divided by its norm, computed in float64 and rounded to float32."""
     x = rows.astype(np.float64)
-    # By its largest entry first, whose square might overflow.
+    # Dividing by the largest entry first avoids an overflow of its square.
     x /= np.abs(x).max(axis=1, keepdims=True)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
@@ -303,15 +307,16 @@ def _unit(rows: np.ndarray) -> Float[np.ndarray, "rows dim"]:
 def _refuse_zero_rows(name: str, rows: np.ndarray) -> None:
     zero = np.flatnonzero(~rows.any(axis=1))
     if len(zero):
-        raise ValueError(f"{name}: row {zero[0]} is zero, and has no direction")
+        raise ValueError(f"{name}: row {zero[0]} is zero, so it cannot be normalised")
 
 
 def _class_of_rows(y: Any, rows: int, num_classes: int | None) -> Int[np.ndarray, " rows"]:
-    """The class of each row, -1 for known anomalies; zeros where y is None."""
+    """Returns the class of each row, -1 for known anomalies; zeros if y is None."""
     if y is None:
         if num_classes not in (None, 1):
             raise ValueError(
-                f"y: expected the class of each row, since label_embeddings has {num_classes} rows; got None"
+                f"y: expected the class of each row, because label_embeddings has {num_classes} rows; got "
+                "None"
             )
         return np.zeros(rows, np.int64)
     whole = y.dtype.kind in "iu" or (y.dtype.kind == "f" and bool((y == np.floor(y)).all()))

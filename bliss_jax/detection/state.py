@@ -1,4 +1,4 @@
-"""What a fitted detector knows: moments, texts, held-out images, settings, and what they were made with."""
+"""The state of a fitted detector: moments, texts, calibration images, settings and provenance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,47 +14,47 @@ from bliss_jax.text import PROMPT, fill_prompt
 
 @dataclass(frozen=True, eq=False)
 class DetectorState:
-    """All of a detector but its encoder; checked on construction.
+    """All fields of a detector except its encoder, checked on construction.
 
-    Every class is normal, and has images. Embeddings are float32 rows of unit norm.
+    Every class is normal and has images. Embeddings are float32 rows of unit norm.
 
     Raises:
-        ValueError: fields that do not fit each other, embeddings that are not finite or not of unit norm,
-            repeated or empty names; says which.
+        ValueError: Shapes or dtypes of the fields do not match, embeddings are not finite or not of unit
+            norm, or names are repeated or empty. The message names the field.
     """
 
     class_names: tuple[str, ...]
-    """The normal classes."""
+    """Names of the normal classes."""
     moments: ClassMoments
-    """Of the fitted images of each class."""
+    """Moments of the fitted images of each class."""
     label_embeddings: Float[np.ndarray, "classes dim"]
-    """Of each class's prompt."""
+    """Embedding of each class's prompt."""
     dictionary: tuple[str, ...]
-    """Phrases; repeats count."""
+    """Dictionary phrases; repeated phrases count repeatedly."""
     dictionary_embeddings: Float[np.ndarray, "texts dim"]
-    """Of each phrase's prompt."""
+    """Embedding of each phrase's prompt."""
     calibration_embeddings: Float[np.ndarray, "calibration dim"]
-    """Of normal images that were held out of the fit; there may be none."""
+    """Embeddings of normal images that were held out of the fit; may be empty."""
     calibration_labels: Int[np.ndarray, " calibration"]
-    """Class of each of them, int32."""
+    """Class of each calibration image, int32."""
     k: int = 10
-    """Dictionary texts per image."""
+    """Number of dictionary phrases per image."""
     weight: float = 0.5
-    """lambda, of the external score."""
+    """lambda, the weight of the external score."""
     shrinkage: float = 0.0
     """n0 of `bliss_score`; 0 is the paper's score."""
     prompt: str = PROMPT
-    """Template of labels and dictionary."""
+    """Prompt template of class names and phrases."""
     preprocess: str | None = None
-    """Statistics of the preprocessing, as `Model.encode_images`; None for the model's own."""
+    """Name of the preprocessing statistics, as in `Model.encode_images`; None for the model's own."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What it was made with; JSON values."""
+    """Encoder, dictionary, images, settings and versions of the fit, and later changes; JSON values."""
 
     def __post_init__(self):
         fill_prompt(self.prompt, self.class_names)
         fill_prompt(self.prompt, self.dictionary, allow_repeats=True)
         classes = len(self.class_names)
-        # An array without axes has no length to compare others with: it fits no shape then.
+        # A 0-d array has no length. The sizes default to 0, and the comparison below rejects it.
         dim = next(iter(np.shape(self.moments.mean)[-1:]), 0)
         held_out = next(iter(np.shape(self.calibration_labels)), 0)
         shapes = {
@@ -88,7 +88,7 @@ class DetectorState:
         count = np.asarray(self.moments.count)
         if count.min() < 1:
             empty = self.class_names[int(count.argmin())]
-            raise ValueError(f"moments: expected images of every class, class {empty!r} has none")
+            raise ValueError(f"moments: expected images of every class, got none of {empty!r}")
         for name in ("mean", "cov"):
             if not np.isfinite(np.asarray(getattr(self.moments, name))).all():
                 raise ValueError(f"moments.{name}: holds NaN or infinite values")
@@ -99,10 +99,10 @@ class DetectorState:
 
     @property
     def num_classes(self) -> int:
-        """C, the number of normal classes."""
+        """Number of normal classes, C."""
         return len(self.class_names)
 
     @property
     def embedding_dim(self) -> int:
-        """Length of an embedding."""
+        """Dimension of the embeddings."""
         return self.label_embeddings.shape[1]

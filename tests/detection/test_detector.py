@@ -1,4 +1,4 @@
-"""A detector gives the scores of the pure functions, never changes, and refuses what does not fit."""
+"""A detector returns the scores of the pure functions, is immutable, and rejects invalid input."""
 
 import dataclasses
 import json
@@ -90,7 +90,7 @@ def test_scores_are_those_of_bliss_score(problem, options):
     np.testing.assert_allclose(detector.score(problem.test), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_score_does_not_depend_on_its_company(problem, detector):
+def test_a_score_does_not_depend_on_the_other_images_of_the_call(problem, detector):
     whole = detector.score(np.concatenate([problem.test] * 4))
     for rows in ([7], [3, 59, 0], range(0, 60, 2)):
         np.testing.assert_array_equal(detector.score(problem.test[list(rows)]), whole[list(rows)])
@@ -121,7 +121,7 @@ def test_a_class_of_one_image_keeps_it(problem):
     assert (detector.calibration_labels == 1).all()
 
 
-def test_updates_in_any_order_are_the_fit_of_all(problem):
+def test_updates_in_any_order_equal_one_fit_of_all_images(problem):
     options = {"calibration": 0.0, "k": K}
     whole = problem.fit(**options)
     _, labels, _, dictionary = problem.texts()
@@ -136,7 +136,7 @@ def test_updates_in_any_order_are_the_fit_of_all(problem):
         updated = det
         for part in rest:
             updated = updated.update(problem.train[part], problem.labels[part])
-        assert encode_detector(det) == before, "a detector does not change"
+        assert encode_detector(det) == before, "update must not change the original"
         np.testing.assert_array_equal(updated.moments.count, whole.moments.count)
         np.testing.assert_allclose(
             updated.score(problem.test), whole.score(problem.test), rtol=1e-4, atol=1e-3
@@ -144,7 +144,7 @@ def test_updates_in_any_order_are_the_fit_of_all(problem):
         assert [next(iter(c)) for c in updated.provenance["changes"]] == ["update"] * 3
 
 
-def test_a_class_added_is_one_fitted_with_the_others_and_removed_leaves_them(problem):
+def test_adding_and_removing_a_class_equals_fitting_with_and_without_it(problem):
     two = problem.labels < 2
     names, labels, words, dictionary = problem.texts()
     whole = problem.fit(calibration=0.0)
@@ -165,7 +165,7 @@ def test_a_class_added_is_one_fitted_with_the_others_and_removed_leaves_them(pro
     np.testing.assert_allclose(swapped.score(problem.test), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_calibration_images_go_with_their_class(problem):
+def test_calibration_images_are_removed_and_added_with_their_class(problem):
     detector = problem.fit()
     kept = detector.remove_class("cat")
     was = detector.calibration_labels
@@ -178,7 +178,7 @@ def test_calibration_images_go_with_their_class(problem):
     assert int(again.moments.count[2]) == 16
 
 
-def test_words_labels_and_settings_change_without_a_fit(problem, detector):
+def test_dictionary_labels_and_settings_change_without_a_new_fit(problem, detector):
     _names, labels, words, dictionary = problem.texts()
     same_state = detector.with_dictionary(words[:9], dictionary[:9]).with_settings(k=2, weight=0.1)
     expected = bj.bliss_score(
@@ -192,7 +192,7 @@ def test_words_labels_and_settings_change_without_a_fit(problem, detector):
     assert detector.with_settings(k=M).score(problem.test).shape == (60,)
 
 
-def test_predictions_follow_from_thresholds_and_p_values(problem, detector):
+def test_predictions_agree_with_thresholds_and_p_values(problem, detector):
     scores = detector.score(problem.test)
     held_out = detector.score(detector.calibration_embeddings)
     np.testing.assert_array_equal(detector.calibration_scores, held_out)
@@ -210,7 +210,7 @@ def test_predictions_follow_from_thresholds_and_p_values(problem, detector):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_too_few_calibration_images_say_how_many_are_needed(problem, detector):
+def test_the_error_for_too_few_calibration_images_says_how_many_are_needed(problem, detector):
     with pytest.raises(
         ValueError, match=r"alpha 0\.01 needs at least 99 calibration images, got 48"
     ):
@@ -225,7 +225,7 @@ def test_too_few_calibration_images_say_how_many_are_needed(problem, detector):
         detector.judge(detector.score(problem.test), 0.1, "other")
 
 
-def test_explanations_add_up(problem, detector):
+def test_the_parts_of_an_explanation_add_up_to_the_score(problem, detector):
     scores = detector.score(problem.test)
     for number, why in enumerate(detector.explain(problem.test, words=K)):
         assert why.score == scores[number]
@@ -239,7 +239,7 @@ def test_explanations_add_up(problem, detector):
         detector.explain(problem.test, words=0)
 
 
-def test_a_file_gives_the_same_detector(problem, detector, tmp_path):
+def test_saving_and_loading_returns_the_same_detector(problem, detector, tmp_path):
     changed = detector.with_settings(weight=0.25)
     changed.save(tmp_path / "det.safetensors")
     loaded = bj.Detector.load(tmp_path / "det.safetensors")
@@ -250,26 +250,26 @@ def test_a_file_gives_the_same_detector(problem, detector, tmp_path):
     json.dumps(loaded.describe())
 
 
-def test_any_flipped_bit_and_any_cut_is_found_and_named(problem):
+def test_a_flipped_bit_and_a_truncated_file_are_detected_and_named(problem):
     small = problem.fit().with_dictionary(WORDS[:4], problem.dictionary_embeddings[:4])
     content = encode_detector(small)
     rng = np.random.default_rng(0)
     for position in rng.integers(0, len(content), 1500).tolist() + list(range(200)):
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(rng.integers(8))
-        with pytest.raises(ValueError, match=r"det\.x is no detector that can be used"):
+        with pytest.raises(ValueError, match=r"det\.x is not a usable detector"):
             decode_detector(bytes(damaged), "det.x")
     for length in [0, 1, 7, 8, 9, *rng.integers(10, len(content), 50).tolist()]:
         with pytest.raises(ValueError, match="damaged"):
             decode_detector(content[:length], "det.x")
 
 
-def test_a_newer_format_and_other_contents_are_refused(detector, monkeypatch):
+def test_a_newer_format_and_other_content_are_rejected(detector, monkeypatch):
     monkeypatch.setattr("bliss_jax.detection.file_format.FORMAT", 2)
     newer = encode_detector(detector)
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="format 2, while this version of bliss_jax reads formats 1 to 1"
+        ValueError, match="format is 2, but this version of bliss_jax reads formats 1 to 1"
     ):
         decode_detector(newer, "det")
     with pytest.raises(ValueError, match="damaged"):
@@ -279,15 +279,15 @@ def test_a_newer_format_and_other_contents_are_refused(detector, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "dtype"), [("count", np.int64), ("mean", np.float64), ("cov", np.float64)]
 )
-def test_moments_of_other_types_are_refused_not_narrowed(detector, name, dtype):
+def test_moments_of_wider_types_are_rejected_and_not_narrowed(detector, name, dtype):
     description, arrays = unseal(KIND, encode_detector(detector))
     widened = arrays | {name: arrays[name].astype(dtype)}
     with pytest.raises(ValueError, match=f"{name} is {np.dtype(dtype).name}, expected"):
         decode_detector(seal(KIND, description, widened), "det")
 
 
-def test_files_of_every_format_ever_released_stay_readable():
-    """Written by 0.3.0, with the scores that it gave."""
+def test_files_of_every_released_format_stay_readable():
+    """The file and the scores are from release 0.3.0."""
     kept = bj.Detector.load(Path(__file__).parents[1] / "data" / "detector-format-1.safetensors")
     x = reference.unit(np.eye(8)[:5] + 0.1).astype(np.float32)
     scores = [6.7567754, 3.6553063, 4.3280015, 8.981744, 3.617218]
@@ -301,7 +301,9 @@ def test_files_of_every_format_ever_released_stay_readable():
     assert kept.provenance["note"] == "kept for the tests"
 
 
-def test_a_model_scores_images_and_is_checked_on_loading(model, pictures, tmp_path):
+def test_a_detector_with_an_encoder_scores_images_and_checks_the_encoder_on_loading(
+    model, pictures, tmp_path
+):
     images, labels = pictures
     words = bj.load_dictionary("imagenet1k")[:30]
     det = bj.Detector.fit(model, images, labels, ("red", "blue"), dictionary=words, seed=1)
@@ -324,7 +326,7 @@ def test_a_model_scores_images_and_is_checked_on_loading(model, pictures, tmp_pa
     with pytest.raises(ValueError, match="no encoder for texts"):
         alone.with_dictionary(words)
     for other, what in [
-        (dataclasses.replace(model, weights_hash="ab"), "weights_sha256: fitted with .*given ab"),
+        (dataclasses.replace(model, weights_hash="ab"), "weights_sha256: fitted with .*got ab"),
         (bj.load_model("bliss-jax/untrained", dtype="bfloat16"), "dtype: fitted with float32"),
         (bj.load_model("bliss-jax/tiny"), "weights_sha256"),
     ]:
@@ -332,7 +334,7 @@ def test_a_model_scores_images_and_is_checked_on_loading(model, pictures, tmp_pa
             bj.Detector.load(tmp_path / "det", other)
 
 
-def test_folders_and_data_sets_bring_labels_and_names(model, pictures, tmp_path):
+def test_folders_and_data_sets_supply_labels_and_class_names(model, pictures, tmp_path):
     from PIL import Image
 
     images, labels = pictures
@@ -346,13 +348,13 @@ def test_folders_and_data_sets_bring_labels_and_names(model, pictures, tmp_path)
     from_folder = bj.Detector.fit(model, tmp_path / "own", **options)
     from_dataset = bj.Detector.fit(model, dataset, **options)
     np.testing.assert_allclose(from_folder.score(images), from_dataset.score(images), rtol=1e-4)
-    # The folder's classes are found by name: here in another order than the detector's.
+    # The folder's classes are matched by name; their order differs from the detector's.
     reversed_ = bj.Detector.fit(model, images, labels, ("red", "blue"), calibration=0.0, **options)
     more = reversed_.update(tmp_path / "own")
     np.testing.assert_array_equal(more.moments.count, [24, 24])
     np.testing.assert_allclose(more.moments.mean, reversed_.moments.mean, atol=1e-6)
     (tmp_path / "own" / "red" / "00.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"1 images cannot be used:\n.*00\.png"):
+    with pytest.raises(ValueError, match=r"1 images cannot be read:\n.*00\.png"):
         bj.Detector.fit(model, tmp_path / "own", **options)
     skipped = bj.Detector.fit(model, tmp_path / "own", skip_unreadable=True, **options)
     assert len(skipped.provenance["images"]["unreadable"]) == 1
@@ -373,20 +375,20 @@ def few_embeddings(problem, rows):
     )
 
 
-def test_images_that_do_not_differ_are_warned_of(problem):
-    with pytest.warns(UserWarning, match="cat, dog, cow do not differ"):
+def test_identical_images_of_a_class_lead_to_a_warning(problem):
+    with pytest.warns(UserWarning, match="cat, dog, cow are identical"):
         det = few_embeddings(problem, [0, 1, 2])
     assert np.isfinite(det.score(problem.test)).all()
-    with pytest.warns(UserWarning, match="images of cat do not differ"):
+    with pytest.warns(UserWarning, match="images of cat are identical"):
         few_embeddings(problem, [0, 1, 2, 4, 5])
-    with pytest.warns(UserWarning, match="do not differ"):
+    with pytest.warns(UserWarning, match="are identical"):
         few_embeddings(problem, [0] * 30 + [1, 4, 2, 5])
     shrunk = det.with_settings(shrinkage=20.0)
     assert np.isfinite(shrunk.score(problem.test)).all()
 
 
-def test_one_word_one_class_one_image(problem):
-    with pytest.warns(UserWarning, match="do not differ"):
+def test_one_phrase_one_class_and_one_image_give_finite_scores(problem):
+    with pytest.warns(UserWarning, match="are identical"):
         det = bj.Detector.fit_embeddings(
             problem.train[:1], None, ["cat"], problem.label_embeddings[:1], ["word"],
             problem.dictionary_embeddings[:1], k=1,
@@ -399,8 +401,8 @@ def test_one_word_one_class_one_image(problem):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": None}, "labels: expected one for each image, since there are 3 classes"),
-        ({"labels": np.zeros(240, int)}, "normal images of every class, got none of dog, cow"),
+        ({"labels": None}, "labels: expected one per image, because there are 3 classes"),
+        ({"labels": np.zeros(240, int)}, "images of every normal class, got none of dog, cow"),
         ({"labels": np.full(240, 3)}, r"labels: expected values in 0\.\.2, got 3\.\.3"),
         ({"labels": np.zeros(5, int)}, r"labels: expected an integer \[240\] array"),
         ({"names": ("cat", "cat", "cow")}, "repeated: .'cat'"),
@@ -416,7 +418,7 @@ def test_one_word_one_class_one_image(problem):
         ({"calibration": -0.1}, "calibration: expected a share"),
     ],
 )
-def test_a_fit_refuses_what_does_not_fit(problem, change, message):
+def test_a_fit_rejects_invalid_arguments(problem, change, message):
     names, labels, words, dictionary = problem.texts()
     given = {"names": names, "words": words, "labels": problem.labels, "k": K} | change
     with pytest.raises(ValueError, match=message):
@@ -435,7 +437,7 @@ def test_a_fit_refuses_what_does_not_fit(problem, change, message):
         (lambda x: x.__imul__(2), "unit norm"),
     ],
 )
-def test_embeddings_that_are_none_are_refused_by_row(problem, detector, spoil, message):
+def test_invalid_embeddings_are_rejected_with_their_row(problem, detector, spoil, message):
     x = problem.test.copy()
     spoil(x)
     for ask in (
@@ -448,18 +450,18 @@ def test_embeddings_that_are_none_are_refused_by_row(problem, detector, spoil, m
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_questions_that_make_no_sense_are_refused(problem, detector):
+def test_methods_reject_invalid_arguments(problem, detector):
     with pytest.raises(ValueError, match=r"embeddings: expected \[n, 16\], got \[2, 8\]"):
         detector.score(reference.unit(np.ones((2, 8))).astype(np.float32))
     with pytest.raises(ValueError, match=r"score_files scores files"):
         detector.score("some/folder")
-    with pytest.raises(ValueError, match="no class 'bird' in this detector: cat, dog, cow"):
+    with pytest.raises(ValueError, match="no class 'bird'; its classes are cat, dog, cow"):
         detector.remove_class("bird")
-    with pytest.raises(ValueError, match="there is a class 'cat' already"):
+    with pytest.raises(ValueError, match="already has a class 'cat'"):
         detector.add_class("cat", problem.train[:5], label_embedding=problem.label_embeddings[0])
     with pytest.raises(ValueError, match="only class"):
         detector.remove_class("cat").remove_class("dog").remove_class("cow")
-    with pytest.raises(ValueError, match="a name for each of the 3 classes, got 2"):
+    with pytest.raises(ValueError, match=r"one name per class \(3\), got 2"):
         detector.with_labels(("a", "b"), problem.label_embeddings[:2])
     with pytest.raises(ValueError, match="k: expected an integer"):
         detector.with_dictionary(WORDS[:2], problem.dictionary_embeddings[:2])

@@ -1,4 +1,4 @@
-"""What may lie in a folder, or stand in a text, and must neither stop nor bloat a run."""
+"""Hostile files, folders and texts neither stop a run nor exhaust its memory."""
 
 import os
 import struct
@@ -48,7 +48,7 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
 
 TINY = ((256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1),
         (273, 4, 1, 400), (277, 3, 1, 1), (278, 3, 1, 4), (279, 4, 1, 16))  # fmt: skip
-"""Tags of a grey TIFF of 4 x 4 pixels: number, type, count, value."""
+"""Tags of a greyscale TIFF of 4 x 4 pixels: number, type, count, value."""
 
 
 def tiff(*tags: tuple[int, int, int, int], pages: int = 1) -> bytes:
@@ -58,25 +58,25 @@ def tiff(*tags: tuple[int, int, int, int], pages: int = 1) -> bytes:
 
 
 def bombs(folder: Path) -> list[Path]:
-    """Files of at most a few hundred kilobytes that ask for gigabytes."""
+    """Returns files of at most a few hundred kilobytes that would need gigabytes of memory."""
     much = zlib.compress(bytes(300 << 20), 9)
     made = {
         "pixels.png": png(30_000, 30_000),
         "text.png": png(8, 8, chunk(b"zTXt", b"a\0\0" + much)),
         "profile.png": png(8, 8, chunk(b"iCCP", b"a\0\0" + much)),
-        # A TIFF whose directory says that it has 65,535 entries, and whose strip is 4 GB.
+        # A TIFF whose directory claims 65,535 entries, and whose strip has 4 GB.
         "directory.tif": b"II*\0\x08\0\0\0\xff\xff"
         + b"\x17\x01\x04\0\x01\0\0\0\xff\xff\xff\xff" * 9,
     }
     made["tag.tif"] = tiff(*TINY, (34675, 7, 1 << 30, 4096))
     for name, content in made.items():
         (folder / name).write_bytes(content)
-    # The tag is there in full, in a file whose holes take no room on the disk.
+    # The file contains the whole tag, but it is sparse and takes no space on the disk.
     os.truncate(folder / "tag.tif", (1 << 30) + 4096)
     return [folder / name for name in made]
 
 
-def test_bombs_are_refused_by_name_in_bounded_memory(tmp_path):
+def test_decompression_bombs_are_rejected_by_name_in_bounded_memory(tmp_path):
     files = bombs(tmp_path)
     assert max(file.stat().st_blocks * 512 for file in files) < 1 << 20
     program = (
@@ -105,10 +105,10 @@ def test_bombs_are_refused_by_name_in_bounded_memory(tmp_path):
     assert len(said) == len(files)
     assert all(line.startswith("cannot read image ") for line in said)
     assert "900000000 pixels" in said[0] or "30000 x 30000 pixels" in said[0]
-    assert int(grown.split()[-1]) < 64 << 10, done.stdout  # kB: 64 MB, of gigabytes asked for
+    assert int(grown.split()[-1]) < 64 << 10, done.stdout  # kB: 64 MB
 
 
-def test_a_file_may_have_so_many_bytes_and_no_more(tmp_path):
+def test_a_file_may_have_at_most_max_bytes(tmp_path):
     file = tmp_path / "large.tif"
     file.write_bytes(tiff(*TINY) + bytes(400))
     os.truncate(file, MAX_BYTES)
@@ -118,7 +118,7 @@ def test_a_file_may_have_so_many_bytes_and_no_more(tmp_path):
         decode_image(file, "large.tif")
 
 
-def test_pages_are_not_counted_beyond_a_few(monkeypatch):
+def test_at_most_three_pages_of_a_tiff_are_visited(monkeypatch):
     from PIL import TiffImagePlugin
 
     seek, sought = TiffImagePlugin.TiffImageFile.seek, []
@@ -133,7 +133,7 @@ def test_pages_are_not_counted_beyond_a_few(monkeypatch):
     assert max(sought) == 3
 
 
-def test_of_an_archive_only_its_own_files_are_read_and_nothing_is_written(tmp_path):
+def test_only_regular_members_of_an_archive_are_read_and_nothing_is_written(tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     folder = tmp_path / "in"
     folder.mkdir()
@@ -162,7 +162,7 @@ def test_of_an_archive_only_its_own_files_are_read_and_nothing_is_written(tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_pipes_links_and_what_vanishes_are_rows(detector, tmp_path, monkeypatch):
+def test_pipes_links_and_vanished_files_get_rows_with_a_reason(detector, tmp_path, monkeypatch):
     outside = picture(tmp_path / "outside.png")
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_pipes_links_and_what_vanishes_are_rows(detector, tmp_path, monkeypatch)
     (folder / "sub" / "up").symlink_to(folder)
     opened = Path.open
 
-    def deny(self, *arguments, **options):  # the tests may run as root, whom nothing is denied
+    def deny(self, *arguments, **options):  # root may read any file, so chmod would not deny it
         if self.name == "secret.png":
             raise PermissionError(13, "Permission denied")
         return opened(self, *arguments, **options)
@@ -185,7 +185,7 @@ def test_pipes_links_and_what_vanishes_are_rows(detector, tmp_path, monkeypatch)
     monkeypatch.setattr(Path, "open", deny)
     found = find_files([folder, folder / "pipe.png", tmp_path / "never.png"])
     paths = []
-    for file in found:  # what is listed may be gone when it is read
+    for file in found:  # a listed file may be gone when it is read
         paths.append(file.path)
         (folder / "gone.png").unlink(missing_ok=True)
     rows = {}
@@ -209,7 +209,7 @@ def test_pipes_links_and_what_vanishes_are_rows(detector, tmp_path, monkeypatch)
     assert str(folder / "gone.png") in paths
 
 
-def test_rows_come_in_order_whatever_the_batch(detector, tmp_path):
+def test_rows_are_in_order_for_every_batch_size(detector, tmp_path):
     for i in range(23):
         picture(tmp_path / f"{i:02d}.png", seed=i)
         if i % 5 == 0:
@@ -225,9 +225,7 @@ def test_rows_come_in_order_whatever_the_batch(detector, tmp_path):
             assert a.score is None or np.isclose(a.score, b.score, rtol=1e-3, atol=1e-3)
 
 
-def test_an_error_of_the_source_is_raised_and_a_reader_that_stops_leaves_no_thread(
-    detector, tmp_path
-):
+def test_an_error_of_the_path_iterator_is_raised_after_the_rows_before_it(detector, tmp_path):
     def names():
         yield picture(tmp_path / "a.png")
         raise RuntimeError("the source broke")
@@ -242,7 +240,7 @@ def test_an_error_of_the_source_is_raised_and_a_reader_that_stops_leaves_no_thre
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_files_are_listed_in_order_in_little_memory(tmp_path):
+def test_a_hundred_thousand_files_are_listed_in_order_in_less_than_60_megabytes(tmp_path):
     number = 100_000
     (tmp_path / "one").mkdir()
     for i in range(number):
@@ -263,7 +261,7 @@ def test_a_hundred_thousand_files_are_listed_in_order_in_little_memory(tmp_path)
         dataset.images[number - 1]
 
 
-def test_a_caption_of_a_megabyte_is_refused_or_cut():
+def test_a_caption_of_a_megabyte_is_rejected_or_truncated():
     model = bj.load_model("bliss-jax/tiny")
     caption = "a photo of a cat and " * 50_000
     with pytest.raises(ValueError, match="more than the context of 77"):
@@ -274,7 +272,7 @@ def test_a_caption_of_a_megabyte_is_refused_or_cut():
     np.testing.assert_allclose(cut, same, atol=1e-6)
 
 
-def test_a_file_that_is_replaced_is_whole_one_or_the_other(tmp_path):
+def test_a_replaced_file_is_read_as_the_new_file(tmp_path):
     file = picture(tmp_path / "a.png", seed=1)
     first = decode_image(file, "a.png")
     picture(tmp_path / "b.png", seed=2).replace(file)

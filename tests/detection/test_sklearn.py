@@ -1,4 +1,4 @@
-"""BLISS by scikit-learn's conventions: its own checks, and the facts that they do not look at."""
+"""BlissOutlierDetector passes scikit-learn's checks, and its scores are those of BLISS."""
 
 import doctest
 import pickle
@@ -26,24 +26,27 @@ from bliss_jax.detection import sklearn as outlier_detector
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "scikit-learn.md"
 
-ZERO_ROW = {"check_estimators_dtypes": "its integer X holds rows of zeros, which have no direction"}
+ZERO_ROW = {
+    "check_estimators_dtypes": "its integer X has rows of zeros, which cannot be normalised"
+}
 NO_CLASSES = dict.fromkeys(
     ("check_outliers_fit_predict", "check_outliers_train"),
-    "it fits without y, which says the class of each row",
+    "it fits without y, which holds the class of each row",
 )
 EXCEPTIONS = {"all": ZERO_ROW, "several labels": NO_CLASSES}
-"""Checks of scikit-learn that do not pass, with which labels, and why; the documentation lists them."""
+"""Checks of scikit-learn that fail, by the labels of the detector, with the reason. The documentation lists
+the same."""
 
 CHECKED_DIMS = (1, 2, 3, 4, 5, 10)
-"""Of the data that scikit-learn's checks bring: texts have a dimension, which X must have too."""
+"""Dimensions of the data in scikit-learn's checks. The checked detector's texts have the same dimension."""
 
 C, D, M, N = 4, 24, 60, 320
 
 
 class Data:
-    """Images around one direction, texts around another, classes at offsets that both share.
+    """Images around one direction, texts around another, and class offsets that both share.
 
-    Classes 3, which has a label, and 4, which has none, are anomalies.
+    Class 3, which has a label, and class 4, which has none, are anomalies.
     """
 
     def __init__(self, seed=0):
@@ -62,7 +65,7 @@ class Data:
         return BlissOutlierDetector(**given | parameters)
 
     def bliss(self, x, shrinkage=0.0, **settings):
-        """What the library's functions give, with a mask for the class of which there is no row."""
+        """Returns the scores of the library's functions, with a mask for the class without rows."""
         normal = self.y >= 0
         moments = bj.fit_moments(self.x[normal], self.y[normal], num_classes=C)
         mask = np.asarray(moments.count) > 0
@@ -99,14 +102,14 @@ def texts(kind, dim):
 
 
 @pytest.mark.parametrize("kind", ["dictionary", "several labels"])
-def test_scikit_learns_checks_with_texts_of_the_dimension_of_their_data(kind):
-    """Each check passes for the dimension of its X, but for the exceptions, which pass for none."""
+def test_scikit_learns_checks_pass_with_texts_of_the_dimension_of_their_data(kind):
+    """Each check passes for the dimension of its X, except the listed ones, which pass for none."""
     statuses = defaultdict(set)
     for dim in CHECKED_DIMS:
         detector = BlissOutlierDetector(**texts(kind, dim))
         for result in check_estimator(detector, on_fail=None, on_skip=None):
             statuses[result["check_name"]].add(result["status"])
-    # Skipped for want of another package, a check has neither failed nor passed.
+    # A check that is skipped because of a missing package has neither failed nor passed.
     failed = {check for check, found in statuses.items() if found == {"failed"}}
     assert failed == {*ZERO_ROW, *EXCEPTIONS.get(kind, {})}
     assert sum("passed" in found for found in statuses.values()) > 35
@@ -119,15 +122,15 @@ def test_with_one_label_the_checks_that_fit_without_y_pass():
             assert result["status"] == "passed", result["exception"]
 
 
-def test_the_page_lists_the_exceptions():
+def test_the_documentation_lists_the_checks_that_fail():
     rows = re.findall(r"^\| `(check_\w+)` \| (.+?) \| (.+?) \|$", PAGE.read_text(), re.MULTILINE)
     stated = [(check, kind, why) for kind in EXCEPTIONS for check, why in EXCEPTIONS[kind].items()]
     assert rows == stated
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float16, np.float32, np.float64])
-def test_any_dtype_without_rows_of_zeros(dtype):
-    """What the excepted check is about."""
+def test_scores_are_the_same_for_every_dtype(dtype):
+    """This is the fact of the excepted check, on data without rows of zeros."""
     x = np.random.default_rng(0).integers(1, 9, (20, 5)).astype(dtype)
     y = np.tile([1, 2], 10)
     scores = BlissOutlierDetector().fit(x, y).score_samples(x)
@@ -154,7 +157,7 @@ def test_score_samples_is_minus_the_equation(data, fitted):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 5.0])
-def test_without_a_dictionary_it_is_the_internal_part(data, shrinkage):
+def test_without_a_dictionary_the_score_is_the_internal_part(data, shrinkage):
     detector = BlissOutlierDetector(data.labels, shrinkage=shrinkage).fit(data.x, data.y)
     labels = data.labels[:3]
     internal = bj.internal_class_score(data.x, labels, detector.moments_, shrinkage=shrinkage)
@@ -164,7 +167,7 @@ def test_without_a_dictionary_it_is_the_internal_part(data, shrinkage):
     np.testing.assert_array_equal(other.score_samples(data.x), detector.score_samples(data.x))
 
 
-def test_without_labels_the_directions_of_the_means_take_their_place(data):
+def test_without_labels_the_normalised_class_means_replace_them(data):
     plain = BlissOutlierDetector(dictionary_embeddings=data.words).fit(data.x, data.y)
     means = [data.x[data.y == c].mean(axis=0, dtype=np.float64) for c in range(3)]
     np.testing.assert_allclose(plain.label_embeddings_, reference.unit(means), atol=1e-6)
@@ -183,8 +186,8 @@ def test_higher_is_more_normal(data, fitted):
     )
 
 
-def test_a_row_s_score_depends_on_no_other_row(data, fitted):
-    """To the last bit: what is alone, among others, or in another place of another block."""
+def test_the_score_of_a_row_does_not_depend_on_other_rows(data, fitted):
+    """Scores are bit-identical for a row alone, among other rows, and in another place of another block."""
     scores = fitted.score_samples(data.x)
     order = np.random.default_rng(1).permutation(N)
     np.testing.assert_array_equal(fitted.score_samples(data.x[order]), scores[order])
@@ -193,15 +196,15 @@ def test_a_row_s_score_depends_on_no_other_row(data, fitted):
         np.testing.assert_array_equal(fitted.score_samples(data.x[row : row + 1]), scores[[row]])
 
 
-def test_scaling_rows_and_texts_changes_nothing(data, fitted):
-    """By powers of two, without rounding, also where squares leave the range of float64."""
+def test_scaling_rows_and_texts_changes_no_score(data, fitted):
+    """The factors are powers of two, so nothing is rounded; some squares leave the range of float64."""
     factor = 2.0 ** np.random.default_rng(2).integers(-600, 600, (N, 1))
     scaled = BlissOutlierDetector(data.labels * 4, data.words / 8).fit(data.x * factor, data.y)
     for x in (data.x, data.x.astype(np.float64) * factor):
         np.testing.assert_array_equal(scaled.score_samples(x), fitted.score_samples(data.x))
 
 
-def test_float64_gives_no_warning(data):
+def test_float64_input_leads_to_no_warning(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         detector = BlissOutlierDetector(
@@ -210,7 +213,7 @@ def test_float64_gives_no_warning(data):
         detector.fit(data.x.astype(np.float64), data.y).predict(data.x.astype(np.float64))
 
 
-def test_lists_and_jax_arrays_are_arrays(data, fitted):
+def test_lists_and_jax_arrays_are_accepted_as_arrays(data, fitted):
     given = BlissOutlierDetector(data.labels.tolist(), jnp.asarray(data.words))
     given.fit(jnp.asarray(data.x), data.y.tolist())
     np.testing.assert_array_equal(
@@ -221,7 +224,7 @@ def test_lists_and_jax_arrays_are_arrays(data, fitted):
 # Classes and known anomalies
 
 
-def test_known_anomalies_take_no_part_in_the_fit(data, fitted):
+def test_known_anomalies_are_excluded_from_the_fit(data, fitted):
     normal = data.y >= 0
     without = data.detector().fit(data.x[normal], data.y[normal])
     np.testing.assert_array_equal(without.score_samples(data.x), fitted.score_samples(data.x))
@@ -238,8 +241,8 @@ def test_a_class_without_rows_is_not_normal(data, fitted):
     assert (detector.score_samples(data.x) <= fitted.score_samples(data.x) + 1e-4).all()
 
 
-def test_one_class_needs_no_y_and_takes_scikit_learns_signs(data):
-    """1 for normal rows and -1 for outliers, as `predict` gives them, are a class and known anomalies."""
+def test_one_class_needs_no_y_and_accepts_scikit_learns_signs(data):
+    """1 for normal rows and -1 for outliers, as `predict` returns them, are one class and known anomalies."""
     x = data.x[data.y >= 0]
     none = BlissOutlierDetector(dictionary_embeddings=data.words).fit(x)
     assert none.normal_classes_.tolist() == [0]
@@ -249,7 +252,7 @@ def test_one_class_needs_no_y_and_takes_scikit_learns_signs(data):
     np.testing.assert_array_equal(signed.score_samples(data.x), none.score_samples(data.x))
 
 
-def test_whole_numbers_in_floats_are_classes(data, fitted):
+def test_integral_floats_are_accepted_as_classes(data, fitted):
     floats = data.detector().fit(data.x, data.y.astype(np.float64))
     np.testing.assert_array_equal(floats.score_samples(data.x), fitted.score_samples(data.x))
 
@@ -283,7 +286,7 @@ def test_clone_and_set_params(data, fitted):
     np.testing.assert_array_equal(copy.score_samples(data.x), expected.score_samples(data.x))
 
 
-def test_parameters_count_from_the_next_fit_on(data):
+def test_changed_parameters_take_effect_at_the_next_fit(data):
     detector = data.detector().fit(data.x, data.y)
     before = detector.score_samples(data.x)
     detector.set_params(k=3, weight=2.0, shrinkage=9.0, dictionary_embeddings=None)
@@ -291,12 +294,12 @@ def test_parameters_count_from_the_next_fit_on(data):
     assert not np.array_equal(detector.fit(data.x, data.y).score_samples(data.x), before)
 
 
-def test_pickled_it_scores_the_same(data, fitted):
+def test_a_pickled_detector_predicts_the_same(data, fitted):
     loaded = pickle.loads(pickle.dumps(fitted))  # noqa: S301
     np.testing.assert_array_equal(loaded.predict(data.x), fitted.predict(data.x))
 
 
-def test_in_a_pipeline(data, fitted):
+def test_a_pipeline_scores_as_the_detector_alone(data, fitted):
     pipeline = make_pipeline(Normalizer(), data.detector()).fit(3 * data.x, data.y)
     scores = pipeline.score_samples(5 * data.x)
     np.testing.assert_allclose(scores, fitted.score_samples(data.x), rtol=1e-4, atol=1e-4)
@@ -309,8 +312,8 @@ def normal_is_positive(detector, x, y):
     return roc_auc_score(y != -1, detector.score_samples(x))
 
 
-def test_grid_search_over_k_and_weight(data):
-    """Each cell is the AUROC of fits and tests by hand, and the best one is refitted."""
+def test_grid_search_over_k_and_weight_equals_fits_by_hand(data):
+    """Each cell is the mean AUROC over the folds, and the best cell is fitted again."""
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     grid = {"k": [1, 10], "weight": [0.0, 0.5, 2.0]}
     search = GridSearchCV(data.detector(), grid, scoring=normal_is_positive, cv=folds)
@@ -327,8 +330,8 @@ def test_grid_search_over_k_and_weight(data):
     np.testing.assert_array_equal(search.predict(data.x), best.predict(data.x))
 
 
-def test_grid_search_by_name_where_there_is_one_class(data):
-    """`scoring="roc_auc"` reads 0 against -1 as scikit-learn does: the larger is positive."""
+def test_grid_search_by_roc_auc_works_with_one_class(data):
+    """`scoring="roc_auc"` takes the larger of 0 and -1 as the positive class, as scikit-learn does."""
     kept = (data.true == 0) | (data.true > 2)
     x, y = data.x[kept], np.where(data.true[kept] == 0, 0, -1)
     detector = BlissOutlierDetector(data.labels[:1], data.words)
@@ -340,7 +343,7 @@ def test_grid_search_by_name_where_there_is_one_class(data):
     assert areas[0] == areas[1] > 0.9
 
 
-# What is refused
+# Rejected arguments
 
 
 @pytest.mark.parametrize(
@@ -359,11 +362,11 @@ def test_grid_search_by_name_where_there_is_one_class(data):
         ({"dictionary_embeddings": np.ones((M, 3))}, r"dictionary_embeddings: .* got \[60, 3\]"),
         ({"dictionary_embeddings": np.ones(D)}, "Expected 2D array"),
         ({"dictionary_embeddings": np.ones((0, D))}, "minimum of 1 is required"),
-        ({"dictionary_embeddings": np.eye(M, D)}, "dictionary_embeddings: row 24 is zero"),
+        ({"dictionary_embeddings": np.eye(M, D)}, "dictionary_embeddings: row 24 is zero, so it"),
         ({"label_embeddings": np.full((C, D), np.nan)}, "contains NaN"),
     ],
 )  # fmt: skip
-def test_refused_parameters(data, unchecked, change, message):
+def test_invalid_parameters_are_rejected(data, unchecked, change, message):
     with pytest.raises(ValueError, match=message):
         data.detector(**change).fit(data.x, data.y)
 
@@ -371,7 +374,7 @@ def test_refused_parameters(data, unchecked, change, message):
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (None, "y: expected the class of each row, since label_embeddings has 4 rows; got None"),
+        (None, "y: expected the class of each row, because label_embeddings has 4 rows; got None"),
         (np.full(N, -1), "y: expected at least one normal row, got -1 .* for all 320"),
         (np.arange(N) % 5, r"y: expected integers in -1..3, got 0..4"),
         (np.arange(N) % 4 - 2, r"y: expected integers in -1..3, got -2..1"),
@@ -383,17 +386,17 @@ def test_refused_parameters(data, unchecked, change, message):
         (np.zeros((N, 2), int), "y should be a 1d array"),
     ],
 )
-def test_refused_classes(data, y, message):
+def test_invalid_classes_are_rejected(data, y, message):
     with pytest.raises(ValueError, match=message):
         data.detector().fit(data.x, y)
 
 
-def test_refused_classes_without_labels(data):
+def test_invalid_classes_are_rejected_without_labels(data):
     with pytest.raises(ValueError, match=r"y: expected integers of at least -1, got -2\.\.1"):
         BlissOutlierDetector().fit(data.x, np.arange(N) % 4 - 2)
 
 
-def test_refused_rows(data, fitted):
+def test_invalid_rows_are_rejected(data, fitted):
     for position, value, message in [(7, 0.0, "X: row 7 is zero"), (8, np.nan, "X contains NaN")]:
         x = data.x.copy()
         x[position] = value
@@ -406,8 +409,8 @@ def test_refused_rows(data, fitted):
         fitted.predict(data.x[:0])
 
 
-def test_a_mean_of_zero_has_no_direction():
-    """Rows and their opposites; class 1 is the one that is named."""
+def test_a_class_mean_of_zero_is_rejected():
+    """Class 1 holds rows and their negatives."""
     x = np.random.default_rng(0).normal(size=(30, 5))
     x, y = np.concatenate([x + 3, x, -x]), np.repeat([0, 1], [30, 60])
     with pytest.raises(ValueError, match=r"rows of class 1 have the mean zero.*label_embeddings"):
@@ -428,8 +431,8 @@ def test_the_example_in_the_docstring_runs():
 
 
 @pytest.mark.shared_data
-def test_a_grid_on_embeddings_of_clip(shared):
-    """CIFAR-10, six classes normal: with the dictionary's part AUROC is higher than without it."""
+def test_grid_search_on_clip_embeddings_prefers_the_external_part(shared):
+    """CIFAR-10 with six normal classes."""
     file = np.load(shared / "data" / "clip_vitb32_cifar10_embeddings.npz")
     y = np.where(file["labels"] < 6, file["labels"], -1)
     words = file["text_emb"][file["text_source"] == "imagenet1k"]
