@@ -1,4 +1,4 @@
-"""Files on disk, without knowledge of their content: atomic writes, sealed files, package versions."""
+"""Generic file storage: atomic writes, sealed files and package versions."""
 
 from bliss_jax import _lazy_exports
 

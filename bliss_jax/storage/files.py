@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic file writes: a file is written completely or not at all."""
 
 import os
 import tempfile
@@ -9,22 +9,29 @@ from typing import BinaryIO
 
 
 def check_writable(path: Path) -> None:
-    """Raises ValueError unless a file could be made at `path`: before the work, not after it."""
+    """Checks that a file can be created at `path`, so that a long computation fails before it starts.
+
+    Raises:
+        ValueError: `path` is a folder, or its parent folder does not exist or is read-only.
+    """
     folder = path.parent
     if not folder.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {folder}")
+        raise ValueError(f"cannot write {path}: there is no folder {folder}; create it first")
     if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder")
+        raise ValueError(f"cannot write {path}: it is a folder; give the path of a file")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"cannot write {path}: the folder {folder} is read-only")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` when the block ends well, and vanishes when not.
+    """Opens a temporary file that replaces `path` if the block succeeds and is deleted if it fails.
 
-    It lies beside `path`, so that the replacement is one rename on one file system; an earlier file of
-    that name stays until then, and stays if anything fails.
+    The temporary file is in the same folder as `path`, so the replacement is one rename within one file
+    system. An existing file at `path` stays unchanged until then, and also if the block fails.
+
+    Raises:
+        ValueError: no file can be created at `path` (see `check_writable`).
     """
     check_writable(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -34,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp gives a file that only its owner can read
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates a file that only its owner can read
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -42,7 +49,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+    """Returns the umask of the process. The only way to read it is to set it and restore it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

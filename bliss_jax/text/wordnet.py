@@ -1,13 +1,13 @@
 """Noun phrases of WordNet 3.0, read from its file `data.noun`.
 
-A line of that file describes one synset, by its byte offset, two fields not used here, the number of
-lemmas in hexadecimal, and then each lemma followed by a sense number:
+Each line of the file describes one synset (a set of synonyms). The fields are its byte offset, two fields
+that are not used here, the number of lemmas in hexadecimal, and each lemma followed by a sense number:
 
     01440764 05 n 02 tench 0 Tinca_tinca 0 002 @ 01440160 n 0000 #m 01440467 n 0000 | gloss
 
-The offset is also the synset's identity: ImageNet calls this one n01440764. Lemmas keep WordNet's
-spelling and case; underscores become blanks. (WordNet's syntactic markers, such as "(p)", occur at
-adjectives only.)
+The byte offset also identifies the synset: ImageNet's identifier (wnid) of this one is n01440764. Lemmas
+keep WordNet's spelling and case; underscores are replaced by spaces. (WordNet's syntactic markers, such
+as "(p)", occur only with adjectives.)
 
 Source: Fellbaum (ed.), WordNet: an electronic lexical database, 1998; format: wndb(5WN).
 """
@@ -16,18 +16,21 @@ from collections.abc import Mapping, Sequence
 
 
 def read_noun_synsets(data_noun: bytes) -> dict[int, tuple[str, ...]]:
-    """The lemmas of every noun synset, by the synset's byte offset, in the order of the file.
+    """Reads the lemmas of every noun synset.
 
     Args:
-        data_noun: the content of WordNet's `data.noun`.
+        data_noun: Content of WordNet's `data.noun`.
+
+    Returns:
+        A mapping from each synset's byte offset to its lemmas, in the order of the file.
 
     Raises:
-        ValueError: a line does not begin with its own byte offset, so the file is not intact.
+        ValueError: a line does not begin with its own byte offset, so the file is damaged.
     """
     synsets = {}
     offset = 0
     for number, line in enumerate(data_noun.split(b"\n"), start=1):
-        if line and not line.startswith(b"  "):  # The licence is indented.
+        if line and not line.startswith(b"  "):  # The lines of the licence are indented.
             fields = line.split(b" ")
             if fields[0] != b"%08d" % offset:
                 raise ValueError(
@@ -41,7 +44,7 @@ def read_noun_synsets(data_noun: bytes) -> dict[int, tuple[str, ...]]:
 
 
 def read_licence(data_noun: bytes) -> str:
-    """WordNet's licence, which opens `data.noun` as indented and numbered lines."""
+    """Returns WordNet's licence, the indented and numbered lines at the start of `data.noun`."""
     licence = [line[4:].strip() for line in data_noun.split(b"\n") if line.startswith(b"  ")]
     return b"\n".join(licence).decode("ascii").strip() + "\n"
 
@@ -49,19 +52,23 @@ def read_licence(data_noun: bytes) -> str:
 def phrases_of_wnids(
     synsets: Mapping[int, tuple[str, ...]], wnids: Sequence[str]
 ) -> tuple[str, ...]:
-    """All lemmas of the synsets named by `wnids` ("n01440764"), in order, repeats kept.
+    """Returns all lemmas of the given synsets, in order; repeated lemmas are kept.
+
+    Args:
+        synsets: Lemmas by byte offset, as `read_noun_synsets` returns them.
+        wnids: Identifiers of synsets, e.g. "n01440764".
 
     Raises:
-        ValueError: a wnid is no noun synset of this WordNet.
+        ValueError: a wnid is not a noun synset of this WordNet.
     """
     phrases: list[str] = []
     for wnid in wnids:
         if wnid[:1] != "n" or not wnid[1:].isdecimal() or int(wnid[1:]) not in synsets:
-            raise ValueError(f"{wnid!r} is no noun synset of this WordNet")
+            raise ValueError(f"{wnid!r} is not a noun synset of this WordNet")
         phrases += synsets[int(wnid[1:])]
     return tuple(phrases)
 
 
 def noun_phrases(synsets: Mapping[int, tuple[str, ...]]) -> tuple[str, ...]:
-    """Every noun lemma once, in the order of first occurrence; spellings in other case stay."""
+    """Returns each distinct noun lemma once, in the order of first occurrence; case is significant."""
     return tuple(dict.fromkeys(lemma for lemmas in synsets.values() for lemma in lemmas))

@@ -1,4 +1,4 @@
-"""Files are written as a whole or not at all, and sealed content is returned as it was sealed."""
+"""Atomic writes replace a file completely or not at all; sealed content is restored or refused."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from bliss_jax.storage import check_writable, replacing, seal, unseal
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path):
+def test_the_earlier_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"earlier")
     with replacing(path) as file:
@@ -16,7 +16,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_error_keeps_the_earlier_file_and_leaves_nothing_else(tmp_path):
+def test_an_interrupted_write_keeps_the_earlier_file_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"earlier")
     with pytest.raises(KeyboardInterrupt), replacing(path) as file:
@@ -26,14 +26,14 @@ def test_an_error_keeps_the_earlier_file_and_leaves_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+def test_check_writable_refuses_a_missing_folder_and_a_folder_as_the_file(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         check_writable(tmp_path / "missing" / "file")
     with pytest.raises(ValueError, match="it is a folder"):
         check_writable(tmp_path)
 
 
-def test_sealed_content_comes_back_as_it_was():
+def test_unseal_returns_the_description_and_arrays_given_to_seal():
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1], np.int32)}
     description, restored = unseal("kind", seal("kind", {"name": "x", "list": [1, 2]}, arrays))
     assert description == {"name": "x", "list": [1, 2]}
@@ -48,7 +48,7 @@ def test_sealed_content_of_another_kind_is_refused():
 
 
 @pytest.mark.parametrize("position", range(0, 100, 7))
-def test_a_changed_byte_is_refused(position):
+def test_unseal_refuses_content_with_a_changed_byte(position):
     content = bytearray(seal("kind", {"name": "x"}, {"a": np.zeros(16, np.float32)}))
     content[position - 100] ^= 1
     with pytest.raises(ValueError, match=r"damaged|not|kind"):

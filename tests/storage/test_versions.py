@@ -1,4 +1,4 @@
-"""Versions that a result records."""
+"""The versions recorded with a result are those of the installed packages."""
 
 from importlib.metadata import version
 
