@@ -1,14 +1,14 @@
-"""CLIP's two towers, after Radford et al. (2021), in the parameter layout of `FlaxCLIPModel`.
+"""The two towers of CLIP (Radford et al. 2021) in the parameter layout of `FlaxCLIPModel`.
 
     image embedding = unit_norm(projection(post_layernorm(x[:, 0])))
     text embedding  = unit_norm(projection(final_layer_norm(x)[end of text]))
 
-where x is the last layer's output: over a class token and patches in the vision tower, over
-tokens under a causal mask in the text tower. The sizes are read from a checkpoint's `config.json`,
-so OpenAI's models and those of LAION, DataComp and MetaCLIP differ in the configuration only.
+where x is the output of the last layer. The vision tower processes a class token and the patches; the
+text tower processes tokens under a causal mask. The sizes are read from a checkpoint's `config.json`,
+so the models of OpenAI, LAION, DataComp and MetaCLIP differ only in their configuration.
 """
 
-# ruff: noqa: D102 (what a Flax module's `setup` and `__call__` do, its class says)
+# ruff: noqa: D102 (the docstring of a Flax module's class describes `setup` and `__call__`)
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +35,11 @@ from bliss_jax.models.layers import (
 
 @dataclass(frozen=True)
 class CLIPTextConfig(TextConfig):
-    """A text tower and the token at which it is pooled.
+    """Sizes of a text tower and the id of the token at which it is pooled.
 
-    `eos_token_id` 2 is what early configurations say by mistake. It means: pool at the largest id
-    of the row, which is the end of text in OpenAI's vocabulary. Any other value: pool at its first
-    occurrence. Both are transformers' conventions.
+    Early configurations of CLIP contain `eos_token_id` 2 by mistake. With this value each row is pooled at
+    its largest id, which is the end-of-text token in OpenAI's vocabulary. With any other value each row is
+    pooled at the first occurrence of that id. transformers has the same two conventions.
     """
 
     eos_token_id: int
@@ -52,10 +52,11 @@ class CLIPTextConfig(TextConfig):
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers, the size of the joint space, and the dtype of the matrix products.
+    """Configuration of both towers, the size of the joint space, and the dtype of the matrix products.
 
-    Frozen and hashable: a static argument under `jax.jit`. `dataclasses.replace(config,
-    dtype="bfloat16")` switches to the fast path; see `bliss_jax.models.layers`.
+    The class is frozen and hashable, so it can be a static argument of `jax.jit`.
+    `dataclasses.replace(config, dtype="bfloat16")` selects the faster precision described in
+    `bliss_jax.models.layers`.
     """
 
     vision: VisionConfig
@@ -65,7 +66,7 @@ class CLIPConfig:
 
     @classmethod
     def from_transformers(cls, config: Any, dtype: Dtype = "float32") -> "CLIPConfig":
-        """From transformers' `CLIPConfig`, which fills in what old checkpoints leave out."""
+        """Reads transformers' `CLIPConfig`, which fills in fields that old checkpoints omit."""
         return cls(
             vision=read_fields(VisionConfig, config.vision_config),
             text=read_fields(CLIPTextConfig, config.text_config),
@@ -79,30 +80,30 @@ class CLIPConfig:
         return self.projection_dim
 
     def module(self) -> "CLIP":
-        """The Flax module of this configuration."""
+        """Returns the Flax module of this configuration."""
         return CLIP(self)
 
     def used_lengths(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
-        """How many tokens of each row its embedding depends on: those up to the end of text.
+        """Returns the number of tokens of each row that its embedding depends on.
 
-        Under the causal mask no position sees a later one.
+        These are the tokens up to the end of text: the causal mask hides later ones.
         """
         return np.asarray(end_of_text(jnp.asarray(tokens), self.text.eos_token_id)) + 1
 
     @property
     def prefix_can_be_shared(self) -> bool:
-        """Whether what rows begin with has states of its own, whatever follows."""
+        """Whether a shared prefix can be encoded once (true under a causal mask)."""
         return True
 
 
 def end_of_text(tokens: Int[Array, "n length"], eos_token_id: int) -> Int[Array, " n"]:
-    """The position at which each row is pooled; position 0 where a row has no end-of-text token."""
+    """Returns the position at which each row is pooled; 0 for a row without an end-of-text token."""
     where = tokens if eos_token_id == 2 else tokens == eos_token_id
     return jnp.argmax(where, axis=1).astype(jnp.int32)
 
 
 class VisionEmbeddings(nn.Module):
-    """A class token before the patches, plus position embeddings."""
+    """The embeddings of a class token and of the patches, plus position embeddings."""
 
     config: VisionConfig
     dtype: Dtype
@@ -119,7 +120,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels to the pooled class token, before projection."""
+    """The vision tower. It maps pixels to the pooled class token before the projection."""
 
     config: VisionConfig
     dtype: Dtype
@@ -127,7 +128,7 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n width"]:
         x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels)
-        # Not our misspelling: the name in every published checkpoint.
+        # Published checkpoints contain this misspelling.
         x = layer_norm(self.config, "pre_layrnorm")(x)
         class_token = jnp.zeros(len(x), jnp.int32)
         x = Encoder(self.config, self.dtype, name="encoder")(x, position=class_token)
@@ -135,7 +136,7 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Tokens to the state at the end of text, before projection."""
+    """The text tower. It maps tokens to the state at the end of text before the projection."""
 
     config: CLIPTextConfig
     dtype: Dtype
@@ -159,7 +160,7 @@ class TextTower(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers with their projections; `logit_scale` is the log of the learned temperature."""
+    """Both towers with their projections. `logit_scale` is the logarithm of the loss's logit scale."""
 
     config: CLIPConfig
 
@@ -172,18 +173,18 @@ class CLIP(nn.Module):
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
     def encode_image(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n dim"]:
-        """Preprocessed pixels to unit-norm embeddings."""
+        """Computes unit-norm embeddings of preprocessed pixels."""
         check_pixels(pixels, self.config.vision)
         return unit_norm(self.visual_projection(self.vision_model(pixels)))
 
     def encode_text(
         self, tokens: Int[Array, "n length"], prefix: Int[Array, " prefix"] | None = None
     ) -> Float[Array, "n dim"]:
-        """Token ids, up to the context in length, to unit-norm embeddings; `prefix` precedes them all."""
+        """Computes unit-norm embeddings of token ids; `prefix`, if given, precedes each row."""
         return unit_norm(self.text_projection(self.text_model(tokens, prefix)))
 
     def __call__(
         self, pixels: Float[Array, "images size size 3"], tokens: Int[Array, "texts length"]
     ) -> tuple[Float[Array, "images dim"], Float[Array, "texts dim"]]:
-        """Both embeddings; what initialisation runs through."""
+        """Computes both embeddings. Parameter initialisation runs this method."""
         return self.encode_image(pixels), self.encode_text(tokens)

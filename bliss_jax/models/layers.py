@@ -1,21 +1,21 @@
-"""What the towers of CLIP and SigLIP share: a pre-norm transformer after Dosovitskiy et al. (2021).
+"""Layers shared by the towers of CLIP and SigLIP: a pre-norm transformer (Dosovitskiy et al. 2021).
 
-Each layer computes, with one residual stream x [n, length, width] that stays in float32,
+Each layer updates one residual stream x [n, length, width], which stays in float32:
 
     x <- x + attention(layer_norm(x))          x <- x + mlp(layer_norm(x))
 
-Parameters carry the names of transformers' Flax models (`kernel` [in, out], `scale`, `bias`,
-`embedding`), so that their checkpoints are our parameter trees.
+Parameters have the names of transformers' Flax models (`kernel` [in, out], `scale`, `bias`,
+`embedding`), so checkpoints of those models are parameter trees of this library.
 
-Precision is one word, `dtype`, which concerns the matrix products and nothing else:
+The option `dtype` sets the precision of the matrix products and of nothing else:
 
-- `"float32"` is the reference: float32 operands, `precision=HIGHEST`, on every kind of device.
-- `"bfloat16"` is the fast path: both operands in bfloat16, accumulation and result in float32.
+- `"float32"` is the reference: float32 operands and `precision=HIGHEST` on every kind of device.
+- `"bfloat16"` is faster: both operands are bfloat16, accumulation and result are float32.
 
-Layer norms, softmax, activations and the residual stream are float32 in both.
+Layer norms, softmax, activations and the residual stream are float32 with either option.
 """
 
-# ruff: noqa: D102 (what a Flax module's `setup` and `__call__` do, its class says)
+# ruff: noqa: D102 (the docstring of a Flax module's class describes `setup` and `__call__`)
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -31,11 +31,11 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The activation of OpenAI's CLIP: x sigmoid(1.702 x), an approximation of GELU."""
+    """Computes x sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP uses."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# The names are transformers' `hidden_act`.
+# The keys are the values of transformers' `hidden_act`.
 ACTIVATIONS = {
     "quick_gelu": quick_gelu,
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -48,7 +48,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes of one transformer; the field names are those of a checkpoint's `config.json`."""
+    """Sizes of one transformer. The fields have the names used in a checkpoint's `config.json`."""
 
     hidden_size: int
     intermediate_size: int
@@ -70,7 +70,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class VisionConfig(TransformerConfig):
-    """A vision transformer on square images cut into square patches."""
+    """Sizes of a vision transformer for square images that are cut into square patches."""
 
     image_size: int
     patch_size: int
@@ -83,13 +83,13 @@ class VisionConfig(TransformerConfig):
 
     @property
     def num_patches(self) -> int:
-        """Patches per image; a border narrower than a patch is left out, as in transformers."""
+        """Patches per image. A border narrower than a patch is ignored, as in transformers."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
 class TextConfig(TransformerConfig):
-    """A text transformer over a vocabulary of tokens and a fixed longest context."""
+    """Sizes of a text transformer, its vocabulary and its context (the maximum number of tokens)."""
 
     vocab_size: int
     max_position_embeddings: int
@@ -99,12 +99,12 @@ Config = TypeVar("Config", bound=TransformerConfig)
 
 
 def read_fields(kind: type[Config], config: Any) -> Config:
-    """The configuration of one tower, read from the fields of transformers' of the same names."""
+    """Returns the configuration of one tower, read from transformers' fields of the same names."""
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
 
 
 def contract(equation: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: Dtype):
-    """`einsum(equation, x, y)` with operands in `dtype`, accumulated and returned in float32."""
+    """Computes `einsum(equation, x, y)` with operands in `dtype`, accumulated and returned in float32."""
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
     return jnp.einsum(
         equation,
@@ -116,17 +116,20 @@ def contract(equation: str, x: Float[Array, "..."], y: Float[Array, "..."], dtyp
 
 
 def unit_norm(x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-    """Rows divided by their Euclidean norm."""
+    """Divides each row by its Euclidean norm."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def layer_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNorm:
-    """Layer norm in float32, with the variance as a mean of squares of deviations."""
+    """Returns a layer norm in float32 that computes the variance as the mean squared deviation.
+
+    Flax's default, E[x^2] - E[x]^2, is faster and less accurate.
+    """
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
 
 
 class Dense(nn.Module):
-    """x kernel + bias, the product in `dtype`, the result in float32."""
+    """The linear map x kernel + bias. The product is computed in `dtype`, the result is float32."""
 
     features: int
     dtype: Dtype
@@ -150,12 +153,12 @@ def attend(
     mask: Bool[Array, "#n queries keys"] | None,
     dtype: Dtype,
 ) -> Float[Array, "n queries heads head_dim"]:
-    """softmax(query key^T / sqrt(head_dim)) value, for each head (Vaswani et al. 2017, section 3.2.1).
+    """Computes softmax(query key^T / sqrt(head_dim)) value for each head.
 
-    Where `mask` is False a query does not see that key.
+    Source: Vaswani et al. 2017, section 3.2.1. A query does not attend to keys whose `mask` is False.
     """
-    # Heads before positions: both products are then batches of plain matrices. Left to itself, XLA's
-    # CPU backend takes more than twice as long over the small ones.
+    # With heads before positions, both products are batches of plain matrices. Without this transposition
+    # XLA's CPU backend takes more than twice as long for small products.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     logits = contract("nhqd,nhkd->nhqk", query, key, dtype) * query.shape[-1] ** -0.5
     if mask is not None:
@@ -165,10 +168,10 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Attention with several heads between two linear maps (Vaswani et al. 2017, section 3.2.2).
+    """Multi-head attention with its input and output projections (Vaswani et al. 2017, section 3.2.2).
 
-    Queries come from `x`; keys and values from `prefix`, which all rows share, and from `context`. See
-    `attend` for `mask`, whose keys are those of the prefix and then those of the context.
+    Queries are computed from `x`. Keys and values are computed from `prefix`, which all rows share, and
+    from `context`. The keys of `mask` (see `attend`) are those of the prefix, then those of the context.
     """
 
     num_heads: int
@@ -188,7 +191,7 @@ class Attention(nn.Module):
             dense = Dense(width, self.dtype, name=name)
             y = dense(own)
             if shared is not None:
-                # Projected once, then repeated: it is the projections that take time.
+                # Project once, then broadcast: most of the time goes into the projections.
                 once = jnp.broadcast_to(dense(shared), (n, shared.shape[1], width))
                 y = jnp.concatenate([once, y], axis=1)
             return y.reshape(n, y.shape[1], self.num_heads, width // self.num_heads)
@@ -200,7 +203,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """fc2(activation(fc1(x)))."""
+    """The two-layer perceptron fc2(activation(fc1(x)))."""
 
     config: TransformerConfig
     dtype: Dtype
@@ -215,15 +218,15 @@ class MLP(nn.Module):
 def at_position(
     x: Float[Array, "n length width"], position: Int[Array, " n"]
 ) -> Float[Array, "n 1 width"]:
-    """One position of each row."""
+    """Selects one position of each row."""
     return jnp.take_along_axis(x, position[:, None, None], axis=1)
 
 
 class EncoderLayer(nn.Module):
-    """Attention and MLP, each behind a layer norm and beside the residual stream.
+    """One transformer layer: attention and MLP, each after a layer norm and added to the residual stream.
 
-    Every position sees all of its row and of `prefix`, or, if `causal`, nothing that comes after it. With
-    `position` the result is that of one position of each row, [n, 1, width].
+    Each position attends to its whole row and to `prefix`. If `causal` is true, it does not attend to
+    later positions. If `position` is given, the result has one position of each row, [n, 1, width].
     """
 
     config: TransformerConfig
@@ -255,7 +258,7 @@ class EncoderLayer(nn.Module):
 
 
 class Layers(nn.Module):
-    """The layers in sequence, named "0", "1", ..."""
+    """The sequence of layers, named "0", "1", ..."""
 
     config: TransformerConfig
     dtype: Dtype
@@ -278,11 +281,11 @@ class Layers(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`Layers` under the name "layers": one more level in the parameter tree, as in transformers.
+    """A stack of layers. They have the parameter path "layers", which transformers also uses.
 
-    Two things may be left out that change no result. Where one position of each row is pooled, `position`
-    names it, and the last layer computes no other. Where all rows begin alike and no position sees a later
-    one (`causal`), that `prefix` is one row by itself, and `x` is what follows it.
+    Two arguments avoid work without changing the result. If only one position of each row is pooled,
+    `position` gives that position, and the last layer computes no other. If all rows begin with the same
+    tokens and the encoder is `causal`, `prefix` holds their states as a single row, and `x` holds the rest.
     """
 
     config: TransformerConfig
@@ -300,9 +303,9 @@ class Encoder(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Non-overlapping patches times one matrix: a convolution with stride = patch size.
+    """A linear map of non-overlapping patches, equal to a convolution whose stride is the patch size.
 
-    Written as a reshape and a product; the kernel keeps the convolution's shape [p, p, 3, width].
+    It is computed by a reshape and a product. The kernel has the convolution's shape [p, p, 3, width].
     """
 
     config: VisionConfig
@@ -330,7 +333,7 @@ class PatchEmbedding(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Token embedding plus position embedding, of tokens that begin at position `start`."""
+    """Token embedding plus position embedding. The first token has the position `start`."""
 
     config: TextConfig
 
@@ -347,7 +350,7 @@ class TextEmbeddings(nn.Module):
 
 
 def check_pixels(pixels: Float[Array, "..."], config: VisionConfig) -> None:
-    """Refuses pixels of another shape than [n, image_size, image_size, 3]."""
+    """Raises ValueError unless the pixels have the shape [n, image_size, image_size, 3]."""
     expected = (config.image_size, config.image_size, 3)
     if pixels.ndim != 4 or pixels.shape[1:] != expected:
         raise ValueError(

@@ -1,17 +1,16 @@
-"""SigLIP's and SigLIP 2's two towers (Zhai et al. 2023; Tschannen et al. 2025), fixed resolution.
+"""The two towers of SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025), fixed resolution.
 
     image embedding = unit_norm(head(post_layernorm(x)))
     text embedding  = unit_norm(head(final_layer_norm(x)[:, last]))
 
-where x is the last layer's output. The vision head is attention pooling: one learned query, the
-probe, attends over all patches, followed by a residual MLP. The text head is a linear map of the
-last position. The text tower has neither causal nor padding mask, so that every text must be
-padded to the context as in training: padding is part of the input. In transformers both
-generations have the model type "siglip" and the same layout; "siglip2" is the variable-resolution
-model, which is another architecture.
+where x is the output of the last layer. The vision head is attention pooling: one learned query, the
+probe, attends to all patches, and a residual MLP follows. The text head is a linear map of the last
+position. The text tower has neither a causal mask nor a padding mask, so each text must be padded to the
+context as in training: the padding is part of the input. In transformers both generations have the model
+type "siglip" and the same layout; "siglip2" is the variable-resolution model, another architecture.
 """
 
-# ruff: noqa: D102 (what a Flax module's `setup` and `__call__` do, its class says)
+# ruff: noqa: D102 (the docstring of a Flax module's class describes `setup` and `__call__`)
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +39,17 @@ from bliss_jax.models.layers import (
 
 @dataclass(frozen=True)
 class SiglipTextConfig(TextConfig):
-    """A text tower and the width of its head, which is that of the joint space."""
+    """Sizes of a text tower and the width of its head, which is the size of the joint space."""
 
     projection_size: int
 
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """Both towers and the dtype of the matrix products; frozen, hashable, static under `jax.jit`."""
+    """Configuration of both towers and the dtype of the matrix products.
+
+    The class is frozen and hashable, so it can be a static argument of `jax.jit`.
+    """
 
     vision: VisionConfig
     text: SiglipTextConfig
@@ -62,8 +64,8 @@ class SiglipConfig:
 
     @classmethod
     def from_transformers(cls, config: Any, dtype: Dtype = "float32") -> "SiglipConfig":
-        """From transformers' `SiglipConfig`, which fills in what checkpoints leave out."""
-        # transformers 4.57 has this field only where a config.json sets it.
+        """Reads transformers' `SiglipConfig`, which fills in fields that checkpoints omit."""
+        # transformers 4.57 has this field only if config.json sets it.
         if not getattr(config.vision_config, "vision_use_head", True):
             raise ValueError("a SigLIP vision tower without its pooling head has no embedding")
         return cls(
@@ -78,21 +80,21 @@ class SiglipConfig:
         return self.text.projection_size
 
     def module(self) -> "Siglip":
-        """The Flax module of this configuration."""
+        """Returns the Flax module of this configuration."""
         return Siglip(self)
 
     def used_lengths(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
-        """How many tokens of each row its embedding depends on: all, there is no mask."""
+        """Returns the number of tokens of each row that its embedding depends on: all, without a mask."""
         return np.full(len(tokens), tokens.shape[1])
 
     @property
     def prefix_can_be_shared(self) -> bool:
-        """Whether what rows begin with has states of its own: no, every position sees every other."""
+        """Whether a shared prefix can be encoded once (false: each position attends to all others)."""
         return False
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches plus position embeddings; there is no class token."""
+    """The embeddings of the patches plus position embeddings. There is no class token."""
 
     config: VisionConfig
     dtype: Dtype
@@ -106,7 +108,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """One learned query over all positions, then a residual MLP."""
+    """Attention of one learned query to all positions, followed by a residual MLP."""
 
     config: VisionConfig
     dtype: Dtype
@@ -123,7 +125,7 @@ class AttentionPooling(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels to the pooled state, which is the embedding before normalisation."""
+    """The vision tower. It maps pixels to the image embedding before normalisation."""
 
     config: VisionConfig
     dtype: Dtype
@@ -137,7 +139,7 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Tokens, padded to the context, to the embedding before normalisation."""
+    """The text tower. It maps tokens, padded to the context, to the text embedding before normalisation."""
 
     config: SiglipTextConfig
     dtype: Dtype
@@ -157,7 +159,7 @@ class TextTower(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Both towers; `logit_scale` and `logit_bias` belong to the sigmoid loss only."""
+    """Both towers. Only the sigmoid loss uses `logit_scale` and `logit_bias`."""
 
     config: SiglipConfig
 
@@ -168,16 +170,16 @@ class Siglip(nn.Module):
         self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), (1,))
 
     def encode_image(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n dim"]:
-        """Preprocessed pixels to unit-norm embeddings."""
+        """Computes unit-norm embeddings of preprocessed pixels."""
         check_pixels(pixels, self.config.vision)
         return unit_norm(self.vision_model(pixels))
 
     def encode_text(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
-        """Token ids, padded to the context, to unit-norm embeddings."""
+        """Computes unit-norm embeddings of token ids that are padded to the context."""
         return unit_norm(self.text_model(tokens))
 
     def __call__(
         self, pixels: Float[Array, "images size size 3"], tokens: Int[Array, "texts length"]
     ) -> tuple[Float[Array, "images dim"], Float[Array, "texts dim"]]:
-        """Both embeddings; what initialisation runs through."""
+        """Computes both embeddings. Parameter initialisation runs this method."""
         return self.encode_image(pixels), self.encode_text(tokens)

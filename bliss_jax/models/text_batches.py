@@ -1,13 +1,12 @@
-"""Rows of tokens cut to what a text tower has to see, in batches of few shapes.
+"""Batches of token rows, without padding that the text tower ignores.
 
-Prompts are about ten tokens long and the context is 77, and prompts made of one template begin alike.
-Where no position sees a later one, as in CLIP's text tower, two things change no embedding but for
-rounding:
+Prompts have about ten tokens, the context has 77, and prompts of one template share a prefix. Under the
+causal mask of CLIP's text tower two optimisations leave embeddings unchanged up to rounding:
 
-- what follows a row's end of text is left out, and rows of similar length share a batch;
-- what all rows begin with goes through the tower once, not once for each row.
+- tokens after a row's end of text are dropped, and rows of similar length share a batch;
+- the prefix that all rows share is encoded once.
 
-SigLIP's text tower sees every position, padding included: there a row is its whole context.
+SigLIP's text tower attends to all positions including the padding, so its rows keep the whole context.
 """
 
 from collections.abc import Iterator
@@ -16,29 +15,33 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-# A shared beginning shorter than this, or shared by fewer rows, is not worth a shape of its own.
+# A separate shape is not worth its compilation for a shorter prefix or for fewer rows.
 _MIN_PREFIX = 4
 _MIN_ROWS_WITH_PREFIX = 17
 _MIN_BATCH = 16
 
 
 class TextBatch(NamedTuple):
-    """Rows to be encoded at once."""
+    """Rows that are encoded together."""
 
     rows: Int[np.ndarray, " rows"]
-    """Their positions among all rows; the batch may be longer, what follows them is padding."""
+    """Indices of the rows among all rows. A batch may be longer; its further rows are padding."""
     tokens: Int32[np.ndarray, "batch length"]
-    """What follows the prefix, in as many columns as the longest row needs, rounded up."""
+    """Tokens after the prefix, in as many columns as the longest row needs, rounded up."""
 
 
 def shared_prefix(
     tokens: Int32[np.ndarray, "texts context"], lengths: Int[np.ndarray, " texts"]
 ) -> int:
-    """How many columns all rows begin with alike, short of any row's last token; 0 where few."""
+    """Returns the length of the prefix that all rows share.
+
+    The prefix excludes the last token of every row. The result is 0 if the prefix or the number of rows is
+    too small to be worth a shape of its own.
+    """
     if len(tokens) < _MIN_ROWS_WITH_PREFIX:
         return 0
-    alike = (tokens == tokens[0]).all(axis=0)[: int(lengths.min()) - 1]
-    prefix = int(np.argmin(alike)) if not alike.all() else len(alike)
+    same = (tokens == tokens[0]).all(axis=0)[: int(lengths.min()) - 1]
+    prefix = int(np.argmin(same)) if not same.all() else len(same)
     return prefix if prefix >= _MIN_PREFIX else 0
 
 
@@ -48,16 +51,16 @@ def text_batches(
     prefix: int,
     batch_size: int,
 ) -> Iterator[TextBatch]:
-    """Cuts rows into batches, short ones first.
+    """Splits rows into batches, short rows first.
 
-    Few shapes occur: the batches have `batch_size` rows, but for one of a power of two, and lengths as
-    `_rounded` gives them.
+    The batches have few distinct shapes, each of which is compiled once: all batches have `batch_size`
+    rows except the last, whose size is a power of two, and `_rounded` rounds the lengths.
 
     Args:
         tokens: Rows of token ids.
-        lengths: How many tokens of each row have to be seen, from its beginning.
-        prefix: Columns to leave out, which are shorter than any row.
-        batch_size: Rows at once.
+        lengths: Number of tokens of each row that its embedding depends on, counted from its beginning.
+        prefix: Number of columns to drop at the beginning. It is smaller than every length.
+        batch_size: Rows per batch.
     """
     context = tokens.shape[1]
     order = np.argsort(lengths, kind="stable")
@@ -65,12 +68,12 @@ def text_batches(
         rows = order[start : start + batch_size]
         end = min(prefix + _rounded(int(lengths[rows[-1]]) - prefix), context)
         size = min(batch_size, max(_MIN_BATCH, 1 << (len(rows) - 1).bit_length()))
-        # Padding repeats a row, so that it holds nothing that no text has.
+        # The padding repeats a row, so it contains valid tokens.
         padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
         yield TextBatch(rows, tokens[padded, prefix:end])
 
 
 def _rounded(length: int) -> int:
-    """Up to a multiple of 4 while short, of 16 beyond 32."""
+    """Rounds a length up to a multiple of 4 (up to 16), of 8 (up to 32) or of 16."""
     step = 4 if length <= 16 else 8 if length <= 32 else 16
     return -(-length // step) * step

@@ -1,17 +1,17 @@
-"""From texts to token ids, int32 [n, context], with the tokenizer that a checkpoint brings.
+"""Conversion of texts to token ids, int32 [n, context], with a checkpoint's tokenizer.
 
-The tokenizing is transformers' (the fast tokenizer wherever the family has one). Added here are
-the cleaning that the models were trained with where transformers leaves it out, padding on the
-right to the context, and a refusal of texts that do not fit.
+transformers tokenizes, with the fast tokenizer if the family has one. This module adds the text cleaning
+of the models' training if transformers omits it, padding on the right to the context, and an error for
+texts that are too long.
 
-- CLIP: HTML entities are resolved twice, blanks of any kind collapsed, letters lower-cased, then
-  byte-level BPE between a start and an end token. These are the ids of OpenAI's `simple_tokenizer`
-  with one exception: OpenAI's first step, `ftfy.fix_text`, repairs damaged Unicode. Of it, only
-  the composition of accents (NFC) happens here. Texts that ftfy would change have other ids: curly
-  quotation marks, ligatures, full-width letters, control characters, wrongly decoded UTF-8.
-- SigLIP: lower-cased, ASCII punctuation removed, sentencepiece, an end token.
-- SigLIP 2: lower-cased, Gemma's BPE, an end token. transformers lower-cases for the variable-
-  resolution model only; training did so for all.
+- CLIP: HTML entities are resolved twice, whitespace is collapsed, and letters are lower-cased. Byte-level
+  BPE between a start and an end token follows. The ids are those of OpenAI's `simple_tokenizer` with one
+  exception. OpenAI's first step, `ftfy.fix_text`, repairs damaged Unicode; of its repairs, only the
+  composition of accents (NFC) is applied here. The ids differ for other texts that ftfy changes: curly
+  quotation marks, ligatures, full-width letters, control characters and wrongly decoded UTF-8.
+- SigLIP: letters are lower-cased and ASCII punctuation is removed. sentencepiece and an end token follow.
+- SigLIP 2: letters are lower-cased. Gemma's BPE and an end token follow. transformers lower-cases only for
+  the variable-resolution model, but all models were trained on lower-cased text.
 """
 
 import html
@@ -26,37 +26,41 @@ from jaxtyping import Int32
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.siglip import SiglipConfig
 
-# What a tokenizer can be made of: any one of these groups of files.
+# A tokenizer can be read from any one of these groups of files.
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
 
 
 def clean_clip(text: str) -> str:
-    """OpenAI's cleaning after `ftfy`: entities resolved twice, blanks collapsed, lower case."""
+    """Applies OpenAI's text cleaning after `ftfy`.
+
+    It resolves HTML entities twice, collapses whitespace and converts to lower case.
+    """
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 def lower_case(text: str) -> str:
-    """Lower case, letter by letter: unlike `str.lower` blind to a sigma's place in its word.
+    """Converts a text to lower case, each letter by itself.
 
-    That is how the normaliser of transformers' `Siglip2Tokenizer` does it.
+    Unlike `str.lower` it does not treat a sigma at the end of a word in another way. The normaliser of
+    transformers' `Siglip2Tokenizer` does the same.
     """
     return "".join(letter.lower() for letter in text)
 
 
 def unchanged(text: str) -> str:
-    """The text itself: for tokenizers that clean by themselves."""
+    """Returns the text itself. It is used for tokenizers that clean texts themselves."""
     return text
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer of transformers, bound to one model's context and vocabulary.
+    """A tokenizer of transformers with the context and the vocabulary of one model.
 
     Attributes:
-        backend: The tokenizer of transformers; it adds start and end tokens.
-        context_length: Tokens per text, with start, end and padding.
-        vocab_size: Rows of the model's embedding table.
-        clean: What is done to a text first.
+        backend: The tokenizer of transformers. It adds start and end tokens.
+        context_length: Number of tokens per text, including start, end and padding.
+        vocab_size: Number of rows of the model's embedding table.
+        clean: Function that is applied to each text before it is tokenized.
     """
 
     backend: Any
@@ -67,14 +71,15 @@ class Tokenizer:
     def __call__(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> Int32[np.ndarray, "texts length"]:
-        """Token ids of each text, padded on the right to the context.
+        """Returns the token ids of each text, padded on the right to the context.
 
         Args:
-            texts: Any number of texts. The empty text is start and end alone.
-            truncate: Cut texts that are too long (the end token stays) instead of refusing them.
+            texts: Any number of texts. An empty text gives the start and end tokens only.
+            truncate: Whether to truncate texts that are too long (the end token is kept) instead of
+                raising an error.
 
         Raises:
-            ValueError: `texts` is one string; a text is too long; an id is outside the vocabulary.
+            ValueError: `texts` is a single string, a text is too long, or an id is outside the vocabulary.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts must be a sequence of strings, got the one string {texts!r}")
@@ -111,14 +116,14 @@ def _shortened(text: str, length: int = 60) -> str:
 
 
 def load_tokenizer(directory: Path, config: CLIPConfig | SiglipConfig) -> Tokenizer:
-    """The tokenizer in a checkpoint's directory.
+    """Loads the tokenizer in a checkpoint's directory.
 
     Raises:
-        ValueError: The directory holds no tokenizer, or it cannot be read.
+        ValueError: The directory contains no tokenizer, or the tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
-    # transformers 5 makes up a tokenizer of three tokens where it finds none of these.
+    # Without these files transformers 5 would return a tokenizer of three tokens.
     if not any(all((directory / file).is_file() for file in files) for files in TOKENIZER_FILES):
         raise ValueError(
             f"no tokenizer in {directory}: expected {' or '.join(map(' and '.join, TOKENIZER_FILES))}"
@@ -126,7 +131,7 @@ def load_tokenizer(directory: Path, config: CLIPConfig | SiglipConfig) -> Tokeni
     try:
         backend = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
-        # Its readers raise whatever their parsers raise, bare Exception included.
+        # transformers' readers pass on every error of their parsers, including a bare Exception.
         raise ValueError(f"no tokenizer can be read from {directory}: {error}") from error
     if isinstance(config, CLIPConfig):
         clean = clean_clip

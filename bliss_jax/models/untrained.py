@@ -1,8 +1,7 @@
-"""A tiny CLIP with random weights, so that every command runs without a download.
+"""A tiny CLIP with random weights, with which every command runs without a download.
 
-It has learned nothing: its embeddings are a random function of the pixels and of the bytes of the
-text, and whatever is computed from them says nothing about any image. It exists to show the
-machinery at work and to be tested against.
+The model is untrained: its embeddings are a random function of the pixels and of the bytes of the text,
+so results computed with it say nothing about the images. It serves demonstrations and tests.
 """
 
 from typing import Any
@@ -18,7 +17,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def untrained_config(dtype: Dtype = "float32") -> CLIPConfig:
-    """32 x 32 images in 8 x 8 patches, 128 bytes of text, width 64, 2 layers, 64 dimensions."""
+    """Returns the configuration of the untrained model.
+
+    Images have 32 x 32 pixels in 8 x 8 patches, and texts have up to 128 tokens, one per byte. Both towers
+    have width 64 and 2 layers. Embeddings have 64 dimensions.
+    """
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 256,
@@ -36,14 +39,14 @@ def untrained_config(dtype: Dtype = "float32") -> CLIPConfig:
 
 
 def untrained_params(config: CLIPConfig) -> dict[str, Any]:
-    """Random parameters of any CLIP configuration, from a fixed seed, in float32."""
+    """Returns random float32 parameters of any CLIP configuration, generated from a fixed seed."""
     size = config.vision.image_size
     pixels, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
     return jax.jit(config.module().init)(jax.random.key(SEED), pixels, tokens)["params"]
 
 
 def byte_tokenizer() -> Any:
-    """One token per UTF-8 byte (ids 0 to 255), between a start (256) and an end token (257)."""
+    """Returns a tokenizer with one token per UTF-8 byte (ids 0 to 255), a start (256) and an end (257)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
