@@ -1,4 +1,4 @@
-"""Protocols run on embeddings: settings, scores of all splits, results, studies."""
+"""Evaluation of scores on the splits of a protocol: settings, runner, results and studies."""
 
 from bliss_jax import _lazy_exports
 

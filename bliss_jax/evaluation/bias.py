@@ -1,8 +1,9 @@
-"""How similar texts are to texts, images to images, and texts to images: the bias that BLISS corrects.
+"""The similarity bias that BLISS corrects, measured in six mean cosines.
 
-In CLIP's space texts lie among texts and images among images, far from each other (Goodge et al. 2024,
-section 3; Liang et al. 2022, "Mind the gap"). So a cosine of image and text says less about what is seen
-than about which text it is. `similarity_bias` measures that in six numbers.
+In CLIP's embedding space, texts cluster together and images cluster together, and the two clusters are far
+apart (Goodge et al. 2024, section 3; Liang et al. 2022, "Mind the gap"). Therefore the cosine between an
+image and a text depends more on the text than on the content of the image. `similarity_bias` measures the
+mean cosines within and between labels, dictionary texts and images.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from bliss_jax.embedding import EmbeddingSet
 
 @dataclass(frozen=True)
 class SimilarityBias:
-    """Mean cosines over pairs of distinct items; the images are those of the test set.
+    """Mean cosines over pairs of distinct items. The images are the test images.
 
-    A mean over no pair (one class, one phrase, one image) is not a number.
+    A mean over no pair (a single class, a single phrase or a single image) is NaN.
     """
 
     label_label: float
@@ -25,19 +26,22 @@ class SimilarityBias:
     label_dictionary: float
     image_image: float
     image_own_label: float
-    """Each image with the label of its own class."""
+    """Mean cosine between each image and the label of its own class."""
     image_dictionary: float
 
 
 def similarity_bias(embeddings: EmbeddingSet) -> SimilarityBias:
-    """The six means of `SimilarityBias`.
+    """Computes the six means of `SimilarityBias`.
 
     With unit vectors x_1..x_n and y_1..y_m,
 
         mean cosine of x and y             = (sum x) . (sum y) / (n m)
         mean cosine of two different x     = (|sum x|^2 - n) / (n (n - 1))
 
-    so that no matrix of all pairs is needed. Sums are in float64.
+    so no matrix of all pairs is needed. Sums are accumulated in float64.
+
+    Args:
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
     """
     labels, images = embeddings.label_embeddings, embeddings.test_embeddings
     dictionary = embeddings.dictionary_embeddings

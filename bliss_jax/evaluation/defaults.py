@@ -1,14 +1,14 @@
-"""What a data set is evaluated with where nothing else is asked for."""
+"""Default model, data set, dictionary, protocol and k of the command line."""
 
 from typing import NamedTuple
 
 MODEL = "bliss-jax/tiny"
 DATASET = "glyphs"
-"""The model and the data set that need no download."""
+"""The default model and data set. Neither needs a download."""
 
 
 class Defaults(NamedTuple):
-    """A dictionary, a protocol, and k, the number of dictionary texts per image."""
+    """Default dictionary, protocol, and k (the number of dictionary texts per image) of a data set."""
 
     dictionary: str = "imagenet1k"
     protocol: str = "one-class"
@@ -16,12 +16,12 @@ class Defaults(NamedTuple):
 
 
 _OF_DATASET = {
-    # Each symbol has one name in this dictionary, not the many synonyms of a lexicon of words, so the other
-    # nearest texts are names of other things. Chosen on the validation renders, see experiments/README.md.
+    # k = 1, because this dictionary has one name for each symbol and no synonyms: the second-nearest text
+    # already names another symbol. k was chosen on the validation renders; see experiments/README.md.
     "glyphs": Defaults("unicode-names", "glyphs-half-family", k=1),
 }
 
 
 def dataset_defaults(dataset: str) -> Defaults:
-    """The defaults of a data set; the paper's where it has none of its own."""
+    """Returns the defaults of a data set, or the paper's defaults if the data set has none of its own."""
     return _OF_DATASET.get(dataset, Defaults())

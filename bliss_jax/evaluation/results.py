@@ -1,4 +1,4 @@
-"""What an evaluation gives: rows of AUROCs with everything that produced them, as JSON and CSV.
+"""Results of an evaluation, with their provenance, and functions that write them as JSON and CSV.
 
 JSON: {"provenance": {...}, "rows": [{"protocol": "zoc-6", "score": "bliss", "auroc": 0.956,
 "auroc_std": 0.01, "splits": [{"normal": [0, 1, ...], "auroc": 0.95, "interval": [0.93, 0.97], ...}]}]}
@@ -16,58 +16,64 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SplitResult:
-    """One split of a protocol; each value is a mean over few-shot draws, if there were any."""
+    """Metrics of one score on one split. With few-shot draws, each metric is the mean over the draws."""
 
     normal: tuple[int, ...]
+    """Ids of the normal classes."""
     auroc: float
     interval: tuple[float, float]
-    """95 %: DeLong's for one evaluation, the 2.5 and 97.5 % quantiles over few-shot draws."""
+    """95 % interval of the AUROC: DeLong's, or the 2.5 % and 97.5 % quantiles over few-shot draws."""
     aupr_anomaly: float
     aupr_normal: float
     fpr95: float
     draws: tuple[float, ...] = ()
-    """AUROC of each few-shot draw."""
+    """AUROC of each few-shot draw; empty if there is only one."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One score on one protocol; AUROCs in [0, 1]."""
+    """Result of one score on one protocol. AUROCs are in [0, 1]."""
 
     protocol: str
     family: str
-    """The split family, without which a protocol's name says too little."""
+    """Split family. Families define different splits for the same benchmark, so every result names it."""
     score: str
     settings: Mapping[str, Any]
     splits: tuple[SplitResult, ...]
 
     @property
     def auroc(self) -> float:
-        """Mean over the splits."""
+        """Mean AUROC over the splits."""
         return float(np.mean([split.auroc for split in self.splits]))
 
     @property
     def auroc_std(self) -> float:
-        """Population standard deviation over the splits."""
+        """Population standard deviation of the AUROC over the splits."""
         return float(np.std([split.auroc for split in self.splits]))
 
     @property
     def is_near_chance(self) -> bool:
-        """Whether the mean AUROC is within 5 points of 50: the score tells the sides hardly apart."""
+        """Whether the mean AUROC is within 5 points of 50, so the score is hardly better than chance."""
         return abs(self.auroc - 0.5) < 0.05
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, and everything that produced them (JSON values)."""
+    """Rows of an evaluation, with their provenance as JSON values."""
 
     provenance: Mapping[str, Any]
     rows: tuple[Row, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Scores that could not be computed, with the reason."""
+    """Names of the scores that could not be computed, each with the reason."""
 
 
 def to_json(evaluations: Sequence[Evaluation], **provenance: Any) -> str:
-    """One JSON document of all rows; further provenance by name. Not-a-number becomes null."""
+    """Returns one JSON document with the rows of all evaluations. NaN and infinity become null.
+
+    Args:
+        evaluations: Evaluations, e.g. of several protocols.
+        **provenance: Further entries of the document's provenance, as JSON values.
+    """
     document = {
         "provenance": {**provenance, "evaluations": [dict(e.provenance) for e in evaluations]},
         "rows": [_row(row) for evaluation in evaluations for row in evaluation.rows],
@@ -77,7 +83,10 @@ def to_json(evaluations: Sequence[Evaluation], **provenance: Any) -> str:
 
 
 def to_csv(evaluations: Sequence[Evaluation]) -> str:
-    """One line per split of each row, and a header; settings and provenance are JSON in their cells."""
+    """Returns a CSV table with a header and one line per split of each row.
+
+    The cells of the columns `settings` and `provenance` contain JSON.
+    """
     file = io.StringIO()
     columns = ("protocol", "family", "score", "settings", "split", "normal", "auroc", "low", "high")
     columns += ("aupr_anomaly", "aupr_normal", "fpr95", "provenance")

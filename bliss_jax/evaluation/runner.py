@@ -1,9 +1,10 @@
-"""A protocol run on embeddings: moments fitted, every split scored in one jitted call, AUROC and company.
+"""Evaluation of scores on all splits of a protocol, in one jitted call.
 
-Few-shot draws are mapped over in the same call.
+The call fits the moments, computes the scores of every split, and measures AUROC, AUPR and FPR at 95 % TPR.
+It maps over few-shot draws as well.
 
-Protocol: Goodge et al. 2024 (arXiv 2407.17083): AUROC with the anomaly positive, the whole test set, mean
-and population standard deviation over the splits.
+Protocol: Goodge et al. 2024 (arXiv 2407.17083). The anomaly is the positive class, the whole test set is
+used, and the AUROC is reported as the mean and the population standard deviation over the splits.
 """
 
 from collections.abc import Mapping
@@ -39,22 +40,24 @@ from bliss_jax.storage import package_versions
 def evaluate(
     embeddings: EmbeddingSet, protocol: Protocol, settings: Settings | None = None
 ) -> Evaluation:
-    """Scores every split of a protocol.
+    """Evaluates scores on every split of a protocol.
 
-    Moments and neighbours come from the training images of each split's normal classes, the AUROC from
-    the test images of its normal and anomalous classes; test images of other classes take no part.
+    For each split, moments and nearest neighbours are computed from the training images of the normal
+    classes. The AUROC is computed from the test images of the normal and the anomalous classes. Test images
+    of other classes are ignored.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
-        settings: Scores and their parameters; the paper's by default.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
+        settings: Scores and their parameters. The default is the paper's settings.
 
     Returns:
-        One row per score (`bliss` has one per shrinkage), with provenance.
+        One row per score (`bliss` has one row per shrinkage), with provenance.
 
     Raises:
-        ValueError: a split with a class that the embeddings do not have, or of which there are no
-            images (fewer training images than shots); k larger than the dictionary.
+        ValueError: If a split names a class that the embeddings do not have, if a normal class has no
+            training images or fewer than `shots`, if a split has no normal or no anomalous test images, if
+            k is larger than the dictionary, or if no score can be computed.
     """
     settings = settings or Settings()
     normal, anomalous = class_masks(protocol, embeddings)
@@ -101,29 +104,31 @@ def evaluate(
 
 
 class SplitScores(NamedTuple):
-    """Every score of the test images that take part in one split."""
+    """Scores of the test images of one split's normal and anomalous classes."""
 
     rows: Int[np.ndarray, " images"]
-    """Their positions in the test set, ascending."""
+    """Positions of these images in the test set, in ascending order."""
     is_anomaly: Bool[np.ndarray, " images"]
+    """Whether each image belongs to an anomalous class."""
     scores: dict[str, Float[np.ndarray, " images"]]
-    """By name; `bliss` with shrinkage is `"bliss, shrinkage 20"`."""
+    """Scores by name. `bliss` with a shrinkage of 20 has the name `"bliss, shrinkage 20"`."""
 
 
 def score_split(
     embeddings: EmbeddingSet, split: Split, settings: Settings | None = None
 ) -> SplitScores:
-    """The scores behind one split's AUROCs: those of `evaluate`, image by image.
+    """Computes the scores of single images on one split: those from which `evaluate` computes AUROCs.
 
-    With `settings.shots` they are of the first few-shot draw for this split alone.
+    With `settings.shots`, the scores are those of the first few-shot draw for this split alone.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
         split: Normal and anomalous classes.
-        settings: Scores and their parameters; what cannot be computed is not in the result.
+        settings: Scores and their parameters. The default is the paper's settings. Scores that cannot be
+            computed are missing from the result.
 
     Raises:
-        ValueError: as `evaluate`.
+        ValueError: Under the same conditions as `evaluate`.
     """
     settings = settings or Settings()
     normal, anomalous = class_masks(Protocol("split", "custom", None, (split,)), embeddings)
@@ -135,7 +140,7 @@ def score_split(
     neighbours = neighbours_of(embeddings, normal, rows, settings)
     counted = np.flatnonzero((normal | anomalous)[0][embeddings.test_labels])
     arrays, own = arrays_of(embeddings), np.flatnonzero(normal[0])
-    # The normal classes alone: the others have no part in a split's scores.
+    # Only the normal classes are passed on, because the scores of a split do not depend on the others.
     columns = jitted_scores(
         arrays._replace(
             train=arrays.train[rows[0]],
@@ -168,7 +173,7 @@ def _evaluate_draws(
     key: jax.Array,
     choices: Choices,
 ) -> dict[str, Float[jax.Array, "draws columns splits"]]:
-    """The metrics of every column (see `columns_of`), for every draw and split."""
+    """Computes the metrics of every column (see `columns_of`) for every draw and split."""
     is_anomaly = anomalous[:, arrays.test_labels]
     counted = is_anomaly | normal[:, arrays.test_labels]
 
@@ -180,7 +185,7 @@ def _evaluate_draws(
             key,
             choices,
         )
-        # All columns as one array: the metrics are compiled once, not once for each score.
+        # All columns are stacked in one array, so that the metrics are compiled once and not per score.
         of_splits = jax.vmap(_measure)
         return jax.vmap(of_splits, in_axes=(0, None, None))(columns, is_anomaly, counted)
 
@@ -231,7 +236,7 @@ def _split_results(
 def provenance(
     embeddings: EmbeddingSet, protocol: Protocol, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that produced a result: embeddings, protocol, dictionary, settings, versions."""
+    """Returns the provenance of a result: embeddings, protocol, dictionary, settings and versions."""
     from bliss_jax.text import dictionary_hash
 
     return {

@@ -1,8 +1,7 @@
-"""The table of scores: every score of every split of a protocol, in one jitted call.
+"""All scores on all splits of a protocol, computed in one jitted call.
 
-The scores are computed for all splits of a protocol at once, by mapping over the masks of
-normal classes; what does not depend on the split (moments, the nearest texts, the nearest images of each
-class) is computed once.
+The scores are mapped over the splits' masks of normal classes. Everything that does not depend on the split
+(moments, the nearest texts, the nearest images of each class) is computed once.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from bliss_jax.scores import NEGATIVE_FRACTION, block_map, min_over_classes
 
 
 class Choices(NamedTuple):
-    """What is static under jit."""
+    """Static arguments of the jitted evaluation."""
 
     names: tuple[str, ...]
     num_classes: int
@@ -67,12 +66,12 @@ def score_splits(
     key: jax.Array,
     choices: Choices,
 ) -> Float[jax.Array, "columns splits test"]:
-    """Every column of `columns_of`: one score for all splits."""
+    """Computes every column of `columns_of`: one score on all splits."""
     x, labels = a.test, a.labels
     names, num_classes, k, shrinkages, neighbours = choices
     moments = scores.fit_moments(a.train, a.train_labels, num_classes=num_classes)
 
-    # Computed when a score first asks for them, and once for all that do.
+    # Each of these two is computed at most once, when a score first needs it.
     @cache
     def internal():
         return scores.internal_class_score(x, labels, moments)
@@ -82,7 +81,7 @@ def score_splits(
         return scores.external_text_score(x, a.dictionary, moments, k)
 
     def of_splits(score):
-        """`score(mask)` for the normal classes of each split."""
+        """Maps `score(mask)` over the splits' masks of normal classes."""
         return block_map(score, normal, size=len(x) * num_classes)
 
     def nearest_class(per_class):
@@ -91,7 +90,8 @@ def score_splits(
     def bliss(n0):
         if n0 == 0:
             return nearest_class(internal() + weight * external())
-        # Shrinkage pools over the split's own classes, so nothing is shared: one split at a time.
+        # Shrinkage pools the variances over the normal classes of a split, so the splits share no
+        # intermediate result. They are computed one after the other.
         return lax.map(
             lambda n: scores.bliss_score(
                 x, labels, a.dictionary, moments, k, weight, normal=n, shrinkage=n0
@@ -139,7 +139,7 @@ jitted_scores = jax.jit(score_splits, static_argnames="choices")
 
 
 def columns_of(names: Sequence[str], shrinkages: Sequence[float]) -> list[tuple[str, float]]:
-    """(score, shrinkage) of each row of the result."""
+    """Returns the name of the score and the shrinkage of each row of the result."""
     return [(name, n0) for name in names for n0 in (shrinkages if name == "bliss" else (0.0,))]
 
 
@@ -149,7 +149,7 @@ def neighbours_of(
     rows: Int[np.ndarray, "draws chosen"],
     settings: Settings,
 ) -> int:
-    """The k of `knn`, no larger than the normal images of the smallest split."""
+    """Returns k of `knn`, reduced to the number of normal images of the smallest split if necessary."""
     count = np.bincount(embeddings.train_labels[rows[0]], minlength=embeddings.num_classes)
     return int(min(settings.neighbours, (normal @ count).min()))
 
@@ -160,11 +160,14 @@ def left_out_of(
     """Returns the scores that cannot be computed from these embeddings, each with the reason."""
     reasons = {}
     if "clip_ad" in settings.scores and embeddings.something_embedding is None:
-        reasons["clip_ad"] = "the embeddings lack something_embedding"
+        reasons["clip_ad"] = "the embeddings have no array something_embedding"
     if np.bincount(embeddings.train_labels[rows[0]]).max() == 1:
         for name in ("mahalanobis", "whitened_bliss"):
             if name in settings.scores:
-                reasons[name] = "one image per class has no covariance"
+                reasons[name] = "a covariance needs more than one image per class"
     if "neglabel" in settings.scores and int(NEGATIVE_FRACTION * len(embeddings.dictionary)) < 1:
-        reasons["neglabel"] = "its share of the dictionary is less than one text"
+        reasons["neglabel"] = (
+            f"it uses {100 * NEGATIVE_FRACTION:g} % of the dictionary, which is less than one of "
+            f"{len(embeddings.dictionary)} texts"
+        )
     return reasons

@@ -21,35 +21,37 @@ SCORES = (
     "knn",
     "neglabel",
 )
-"""Names of the scores, in the order of tables."""
+"""Names of the scores that are computed by default, in the order of the tables."""
 
 ON_REQUEST = ("whitened_bliss",)
-"""Names of the scores that are computed where they are named, and not by default."""
+"""Names of the scores that are computed only if they are named in `Settings.scores`."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices of an evaluation, apart from data and protocol.
+    """Settings of an evaluation, apart from the data and the protocol.
 
     Raises:
-        ValueError: a value out of range or an unknown score; the field is named.
+        ValueError: If a value is out of range or a score is unknown. The message names the field.
     """
 
     scores: tuple[str, ...] = SCORES
+    """Names of the scores to compute."""
     k: int = 10
-    """Dictionary texts per image, of `bliss`, `external` and `whitened_bliss`."""
+    """Dictionary texts per image of `bliss`, `external` and `whitened_bliss`."""
     weight: float = 0.5
     """lambda of `bliss` and `whitened_bliss`."""
     shrinkages: tuple[float, ...] = (0.0,)
-    """n0 of `bliss`, one row each; 0 is the reference."""
+    """Values of n0 of `bliss`, one row of the result each. 0 is the reference."""
     neighbours: int = 10
-    """k of `knn`; fewer for all splits where one has fewer normal images, and the result says so."""
+    """k of `knn`. If a split has fewer normal images, k is reduced to that number for all splits, and the
+    row's settings contain the reduced k."""
     shots: int | None = None
-    """Normal images per class, drawn at random; all by default."""
+    """Normal images per class, drawn at random. None (the default) uses all of them."""
     draws: int = 1
-    """Few-shot draws."""
+    """Number of few-shot draws."""
     seed: int = 0
-    """Of the few-shot draws and of NegLabel's groups."""
+    """Seed of the few-shot draws and of NegLabel's groups."""
 
     def __post_init__(self):
         for name in self.scores:
@@ -61,14 +63,17 @@ class Settings:
         if not np.isfinite(self.weight):
             raise ValueError(f"weight: expected a finite number, got {self.weight}")
         if not self.scores or not self.shrinkages:
-            raise ValueError("scores, shrinkages: expected at least one of each")
+            raise ValueError("scores, shrinkages: expected at least one value of each")
         for name in ("k", "neighbours", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.shots is not None and self.shots < 1:
             raise ValueError(f"shots: expected at least 1, got {self.shots}")
         if self.shots is None and self.draws > 1:
-            raise ValueError(f"draws: {self.draws} draws of all images are one; give shots")
+            raise ValueError(
+                f"draws: expected 1 without shots, because all images are used, got {self.draws}; "
+                "give the number of images per class as shots"
+            )
         if not all(0 <= n0 < float("inf") for n0 in self.shrinkages):
             raise ValueError(f"shrinkages: expected finite numbers >= 0, got {self.shrinkages}")
 

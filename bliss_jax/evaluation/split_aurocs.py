@@ -1,11 +1,12 @@
 """AUROCs of BLISS and its parts on every split, from similarities that are computed once.
 
-What the studies of `studies.py` map over. `bliss_jax.evaluation` measures one setting; here k, lambda and
-the shrinkage are axes, and fits and dictionaries are arguments, so that one compiled function serves all
-values. Scores are those of `bliss_jax.scores.bliss`, for the classes of a split alone.
+`evaluate` measures one setting. Here k, lambda and the shrinkage are axes, and the fit and the dictionary
+are arguments, so the studies of `studies.py` need one compiled function for all values. The scores equal
+those of `bliss_jax.scores.bliss` for the normal classes of a split.
 
-Pure functions, none of them jitted. n test images, C classes that are normal in some split,
-M dictionary texts, P normal classes of a split (the largest; smaller splits are padded).
+All functions are pure, and none of them is jitted. In the shapes, n is the number of test images, C the
+number of classes that are normal in at least one split, M the number of dictionary texts, and P the number
+of normal classes of the largest split, to which smaller splits are padded.
 """
 
 from typing import NamedTuple
@@ -33,48 +34,50 @@ from bliss_jax.scores import (
 )
 
 _BLOCK = 2**24
-"""Numbers in a temporary array, about."""
+"""Approximate number of elements of a temporary array."""
 _HIGHEST = lax.Precision.HIGHEST
 
 
 class Splits(NamedTuple):
-    """The splits of a protocol; under `lax.map` one of them, without the first axis."""
+    """Splits of a protocol. Under `lax.map` it is a single split, without the first axis."""
 
     classes: Int[jax.Array, "*splits P"]
-    """Its normal classes, as positions among the C."""
+    """Normal classes of the split, as positions among the C classes."""
     normal: Bool[jax.Array, "*splits P"]
-    """False for padding of `classes`."""
+    """Whether an entry of `classes` is a normal class and not padding."""
     is_anomaly: Bool[jax.Array, "*splits n"]
+    """Whether the test image belongs to an anomalous class."""
     counted: Bool[jax.Array, "*splits n"]
-    """Whether the test image is of a normal or an anomalous class."""
+    """Whether the test image belongs to a normal or an anomalous class."""
 
 
 class Nearest(NamedTuple):
-    """The nearest dictionary texts of each image, by falling cosine."""
+    """Nearest dictionary texts of each image, in descending order of the cosine."""
 
     cosines: Float[jax.Array, "*subsets n k"]
     texts: Int[jax.Array, "*subsets n k"]
 
 
 class TextMoments(NamedTuple):
-    """Mean and variance (ddof 0) of the similarity of each class to some texts."""
+    """Mean and variance (ddof 0) of the cosines between the images of each class and some texts."""
 
     mean: Float[jax.Array, "texts C"]
     variance: Float[jax.Array, "texts C"]
 
 
 class Fit(NamedTuple):
-    """What BLISS knows of the normal images."""
+    """Statistics of the normal images that BLISS needs."""
 
     count: Int[jax.Array, " C"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of normal images of each class."""
     labels: TextMoments
     dictionary: TextMoments
     dictionary_mean: Float[jax.Array, " C"]
-    """Mean variance over the texts of the dictionary in use."""
+    """Mean over the dictionary's texts of the variance of each class."""
 
 
 class Aurocs(NamedTuple):
-    """AUROC in [0, 1]; `internal` and `external` without shrinkage."""
+    """AUROCs in [0, 1]. `internal` and `external` are without shrinkage."""
 
     internal: Float[jax.Array, "splits"]
     external: Float[jax.Array, "splits ks"]
@@ -82,15 +85,16 @@ class Aurocs(NamedTuple):
 
 
 def splits_of(embeddings: EmbeddingSet, protocol: Protocol) -> tuple[Int[np.ndarray, " C"], Splits]:
-    """Ids of the C classes that are normal in some split, and the splits of a protocol.
+    """Returns the ids of the C classes that are normal in at least one split, and the splits.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`.
+        ValueError: Under the same conditions as `class_masks`.
     """
     normal, anomalous = class_masks(protocol, embeddings)
     own = np.flatnonzero(normal.any(axis=0))
     among = normal[:, own]
-    # The normal classes first, ascending; as many places as the largest split has of them.
+    # The normal classes of each split come first, in ascending order. The rest is padding to the size of
+    # the largest split.
     order = np.argsort(~among, axis=1, kind="stable")[:, : among.sum(axis=1).max()]
     is_anomaly = anomalous[:, embeddings.test_labels]
     splits = Splits(
@@ -108,7 +112,7 @@ def fit_images(
     labels: Float[jax.Array, "C dim"],
     dictionary: Float[jax.Array, "M dim"],
 ) -> Fit:
-    """The fit of all training images, from the moments of their embeddings."""
+    """Computes the fit of all training images from the moments of their embeddings."""
     moments = fit_moments(train, train_labels, num_classes=len(labels))
     of_dictionary = TextMoments(*text_moments(dictionary, moments))
     mean = of_dictionary.variance.mean(axis=0)
@@ -118,9 +122,13 @@ def fit_images(
 def fit_similarities(
     similarities: Float[jax.Array, "C shots texts"], shots: Int[jax.Array, ""]
 ) -> Fit:
-    """The fit of the first `shots` images of each class, from their cosines to C labels and M texts.
+    """Computes the fit of the first `shots` images of each class from their cosines to all texts.
 
-    For a few images that is far less work than a covariance: no product with the embeddings at all.
+    For a few images this is far less work than a covariance, because it needs no product with embeddings.
+
+    Args:
+        similarities: Cosines of the images to the C labels, followed by the M dictionary texts.
+        shots: Number of images of each class to use.
     """
     num_classes, places, _ = similarities.shape
     drawn = (jnp.arange(places) < shots)[None, :, None]
@@ -142,7 +150,10 @@ def nearest_in_subsets(
     subsets: Bool[jax.Array, "subsets M"],
     k: int,
 ) -> Nearest:
-    """The k nearest texts of each image among those of each subset, at least k; one product for all."""
+    """Returns the k nearest texts of each image in each subset of the dictionary.
+
+    The cosines are computed once for all subsets. Each subset must have at least k texts.
+    """
 
     def of_image(image):
         cosines = similarity(image[None, :], dictionary)
@@ -162,16 +173,16 @@ def split_aurocs(
     shrinkages: Float[jax.Array, " shrinkages"],
     ks: Int[jax.Array, " ks"],
 ) -> Aurocs:
-    """AUROCs of all splits, for each lambda, shrinkage and k.
+    """Computes the AUROCs of all splits for each lambda, shrinkage and k.
 
     Args:
         to_labels: Cosine of each test image to each label.
-        nearest: max(ks) texts per image.
-        fit: Of the normal images.
-        splits: Normal classes and sides of the test images.
-        weights: lambda of `bliss`.
-        shrinkages: n0 of `bliss`; the first must be 0.
-        ks: Texts per image.
+        nearest: The nearest max(ks) texts of each image.
+        fit: Statistics of the normal images.
+        splits: Normal classes of each split, and whether each test image is normal or an anomaly.
+        weights: Values of lambda of `bliss`.
+        shrinkages: Values of n0 of `bliss`. The first must be 0.
+        ks: Numbers of texts per image.
     """
 
     def scores(split: Splits) -> Float[jax.Array, "columns n"]:
@@ -206,7 +217,7 @@ def _class_scores(
     n0: Float[jax.Array, ""],
     ks: Int[jax.Array, " ks"],
 ) -> tuple[Float[jax.Array, "n P"], Float[jax.Array, "ks n P"]]:
-    """internal(x, c) and external(x, c), the latter for each k, of a split's own classes."""
+    """Computes internal(x, c), and external(x, c) for each k, for the normal classes of a split."""
     own, normal, dtype = split.classes, split.normal, to_labels.dtype
     count = fit.count[own]
     share = shrinkage_share(count, n0, dtype)[None, :]
@@ -230,7 +241,7 @@ def _prefix_means(
     deviation: Float[jax.Array, "M P"],
     ks: Int[jax.Array, " ks"],
 ) -> Float[jax.Array, "ks n P"]:
-    """The mean over the first k texts of (s(x, d) - mu_{c,d}) / sigma_{c,d}, for each k."""
+    """Computes the mean of (s(x, d) - mu_{c,d}) / sigma_{c,d} over the first k texts, for each k."""
     places = nearest.texts.shape[1]
     counted = (jnp.arange(places)[None, :] < ks[:, None]).astype(mean.dtype)
     prefix = counted / ks[:, None].astype(mean.dtype)

@@ -1,4 +1,4 @@
-"""Splits of a protocol as masks of classes, and the training images that each evaluation is fitted on."""
+"""Class masks of a protocol's splits, and selection of the training images of an evaluation."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -10,10 +10,11 @@ from bliss_jax.embedding import EmbeddingSet
 def class_masks(
     protocol: Protocol, embeddings: EmbeddingSet
 ) -> tuple[Bool[np.ndarray, "splits classes"], Bool[np.ndarray, "splits classes"]]:
-    """The normal and the anomalous classes of each split.
+    """Returns masks of the normal and of the anomalous classes of each split.
 
     Raises:
-        ValueError: a class that the embeddings do not have, or a side without test images.
+        ValueError: If a split names a class that the embeddings do not have, or has no normal or no
+            anomalous test images.
     """
     classes = np.arange(embeddings.num_classes)
     largest = max(max(split.normal + split.anomalous) for split in protocol.splits)
@@ -29,7 +30,8 @@ def class_masks(
         if not (mask & in_test).any(axis=1).all():
             split = int(np.argmin((mask & in_test).any(axis=1)))
             raise ValueError(
-                f"protocol {protocol.name!r}, split {split}: no {side} image in the test set"
+                f"protocol {protocol.name!r}, split {split}: expected at least one {side} image in "
+                "the test set, got none"
             )
     return normal, anomalous
 
@@ -42,12 +44,22 @@ def training_rows(
     draws: int,
     seed: int,
 ) -> Int[np.ndarray, "draws chosen"]:
-    """Rows of the training set to fit on: all of the classes in use, or `shots` of each per draw.
+    """Returns the rows of the training set to fit on, for each few-shot draw.
 
-    With shots, the rows of one class follow each other, classes ascending.
+    Args:
+        embeddings: Embeddings of a data set.
+        ever_normal: Whether each class is normal in at least one split.
+        shots: Images per class, drawn without replacement. None selects all images of these classes, in
+            ascending order, and gives one draw.
+        draws: Number of few-shot draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Positions in the training set. With `shots`, they are grouped by class, in ascending order of the
+        class ids.
 
     Raises:
-        ValueError: a class with fewer training images.
+        ValueError: If a class has fewer than `shots` training images, or none.
     """
     labels, wanted = embeddings.train_labels, shots or 1
     of_class = [np.flatnonzero(labels == c) for c in np.flatnonzero(ever_normal)]

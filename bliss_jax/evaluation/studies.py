@@ -1,11 +1,11 @@
-"""Studies: the AUROC of BLISS against one of its settings, all values of it in one compiled call.
+"""Studies: the AUROC of BLISS as a function of one setting, with all values in one compiled call.
 
-parts_study        internal, external, and both
+parts_study        internal class score, external text score, and both (ablation)
 weight_study       lambda
-k_study            dictionary texts per image
-grid_studies       lambda at each k
-dictionary_study   random subsets of the dictionary
-few_shot_study     images per normal class, with and without shrinkage
+k_study            k, the number of dictionary texts per image
+grid_studies       lambda and k
+dictionary_study   size of the dictionary, by random subsets
+few_shot_study     number of images per normal class, with and without shrinkage
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,17 +52,17 @@ def parts_study(
     weight: float = 0.5,
     shrinkage: float = 0.0,
 ) -> Study:
-    """The ablation: internal class score, external text score, and both at one lambda.
+    """Computes the ablation: internal class score, external text score, and both at one lambda.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
         k: Dictionary texts per image.
-        weight: lambda, the only value of the study.
-        shrinkage: n0 of a further series, BLISS with shrunk variances; 0 for none.
+        weight: lambda. It is the only value of the study.
+        shrinkage: n0 of a further series, BLISS with shrunk variances. 0 adds no series.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`.
+        ValueError: Under the same conditions as `evaluate`.
     """
     study = weight_study(embeddings, protocol, (weight,), k=k, shrinkage=shrinkage)
     return replace(study, name="parts")
@@ -76,17 +76,17 @@ def weight_study(
     k: int = 10,
     shrinkage: float = 0.0,
 ) -> Study:
-    """BLISS against lambda; 0 is the internal class score alone.
+    """Computes the AUROC of BLISS for several lambda. lambda = 0 is the internal class score alone.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
         weights: Values of lambda.
         k: Dictionary texts per image.
-        shrinkage: As `parts_study`.
+        shrinkage: n0 of a further series, BLISS with shrunk variances. 0 adds no series.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`, or no values.
+        ValueError: Under the same conditions as `evaluate`, or if there are no values.
     """
     grid = _grid(embeddings, weights, (k,), shrinkage)
     aurocs = _all_images(embeddings, protocol, grid, _whole_dictionary(embeddings))
@@ -102,17 +102,17 @@ def k_study(
     weight: float = 0.5,
     shrinkage: float = 0.0,
 ) -> Study:
-    """BLISS and the external text score against k, the number of dictionary texts per image.
+    """Computes the AUROC of BLISS and of the external text score for several k (texts per image).
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
         ks: Values of k, none larger than the dictionary.
         weight: lambda.
-        shrinkage: As `parts_study`.
+        shrinkage: n0 of a further series, BLISS with shrunk variances. 0 adds no series.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`, or no values.
+        ValueError: Under the same conditions as `evaluate`, or if there are no values.
     """
     grid = _grid(embeddings, (weight,), ks, shrinkage)
     aurocs = _all_images(embeddings, protocol, grid, _whole_dictionary(embeddings))
@@ -129,17 +129,20 @@ def grid_studies(
     *,
     shrinkage: float = 0.0,
 ) -> dict[int, Study]:
-    """BLISS over the grid of lambda and k: `weight_study` by k, all from one compiled call.
+    """Computes the AUROC of BLISS on a grid of lambda and k, in one compiled call.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
         weights: Values of lambda.
         ks: Values of k, none larger than the dictionary.
-        shrinkage: As `parts_study`.
+        shrinkage: n0 of a further series, BLISS with shrunk variances. 0 adds no series.
+
+    Returns:
+        The result of `weight_study` for each k.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`, or no values.
+        ValueError: Under the same conditions as `evaluate`, or if there are no values.
     """
     grid = _grid(embeddings, weights, ks, shrinkage)
     aurocs = _all_images(embeddings, protocol, grid, _whole_dictionary(embeddings))
@@ -155,10 +158,10 @@ def grid_studies(
 
 
 def at_weight(grid: Mapping[int, Study], weight: float) -> Study:
-    """`k_study` at one lambda of a grid made by `grid_studies`.
+    """Returns the `k_study` at one lambda of a grid computed by `grid_studies`.
 
     Raises:
-        ValueError: a lambda that the grid does not have.
+        ValueError: If the grid does not contain this lambda.
     """
     first = next(iter(grid.values()))
     if weight not in first.values:
@@ -191,21 +194,24 @@ def dictionary_study(
     weight: float = 0.5,
     shrinkage: float = 0.0,
 ) -> Study:
-    """BLISS against the size of the dictionary: random subsets of it, see `dictionary_subsets`.
+    """Computes the AUROC of BLISS for several sizes of the dictionary.
+
+    For each size, the dictionary is replaced by random subsets of itself (see `dictionary_subsets`).
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
-        sizes: Texts in a subset, at least k and at most the dictionary's; by default 10, 20, 50, 100, ...
-            (those in range) and the whole dictionary.
-        repeats: Subsets of each size.
-        seed: Of the subsets.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
+        sizes: Numbers of texts in a subset, from k to the size of the dictionary. The default is those of
+            10, 20, 50, 100, ... that are in this range, and the whole dictionary.
+        repeats: Number of subsets of each size.
+        seed: Seed of the subsets.
         k: Dictionary texts per image.
         weight: lambda.
-        shrinkage: As `parts_study`.
+        shrinkage: n0 of a further series, BLISS with shrunk variances. 0 adds no series.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`; no sizes, a size out of range, no repeats.
+        ValueError: Under the same conditions as `evaluate`, or if there are no sizes, a size is out of
+            range, or there are no repeats.
     """
     total = len(embeddings.dictionary)
     if sizes is None:
@@ -225,10 +231,10 @@ def dictionary_study(
 def dictionary_subsets(
     total: int, sizes: Sequence[int], *, repeats: int, seed: int
 ) -> Bool[np.ndarray, "sizes repeats texts"]:
-    """Random subsets of a dictionary, drawn without replacement, each independent of the others.
+    """Draws random subsets of a dictionary, without replacement and independently of each other.
 
     Raises:
-        ValueError: no repeats.
+        ValueError: If `repeats` is less than 1.
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
@@ -251,20 +257,20 @@ def few_shot_study(
     weight: float = 0.5,
     shrinkage: float = 20.0,
 ) -> Study:
-    """BLISS against the number of normal images per class, with and without shrinkage.
+    """Computes the AUROC of BLISS for several numbers of normal images per class.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        protocol: Splits of the same classes.
-        shots: Normal images per class.
-        draws: Random draws of each number, the same as those of `evaluate`.
-        seed: Of the draws.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        protocol: Splits of the classes of this data set.
+        shots: Numbers of normal images per class.
+        draws: Number of random draws for each of them. The draws are those of `evaluate`.
+        seed: Seed of the draws.
         k: Dictionary texts per image.
         weight: lambda.
-        shrinkage: As `parts_study`.
+        shrinkage: n0 of a further series, BLISS with shrunk variances. 0 adds no series.
 
     Raises:
-        ValueError: as `bliss_jax.evaluation.evaluate`, or no values.
+        ValueError: Under the same conditions as `evaluate`, or if there are no values.
     """
     _check_values("shots", shots)
     for number in shots:
@@ -290,20 +296,20 @@ def few_shot_study(
 
 
 class _Grid(NamedTuple):
-    """The settings that `split_aurocs` has as axes."""
+    """Settings that are axes of the arrays of `split_aurocs`."""
 
     weights: Float[jax.Array, " weights"]
     shrinkages: Float[jax.Array, " shrinkages"]
-    """0, and n0 where there is a series with shrinkage."""
+    """0, followed by n0 if the study has a series with shrinkage."""
     ks: Int[jax.Array, " ks"]
 
 
 class _Inputs(NamedTuple):
-    """What no setting of a study changes."""
+    """Arrays that no setting of a study changes."""
 
     test: Float[jax.Array, "test dim"]
     labels: Float[jax.Array, "C dim"]
-    """Of the classes that are normal in some split."""
+    """Label embeddings of the C classes that are normal in at least one split."""
     dictionary: Float[jax.Array, "texts dim"]
     splits: Splits
 
@@ -318,7 +324,7 @@ def _aurocs_of_subsets(
     *,
     k: int,
 ) -> Aurocs:
-    """`split_aurocs` for each subset of the dictionary; k is the largest of the grid."""
+    """Computes `split_aurocs` for each subset of the dictionary. k is the largest k of the grid."""
     test, labels, dictionary, splits = inputs
     fit = fit_images(train, train_labels, labels, dictionary)
     to_labels = similarity(test, labels)
@@ -342,7 +348,7 @@ def _aurocs_of_draws(
     *,
     k: int,
 ) -> Aurocs:
-    """`split_aurocs` for each few-shot draw: the images in its first `shots` places of each class."""
+    """Computes `split_aurocs` for each few-shot draw, which uses its first `shots` rows of each class."""
     test, labels, dictionary, splits = inputs
     nearest = Nearest(*top_k_similar(test, dictionary, k))
     to_labels = similarity(test, labels)
@@ -363,7 +369,7 @@ def _all_images(
     grid: _Grid,
     subsets: Bool[np.ndarray, "subsets texts"],
 ) -> Aurocs:
-    """Fitted on all training images of the classes that are normal in some split."""
+    """Computes the AUROCs with a fit on all training images of the C classes."""
     own, splits = splits_of(embeddings, protocol)
     ever_normal = np.isin(np.arange(embeddings.num_classes), own)
     rows = training_rows(embeddings, ever_normal, shots=None, draws=1, seed=0)[0]
@@ -393,10 +399,10 @@ def _whole_dictionary(embeddings: EmbeddingSet) -> Bool[np.ndarray, "1 texts"]:
 def _grid(
     embeddings: EmbeddingSet, weights: Sequence[float], ks: Sequence[int], shrinkage: float
 ) -> _Grid:
-    """The axes as arrays.
+    """Returns the axes as arrays.
 
     Raises:
-        ValueError: no values, values out of range, k larger than the dictionary.
+        ValueError: If there are no values, a value is out of range, or k is larger than the dictionary.
     """
     _check_values("weights", weights)
     _check_values("ks", ks)
@@ -425,7 +431,7 @@ def _study(
     protocol: Protocol,
     settings: Mapping[str, Any],
 ) -> Study:
-    """The study whose (name, setting, values) are `axis`."""
+    """Returns the study with name, setting and values given by `axis`."""
     name, setting, values = axis
     return Study(
         name,
@@ -440,7 +446,7 @@ def _study(
 def _series(
     aurocs: Aurocs, grid: _Grid, num_values: int
 ) -> dict[str, Float[np.ndarray, "values repeats splits"]]:
-    """AUROCs by score, of which only one of the mapped axis, lambda and k has several values."""
+    """Returns the AUROCs by score. Only one of the mapped axis, lambda and k may have several values."""
     internal, external, bliss = (np.asarray(array, np.float64) for array in aurocs)
     bliss = np.moveaxis(bliss, 1, -1)  # mapped, weights, shrinkages, ks, splits
     by_score = {

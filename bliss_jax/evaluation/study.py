@@ -1,4 +1,4 @@
-"""What a study gives: AUROCs over the values of one setting; see `studies.py`."""
+"""Result of a study: AUROCs over the values of one setting. `studies.py` contains the studies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,20 +13,23 @@ class Study:
     """AUROCs over the values of one setting.
 
     Raises:
-        ValueError: a series whose first axis is not that of `values`, or that differ in their other axes.
+        ValueError: If the first axis of a series does not have the length of `values`, or if the series
+            have different shapes.
     """
 
     name: str
-    """Of the study: "parts", "lambda", "k", "dictionary", "shots"."""
+    """Name of the study: "parts", "lambda", "k", "dictionary" or "shots"."""
     setting: str
-    """What `values` are, as the label of an axis: "lambda", "dictionary texts per image", ..."""
+    """Label of the axis of `values`, e.g. "lambda" or "dictionary texts per image"."""
     values: tuple[float, ...]
+    """Values of the setting."""
     series: Mapping[str, Float[np.ndarray, "values repeats splits"]]
-    """AUROC in [0, 1] by score: "internal", "external", "bliss", and "bliss, shrinkage 20" where shrunk."""
+    """AUROC in [0, 1] by score: "internal", "external", "bliss" and, with shrinkage,
+    e.g. "bliss, shrinkage 20"."""
     protocol: str
-    """Whose splits they are."""
+    """Name of the protocol that defines the splits."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What produced them; JSON values."""
+    """Embeddings, protocol, settings and versions, as JSON values."""
 
     def __post_init__(self):
         shapes = {name: np.shape(array) for name, array in self.series.items()}
@@ -37,15 +40,15 @@ class Study:
             )
 
     def mean(self, score: str) -> Float[np.ndarray, " values"]:
-        """Mean over repeats and splits."""
+        """Returns the mean AUROC of a score over repeats and splits."""
         return self.series[score].mean(axis=(1, 2))
 
     def std(self, score: str) -> Float[np.ndarray, " values"]:
-        """Population standard deviation over the repeats of the mean over the splits."""
+        """Returns the standard deviation (ddof 0) over the repeats of the mean AUROC over the splits."""
         return self.series[score].mean(axis=2).std(axis=1)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values that `from_json` reads."""
+        """Returns the study as JSON values, which `from_json` reads."""
         return {
             "name": self.name,
             "setting": self.setting,
@@ -57,10 +60,10 @@ class Study:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Study":
-        """The study that `to_json` wrote.
+        """Returns the study of a document written by `to_json`.
 
         Raises:
-            ValueError: not such a document.
+            ValueError: If the document is not a study.
         """
         try:
             series = {
@@ -69,17 +72,19 @@ class Study:
             values = tuple(float(value) for value in document["values"])
             texts = {name: document[name] for name in ("name", "setting", "protocol", "provenance")}
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a study written by Study.to_json: {error!r}") from error
+            raise ValueError(
+                f"expected a study written by Study.to_json, got another document: {error!r}"
+            ) from error
         return cls(values=values, series=series, **texts)
 
 
 def join_repeats(studies: Sequence[Study]) -> Study:
-    """One study of several that differ in their repeats alone, such as random halves of a data set.
+    """Joins studies that differ only in their repeats, e.g. studies of random halves of a data set.
 
-    The provenance is that of the first, with the number of studies.
+    The result has the provenance of the first study, with the number of studies added as `"joined"`.
 
     Raises:
-        ValueError: no study, or studies of other settings, values, scores or protocols.
+        ValueError: If there is no study, or if the studies differ in setting, values, scores or protocol.
     """
     if not studies:
         raise ValueError("studies: expected at least one, got none")

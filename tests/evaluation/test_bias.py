@@ -1,4 +1,4 @@
-"""The similarity bias: against all pairs in NumPy, and on real CLIP embeddings."""
+"""`similarity_bias` equals the means over all pairs, and gives the known numbers on real embeddings."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def embedding_set(classes=3, texts=7, images=11):
     )  # fmt: skip
 
 
-def test_equals_the_means_over_all_pairs():
+def test_similarity_bias_equals_the_means_over_all_pairs():
     e = embedding_set()
     found = similarity_bias(e)
 
@@ -40,15 +40,15 @@ def test_equals_the_means_over_all_pairs():
     assert found.image_own_label == pytest.approx(np.mean(own), abs=1e-6)
 
 
-def test_a_mean_over_no_pair_is_not_a_number():
+def test_mean_over_no_pairs_is_nan():
     found = similarity_bias(embedding_set(classes=1))
     assert np.isnan(found.label_label)
     assert np.isfinite(found.label_dictionary)
 
 
 @pytest.mark.shared_data
-def test_on_real_clip_embeddings_texts_lie_among_texts(shared):
-    """The numbers of method.md, section 3, which are over all 500 images."""
+def test_bias_of_real_clip_embeddings_matches_the_known_numbers(shared):
+    """The numbers of method.md, section 3, are means over all 500 images."""
     with np.load(
         shared / "data" / "clip_vitb32_cifar10_embeddings.npz", allow_pickle=False
     ) as file:
@@ -71,7 +71,8 @@ def test_on_real_clip_embeddings_texts_lie_among_texts(shared):
         "image_own_label": 0.255,
         "image_dictionary": 0.199,
     }
-    # Half a unit of the last digit; the mean of images is printed there with each image and itself.
+    # The tolerance is half a unit of the last digit. The known mean between images includes the pairs of an
+    # image with itself.
     assert found.image_image + (1 - found.image_image) / 500 == pytest.approx(0.759, abs=5e-4)
     for name, value in expected.items():
         assert getattr(found, name) == pytest.approx(value, abs=5e-4), name

@@ -1,4 +1,4 @@
-"""Studies against one evaluation for each of their values."""
+"""Each value of a study equals one evaluation with that value; arguments are checked."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def embeddings() -> EmbeddingSet:
 
 
 def areas(e, scores=("internal", "external", "bliss"), **settings):
-    """AUROC by score as a study names it: [draws, splits]."""
+    """Returns the AUROCs [draws, splits] of an evaluation, by the names of a study's series."""
     settings = Settings(scores=scores, shrinkages=(0.0, N0), **settings)
     found = {}
     for row in evaluate(e, PROTOCOL, settings).rows:
@@ -52,14 +52,14 @@ def assert_same(study: Study, value: int, expected: dict[str, np.ndarray], repea
 
 
 @pytest.mark.parity
-def test_parts_are_those_of_an_evaluation(embeddings):
+def test_parts_study_equals_an_evaluation(embeddings):
     study = parts_study(embeddings, PROTOCOL, k=7, weight=0.3, shrinkage=N0)
     assert (study.name, study.setting, study.values) == ("parts", "lambda", (0.3,))
     assert_same(study, 0, areas(embeddings, k=7, weight=0.3))
 
 
 @pytest.mark.parity
-def test_every_lambda_is_one_evaluation(embeddings):
+def test_every_lambda_equals_one_evaluation(embeddings):
     weights = (0.0, 0.5, 2.0)
     study = weight_study(embeddings, PROTOCOL, weights, shrinkage=N0)
     assert (study.name, study.values) == ("lambda", weights)
@@ -69,7 +69,7 @@ def test_every_lambda_is_one_evaluation(embeddings):
 
 
 @pytest.mark.parity
-def test_every_k_is_one_evaluation(embeddings):
+def test_every_k_equals_one_evaluation(embeddings):
     ks = (1, 30, 5, M)
     study = k_study(embeddings, PROTOCOL, ks, weight=0.7, shrinkage=N0)
     assert (study.name, study.values) == ("k", (1.0, 30.0, 5.0, float(M)))
@@ -78,7 +78,7 @@ def test_every_k_is_one_evaluation(embeddings):
 
 
 @pytest.mark.parity
-def test_a_grid_holds_the_studies_of_lambda_and_of_k(embeddings):
+def test_a_grid_contains_the_studies_of_lambda_and_of_k(embeddings):
     weights, ks = (0.0, 0.7), (1, 30)
     grid = grid_studies(embeddings, PROTOCOL, weights, ks, shrinkage=N0)
     of_weight = {k: weight_study(embeddings, PROTOCOL, weights, k=k, shrinkage=N0) for k in ks}
@@ -94,7 +94,7 @@ def test_a_grid_holds_the_studies_of_lambda_and_of_k(embeddings):
 
 
 @pytest.mark.parity
-def test_a_subset_of_the_dictionary_is_an_evaluation_with_that_dictionary(embeddings):
+def test_a_subset_of_the_dictionary_equals_an_evaluation_with_that_dictionary(embeddings):
     sizes = (4, 50, M)
     options = {"repeats": 2, "seed": 3}
     study = dictionary_study(embeddings, PROTOCOL, sizes, k=4, shrinkage=N0, **options)
@@ -110,7 +110,7 @@ def test_a_subset_of_the_dictionary_is_an_evaluation_with_that_dictionary(embedd
 
 
 @pytest.mark.parity
-def test_every_number_of_shots_is_an_evaluation_of_the_same_draws(embeddings):
+def test_every_number_of_shots_equals_an_evaluation_with_the_same_draws(embeddings):
     shots = (1, 3, 10)
     study = few_shot_study(embeddings, PROTOCOL, shots, draws=4, seed=5, k=6, shrinkage=N0)
     assert (study.name, study.values) == ("shots", (1.0, 3.0, 10.0))
@@ -127,7 +127,7 @@ def test_every_number_of_shots_is_an_evaluation_of_the_same_draws(embeddings):
         (few_shot_study, (1, 2, 5), (3, 4, 5)),
     ],
 )
-def test_all_values_are_one_trace_and_other_values_none(
+def test_all_values_are_traced_once_and_other_values_not_again(
     embeddings, monkeypatch, run, first, second
 ):
     traces = []
@@ -145,7 +145,7 @@ def test_all_values_are_one_trace_and_other_values_none(
     assert len(traces) == 1
 
 
-def test_defaults_stay_within_the_dictionary(embeddings):
+def test_default_sizes_are_from_k_to_the_size_of_the_dictionary(embeddings):
     assert dictionary_study(embeddings, PROTOCOL, repeats=1).values == (10, 20, 50, 100, 120)
     assert dictionary_study(embeddings, PROTOCOL, repeats=1, k=30).values == (50, 100, 120)
 
@@ -169,12 +169,12 @@ def test_defaults_stay_within_the_dictionary(embeddings):
         (lambda e: few_shot_study(e, PROTOCOL, (1,), draws=0), "draws: expected at least 1"),
     ],
 )
-def test_refusals(embeddings, run, message):
+def test_invalid_arguments_are_rejected(embeddings, run, message):
     with pytest.raises(ValueError, match=message):
         run(embeddings)
 
 
-def test_statistics_and_json(embeddings):
+def test_mean_and_std_equal_numpy_and_json_can_be_read_back(embeddings):
     study = few_shot_study(embeddings, PROTOCOL, (2, 5), draws=3)
     of_draws = study.series["bliss"].mean(axis=2)
     np.testing.assert_allclose(study.mean("bliss"), of_draws.mean(axis=1))
@@ -182,13 +182,13 @@ def test_statistics_and_json(embeddings):
     read = Study.from_json(study.to_json())
     assert read.to_json() == study.to_json()
     assert read.provenance["settings"]["draws"] == 3
-    with pytest.raises(ValueError, match="not a study"):
+    with pytest.raises(ValueError, match="expected a study"):
         Study.from_json({"name": "shots"})
     with pytest.raises(ValueError, match=r"series: expected arrays \[3, repeats, splits\]"):
         replace(study, values=(1.0, 2.0, 3.0))
 
 
-def test_studies_that_differ_in_their_repeats_alone_join(embeddings):
+def test_studies_that_differ_only_in_their_repeats_are_joined(embeddings):
     first, second = (few_shot_study(embeddings, PROTOCOL, (2, 5), draws=2, seed=s) for s in (0, 1))
     joined = join_repeats((first, second))
     assert joined.series["bliss"].shape == (2, 4, 3)
