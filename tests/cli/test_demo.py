@@ -1,4 +1,4 @@
-"""`bliss-jax demo` as printed in the README: its numbers, its report."""
+"""`bliss-jax demo` prints the numbers of docs/results.md and writes its report."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+RESULTS = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
 
 
 @pytest.mark.slow
-def test_the_demo_prints_and_writes_what_the_readme_says(tmp_path):
+def test_the_demo_prints_the_documented_numbers(tmp_path):
     command = "from bliss_jax.cli import main; main()"
     finished = subprocess.run(  # noqa: S603
         [sys.executable, "-c", command, "demo", "-o", "report", "--json", "all.json"],
@@ -21,7 +21,7 @@ def test_the_demo_prints_and_writes_what_the_readme_says(tmp_path):
         text=True,
         cwd=tmp_path,
         timeout=900,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device, as those have it who read the README
+        env={**os.environ, "XLA_FLAGS": ""},  # one device, as on a reader's machine
     )
     assert finished.returncode == 0, finished.stderr
     assert "Report: report/index.html" in finished.stdout
@@ -32,18 +32,18 @@ def test_the_demo_prints_and_writes_what_the_readme_says(tmp_path):
     document = json.loads((tmp_path / "all.json").read_text())
     assert document["provenance"]["command"].endswith("demo -o report --json all.json")
     found = _table(finished.stdout, "│")
-    stated = _table(README[README.index("bliss-jax demo\n```") :], "|")
+    stated = _table(RESULTS[RESULTS.index("bliss-jax demo\n```") :], "|")
     assert set(stated) <= set(found)
     assert {"bliss", "max_cosine", "bliss, shrinkage 20, 5 images per class"} <= set(stated)
     for score, areas in stated.items():
-        # The last digit may differ where another CPU rounds otherwise.
+        # The last digit may differ between CPUs.
         assert areas == pytest.approx(found[score], abs=0.11), score
     best = max(areas[-1] for score, areas in found.items() if not score.startswith("bliss"))
     assert found["bliss"][-1] > best + 1
 
 
 def _table(text: str, bar: str) -> dict[str, list[float]]:
-    """AUROCs of the first table whose rows have seven numbers, by score."""
+    """Returns the AUROCs by score, from the first table with seven numbers per row."""
     rows = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(bar)[1:-1]]
