@@ -1,89 +1,340 @@
-"""Errors at the edge: what every public function asks of its arguments, said once.
+"""Checks of arguments: every public function checks its arguments with these and raises ValueError.
 
-Shapes and dtypes are known even while JAX traces, so they are always checked. Values (finite, unit norm,
-label ranges) can only be looked at where they are concrete: inside `jit`, `vmap` or `grad` those checks
-are skipped, and the functions say what they return instead.
+Shapes, dtypes and types are known while JAX traces, so they are always checked. Values (finite, of unit norm,
+labels in range) are checked if they are concrete. Under `jit`, `vmap` or `grad` they are not known; each function
+documents what it returns instead.
+
+The value checks of one call run together, in one compiled program that returns the number of violations of
+each check (`ValueChecks`). So an eager call pays for one more dispatch, whatever the number of its arguments.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 Array = jax.Array | np.ndarray
-"""What the public functions accept; what they return is always a `jax.Array`."""
+"""Type of the arrays that public functions accept. They always return `jax.Array`."""
+
+Precision = lax.PrecisionLike
+"""Type of the argument `precision` of matrix products, see `jax.lax.dot_general`."""
+
+HIGHEST = lax.Precision.HIGHEST
+"""Default precision of similarities: full float32 on every backend."""
 
 _UNIT_NORM_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+_MOMENTS_TOLERANCE = 0.04
+"""Tolerance of the mean squared norm of the fitted embeddings, which is 1 for rows of unit norm."""
 
 
-def is_concrete(array: Array) -> bool:
-    """Whether the values of `array` can be looked at now, that is, whether nothing is being traced."""
+def is_concrete(array: Any) -> bool:
+    """Whether the values of `array` are known now, that is, whether it is not a tracer."""
     return not isinstance(array, jax.core.Tracer)
 
 
-def as_jax(name: str, array: Array) -> jax.Array:
-    """`jnp.asarray`, which rounds float64 to float32 while JAX's x64 mode is off, but not silently."""
-    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype and array.dtype == np.float64:
+def as_array(name: str, value: Any) -> jax.Array:
+    """Returns `jnp.asarray(value)` for an array, with a warning if float64 is rounded to float32.
+
+    Raises:
+        ValueError: `value` is a list or another object without a dtype.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        raise ValueError(
+            f"{name}: expected an array, got a {type(value).__name__}; pass np.asarray({name})"
+        )
+    if dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         warnings.warn(
-            f"{name}: float64 is rounded to float32, since JAX's x64 mode is off; pass float32, or set "
+            f"{name}: float64 is rounded to float32, because JAX's x64 mode is off; pass float32, or set "
             "jax_enable_x64 to compute in float64",
             stacklevel=4,
         )
-    return jnp.asarray(array)
+    return jnp.asarray(value)
 
 
-def embeddings_as_float(name: str, embeddings: Array, *, unit_norm: bool = True) -> jax.Array:
-    """Checks a matrix of embeddings and returns it in the precision that scores are computed in.
+def accumulation_dtype(*values: Any) -> np.dtype:
+    """Returns the dtype that a function computes in: the promoted dtype of its arguments, at least float32.
 
-    float32 and (in x64 mode) float64 stay as they are; float16 and bfloat16, which float32 holds
-    exactly, become float32.
-
-    Raises:
-        ValueError: not a floating [n, dim] array; and, where values are concrete, rows that are not
-            finite or (unless `unit_norm` is False) not of unit norm.
+    This is the one rule of precision in the library. float16 and bfloat16 are promoted to float32, which holds
+    them exactly; mixtures are promoted as by `jax.numpy`; Python numbers do not take part.
     """
-    shape, dtype = np.shape(embeddings), np.dtype(getattr(embeddings, "dtype", np.object_))
-    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{name}: expected a floating [n, dim] array, got {dtype} {list(shape)}")
-    array = as_jax(name, embeddings)
-    array = array.astype(jnp.float32 if dtype.itemsize < 4 else array.dtype)
-    norms = look_at(lambda x: jnp.linalg.norm(x, axis=1), array)
-    if norms is not None and norms.size:
-        if not np.isfinite(norms).all():
-            row = int(np.flatnonzero(~np.isfinite(norms))[0])
-            raise ValueError(f"{name}: row {row} holds NaN or infinite values")
-        worst = int(np.argmax(np.abs(norms - 1)))
-        if unit_norm and abs(norms[worst] - 1) > _UNIT_NORM_TOLERANCE[dtype.name]:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(jnp.result_type(*values), jnp.float32)
+
+
+class _Check(NamedTuple):
+    kind: str
+    """Key of `_VIOLATIONS`."""
+    limit: float
+    """Tolerance or bound of the check."""
+    arrays: tuple[jax.Array, ...]
+    message: Callable[..., str]
+    """Takes the arrays as NumPy arrays and returns the error message."""
+
+
+class ValueChecks:
+    """The checks of one call's arguments: shapes and dtypes at once, values together in `run`."""
+
+    def __init__(self):
+        self._pending: list[_Check] = []
+
+    def embeddings(self, name: str, embeddings: Any, *, unit_norm: bool = True) -> jax.Array:
+        """Checks a matrix of embeddings and returns it as a JAX array of its own dtype.
+
+        Args:
+            name: Name of the argument, for messages.
+            embeddings: A floating [n, dim] array.
+            unit_norm: Whether rows must be of unit norm; they must be finite in any case.
+
+        Raises:
+            ValueError: the array is not floating or not a matrix.
+        """
+        shape = np.shape(embeddings) if hasattr(embeddings, "dtype") else None
+        if shape is not None and len(shape) == 1:
             raise ValueError(
+                f"{name}: expected a [n, dim] array, got one vector of shape {list(shape)}; "
+                f"pass {name}[None] for a single row"
+            )
+        array = as_array(name, embeddings)
+        if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: expected a floating [n, dim] array, got {array.dtype} {list(array.shape)}"
+            )
+        tolerance = _UNIT_NORM_TOLERANCE[array.dtype.name]
+
+        def message(x: np.ndarray) -> str:
+            norms = _norms(np, x)
+            if not np.isfinite(norms).all():
+                row = int(np.flatnonzero(~np.isfinite(norms))[0])
+                return f"{name}: row {row} holds NaN or infinite values"
+            worst = int(np.argmax(np.abs(norms - 1)))
+            return (
                 f"{name}: expected rows of unit norm, row {worst} has norm {norms[worst]:.4g}; "
                 "divide each row by its norm"
             )
+
+        self._pending.append(
+            _Check("unit norm" if unit_norm else "finite", tolerance, (array,), message)
+        )
+        return array
+
+    def normal_mask(self, normal: Any, num_classes: int, count: Any = None) -> jax.Array:
+        """Checks the mask of normal classes and returns it; None stands for all classes.
+
+        Args:
+            normal: A bool [num_classes] array, or None.
+            num_classes: Number of classes.
+            count: Images fitted per class. If given, each normal class must have some.
+
+        Raises:
+            ValueError: the mask is not a bool [num_classes] array.
+        """
+        mask = jnp.ones(num_classes, bool) if normal is None else as_array("normal", normal)
+        if mask.shape != (num_classes,) or mask.dtype != jnp.bool_:
+            raise ValueError(
+                f"normal: expected a bool [{num_classes}] array, one entry per class, got {mask.dtype} "
+                f"{list(mask.shape)}"
+            )
+        counts = jnp.ones(num_classes, jnp.int32) if count is None else jnp.asarray(count)
+
+        def message(mask: np.ndarray, counts: np.ndarray) -> str:
+            if not mask.any():
+                return "normal: expected at least one normal class, got none"
+            empty = np.flatnonzero(mask & (counts == 0)).tolist()
+            return f"normal: no images were fitted of the normal classes {empty}"
+
+        self._pending.append(_Check("normal classes", 0, (mask, counts), message))
+        return mask
+
+    def class_labels(
+        self, name: str, labels: Any, length: int, num_classes: int, where: Any = None
+    ) -> jax.Array:
+        """Checks integer labels and returns them as int32.
+
+        Args:
+            name: Name of the argument, for messages.
+            labels: An integer [length] array with values in 0..num_classes-1.
+            length: Number of images.
+            num_classes: Number of classes.
+            where: Rows whose labels count [length]; all if None.
+
+        Raises:
+            ValueError: the array is not an integer [length] array.
+        """
+        array = as_array(name, labels)
+        if array.shape != (length,) or not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(
+                f"{name}: expected an integer [{length}] array, got {array.dtype} {list(array.shape)}"
+            )
+        counted = jnp.ones(array.shape, bool) if where is None else where
+
+        def message(labels: np.ndarray, counted: np.ndarray) -> str:
+            found = labels[counted]
+            return (
+                f"{name}: expected values in 0..{num_classes - 1}, got {found.min()}..{found.max()}"
+            )
+
+        self._pending.append(_Check("labels", num_classes, (array, counted), message))
+        return array.astype(jnp.int32)
+
+    def unit_norm_moments(self, count: jax.Array, mean: jax.Array, cov: jax.Array) -> None:
+        """Checks that moments are those of unit-norm embeddings: tr C_c + |m_c|^2 = E|x|^2 = 1."""
+
+        def message(count: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> str:
+            squared = np.where(count > 0, _mean_squared_norm(np, mean, cov), 1)
+            c = int(np.argmax(np.abs(squared - 1)))
+            return (
+                "moments: expected moments of unit-norm embeddings, but the fitted images of class "
+                f"{c} have a mean squared norm of {squared[c]:.4g}"
+            )
+
+        self._pending.append(_Check("moments", _MOMENTS_TOLERANCE, (count, mean, cov), message))
+
+    def add(self, kind: str, limit: float, message: Callable[..., str], *arrays: jax.Array) -> None:
+        """Adds a check of another kind, see `_VIOLATIONS`."""
+        self._pending.append(_Check(kind, limit, arrays, message))
+
+    def run(self) -> None:
+        """Evaluates the checks whose arrays are concrete.
+
+        Raises:
+            ValueError: the message of the first check that is violated.
+        """
+        known = [check for check in self._pending if all(map(_has_values, check.arrays))]
+        for check, violated in zip(known, _violated(known), strict=True):
+            if violated:
+                raise ValueError(check.message(*map(np.asarray, check.arrays)))
+
+
+def _has_values(array: Any) -> bool:
+    """Whether the values can be read in this process; parts of a global array may be on other processes."""
+    return is_concrete(array) and getattr(array, "is_fully_addressable", True)
+
+
+def _violated(checks: list[_Check]) -> np.ndarray | list[bool]:
+    """Returns whether each check is violated."""
+    if not checks:
+        return []
+    kinds = tuple((check.kind, check.limit) for check in checks)
+    arrays = tuple(check.arrays for check in checks)
+    try:
+        with jax.ensure_compile_time_eval():
+            return np.asarray(_count_violations(arrays, kinds)) > 0
+    except Exception:
+        # Inside some transformations (`shard_map` under `jax.set_mesh`) JAX cannot compute with concrete
+        # arrays, and arrays on different devices cannot enter one program. Their values can be read.
+        return [
+            bool(_VIOLATIONS[kind](np, limit, *map(np.asarray, of_check)))
+            for (kind, limit), of_check in zip(kinds, arrays, strict=True)
+        ]
+
+
+@partial(jax.jit, static_argnames="kinds")
+def _count_violations(
+    arrays: tuple[tuple[jax.Array, ...], ...], kinds: tuple[tuple[str, float], ...]
+) -> jax.Array:
+    return jnp.stack(
+        [
+            _VIOLATIONS[kind](jnp, limit, *of_check).astype(jnp.int32)
+            for (kind, limit), of_check in zip(kinds, arrays, strict=True)
+        ]
+    )
+
+
+def _norms(xp: Any, x: Any) -> Any:
+    """Returns the norm of each row, at least in float32."""
+    x = x.astype(xp.float32) if x.dtype.itemsize < 4 else x
+    return xp.sqrt(xp.sum(x * x, axis=-1))
+
+
+def _mean_squared_norm(xp: Any, mean: Any, cov: Any) -> Any:
+    """Returns E|x|^2 = tr C + |m|^2 of each class."""
+    return xp.trace(cov, axis1=1, axis2=2) + xp.sum(mean * mean, axis=1)
+
+
+def _normal_violations(xp: Any, limit: float, mask: Any, count: Any) -> Any:
+    return xp.sum(mask & (count == 0)) + xp.where(xp.any(mask), 0, 1)
+
+
+def _label_violations(xp: Any, limit: float, labels: Any, counted: Any) -> Any:
+    return xp.sum(counted & ((labels < 0) | (labels >= limit)))
+
+
+def _moments_violations(xp: Any, limit: float, count: Any, mean: Any, cov: Any) -> Any:
+    squared = _mean_squared_norm(xp, mean, cov)
+    return xp.sum((count > 0) & ~(xp.abs(squared - 1) <= limit))
+
+
+_VIOLATIONS: dict[str, Callable[..., Any]] = {
+    # Comparisons are negated so that NaN counts as a violation.
+    "unit norm": lambda xp, limit, x: xp.sum(~(xp.abs(_norms(xp, x) - 1) <= limit)),
+    "finite": lambda xp, limit, x: xp.sum(~xp.isfinite(_norms(xp, x))),
+    "normal classes": _normal_violations,
+    "labels": _label_violations,
+    "moments": _moments_violations,
+    "two classes": lambda xp, limit, labels, counted: (
+        xp.where(xp.any(labels & counted), 0, 1) + xp.where(xp.any(~labels & counted), 0, 1)
+    ),
+    "at least": lambda xp, limit, mask: xp.sum(mask) < limit,
+    "all": lambda xp, limit, mask: xp.sum(~mask),
+    "no NaN": lambda xp, limit, values, counted: xp.sum(counted & xp.isnan(values)),
+}
+"""The number of violations of each kind of check, as functions of NumPy or `jax.numpy`, a limit and arrays."""
+
+
+def embeddings_as_float(name: str, embeddings: Any, *, unit_norm: bool = True) -> jax.Array:
+    """Checks one matrix of embeddings, values included, and returns it in at least float32.
+
+    Raises:
+        ValueError: the array is not a floating [n, dim] array, or has concrete rows that are not finite or
+            (unless `unit_norm` is False) not of unit norm.
+    """
+    checks = ValueChecks()
+    array = checks.embeddings(name, embeddings, unit_norm=unit_norm)
+    checks.run()
+    return array.astype(accumulation_dtype(array))
+
+
+def class_labels(name: str, labels: Any, length: int, num_classes: int) -> jax.Array:
+    """Checks integer labels, values included, and returns them as int32.
+
+    Raises:
+        ValueError: the array is not an integer [length] array, or has concrete values out of range.
+    """
+    checks = ValueChecks()
+    array = checks.class_labels(name, labels, length, num_classes)
+    checks.run()
     return array
 
 
-def look_at(compute: Callable[..., jax.Array], *arrays: jax.Array) -> np.ndarray | None:
-    """`compute(*arrays)` as values, or None where the arrays have none yet.
+def scalar(name: str, value: Any, *, minimum: float = -np.inf, exclusive: bool = False) -> None:
+    """Checks a number, which may be a traced scalar.
 
-    Works also where a function that is being jitted has closed over concrete arrays. Inside `shard_map`
-    that runs eagerly even those cannot be looked at.
+    Args:
+        name: Name of the argument, for messages.
+        value: A number, or an array of shape [].
+        minimum: The smallest value allowed.
+        exclusive: Whether `minimum` itself is excluded.
+
+    Raises:
+        ValueError: `value` is a bool, not a number, has a shape, or is concrete and out of range.
     """
-    if not all(map(is_concrete, arrays)):
-        return None
-    try:
-        with jax.ensure_compile_time_eval():
-            return np.asarray(compute(*arrays))
-    except jax.errors.TracerArrayConversionError:
-        return None
-
-
-def scalar(
-    name: str, value: float | Array, *, minimum: float = -np.inf, exclusive: bool = False
-) -> None:
-    """Raises ValueError unless a number is finite and at least (or above) `minimum`; tracers pass."""
-    if isinstance(value, jax.core.Tracer):
+    shape = np.shape(value) if hasattr(value, "dtype") or np.isscalar(value) else None
+    dtype = getattr(value, "dtype", np.dtype(type(value)) if shape == () else None)
+    numeric = dtype is not None and (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    )
+    if shape != () or not numeric:
+        found = type(value).__name__ if shape is None else f"{dtype} {list(shape)}"
+        hint = "; a mask of classes is normal=" if dtype == np.bool_ and shape else ""
+        raise ValueError(f"{name}: expected one number, got {found}{hint}")
+    if not is_concrete(value):
         return
     number = float(np.asarray(value))
     if not np.isfinite(number) or number < minimum or (exclusive and number == minimum):
@@ -91,61 +342,73 @@ def scalar(
         raise ValueError(f"{name}: expected a finite number{bound}, got {number:g}")
 
 
+def static_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
+    """Checks an argument that must be a Python integer while JAX traces.
+
+    Raises:
+        ValueError: `value` is traced (says how to pass it), not an integer, or out of range.
+    """
+    if not is_concrete(value) or (hasattr(value, "dtype") and np.ndim(value) == 0):
+        raise ValueError(
+            f"{name}: expected a Python integer, got {_describe(value)}; {name} is static: pass it with "
+            f"functools.partial(function, {name}=...) or jax.jit(function, static_argnames={name!r})"
+        )
+    outside = maximum is not None and isinstance(value, int) and value > maximum
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum or outside:
+        allowed = f"at least {minimum}" if maximum is None else f"in {minimum}..{maximum}"
+        raise ValueError(f"{name}: expected an integer {allowed}, got {_describe(value)}")
+
+
+def top_k_size(k: Any, available: int, of_what: str, *, name: str = "k") -> None:
+    """Checks the number of neighbours k, which is static.
+
+    Raises:
+        ValueError: k is traced, not an integer, or outside 1..available.
+    """
+    try:
+        static_integer(name, k, 1, available)
+    except ValueError as error:
+        if is_concrete(k) and not hasattr(k, "dtype"):
+            raise ValueError(
+                f"{name}: expected an integer in 1..{available} ({of_what}), got {_describe(k)}"
+            ) from None
+        raise error from None
+
+
+def _describe(value: Any) -> str:
+    if not is_concrete(value):
+        return "a traced value"
+    return (
+        f"a {type(value).__name__} {list(np.shape(value))}"
+        if hasattr(value, "dtype")
+        else repr(value)
+    )
+
+
 def same_dim(**embeddings: jax.Array) -> None:
-    """Raises ValueError unless all arrays share their last axis, naming each with its shape."""
+    """Raises ValueError unless all arrays have the same last axis; the message names each with its shape."""
     if len({array.shape[-1] for array in embeddings.values()}) > 1:
         shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in embeddings.items())
         raise ValueError(f"expected embeddings of one dimension, got {shapes}")
 
 
-def normal_mask(
-    normal: Array | None, num_classes: int, count: jax.Array | None = None
-) -> jax.Array:
-    """Checks the mask of normal classes and returns it; `None` means that every class is normal.
+def row_mask(name: str, mask: Any, length: int, of_what: str) -> jax.Array | None:
+    """Checks a mask of rows and returns it; None stays None.
 
     Raises:
-        ValueError: not a boolean [num_classes] array; no normal class; a normal class of which `count`
-            says that no image was seen (the last two only where values are concrete).
+        ValueError: the mask is not a bool [length] array.
     """
-    mask = jnp.ones(num_classes, bool) if normal is None else jnp.asarray(normal)
-    if mask.shape != (num_classes,) or mask.dtype != jnp.bool_:
+    if mask is None:
+        return None
+    array = as_array(name, mask)
+    if array.shape != (length,) or array.dtype != jnp.bool_:
         raise ValueError(
-            f"normal: expected a bool [{num_classes}] array, one entry per class, got {mask.dtype} "
-            f"{list(mask.shape)}"
+            f"{name}: expected a bool [{length}] array, one entry per {of_what}, got {array.dtype} "
+            f"{list(array.shape)}"
         )
-    if is_concrete(mask):
-        if not np.asarray(mask).any():
-            raise ValueError("normal: expected at least one normal class, got none")
-        if count is not None and is_concrete(count):
-            empty = np.flatnonzero(np.asarray(mask) & (np.asarray(count) == 0)).tolist()
-            if empty:
-                raise ValueError(f"normal: no images were fitted of the normal classes {empty}")
-    return mask
+    return array
 
 
-def class_labels(
-    name: str, labels: Array, length: int, num_classes: int, *, where: Array | None = None
-) -> jax.Array:
-    """Checks integer labels [length], and that those at `where` are in 0..num_classes-1.
-
-    Raises:
-        ValueError: wrong shape or dtype; out of range (only where values are concrete).
-    """
-    array = jnp.asarray(labels)
-    if array.shape != (length,) or not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(
-            f"{name}: expected an integer [{length}] array, got {array.dtype} {list(array.shape)}"
-        )
-    if is_concrete(array) and (where is None or is_concrete(where)):
-        values = np.asarray(array) if where is None else np.asarray(array)[np.asarray(where)]
-        if values.size and (values.min() < 0 or values.max() >= num_classes):
-            raise ValueError(
-                f"{name}: expected values in 0..{num_classes - 1}, got {values.min()}..{values.max()}"
-            )
-    return array.astype(jnp.int32)
-
-
-def top_k_size(k: int, available: int, of_what: str) -> None:
-    """Raises ValueError unless 1 <= k <= available."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= available:
-        raise ValueError(f"k: expected an integer in 1..{available} ({of_what}), got {k!r}")
+def is_traced_shape(size: Any) -> bool:
+    """Whether a dimension is symbolic, as in `jax.export` with a batch of any size."""
+    return not isinstance(size, int | np.integer)

@@ -1,24 +1,26 @@
-"""How well a score separates anomalous from normal images.
+"""Metrics of how well a score separates anomalous from normal images.
 
 One convention throughout: scores [n], higher = more anomalous; `is_anomaly` [n], bool (or integers 0 and
-1); **the anomaly is the positive class**. Every function is pure and jittable, so that `vmap` evaluates
-all splits of a benchmark in one call; `where` leaves images out (a split that does not use all of the
-test set).
+1); **the anomaly is the positive class**. Every function is pure and composes under `jit` and `vmap`, so `vmap`
+evaluates all splits of a benchmark in one call; `where` leaves images out (for a split that does not use all of
+the test set).
 
-Where values are concrete, NaN scores and a missing class raise ValueError; while tracing they give NaN.
+NaN scores and a missing class raise ValueError if values are concrete; under tracing they give NaN.
 """
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.stats import norm
-from jaxtyping import Bool, Float, Int, Integer, Key, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.scores import compiled, replicated
 
 Labels = Bool[Array, " images"] | Integer[Array, " images"]
 
@@ -38,7 +40,7 @@ def auroc(
 ) -> Float[jax.Array, ""]:
     """Area under the ROC curve: P(anomalous > normal) + P(anomalous = normal) / 2.
 
-    The Mann-Whitney statistic, ties counted half (mid-ranks). Pairs are counted in integers, so that
+    This is the Mann-Whitney statistic, with ties counted half (mid-ranks). Pairs are counted in integers, so
     the result does not lose digits with the number of images.
 
     Args:
@@ -50,10 +52,15 @@ def auroc(
         The area, in [0, 1].
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; where values are concrete, NaN scores, no
-            anomalous or no normal image.
+        ValueError: shapes or dtypes do not fit (among them scikit-learn's order of arguments), scores are NaN, or
+            there is no anomalous or no normal image.
     """
-    ranked = _rank(scores, is_anomaly, where)
+    return _auroc(*_check(scores, is_anomaly, where))
+
+
+@compiled(static=(), out=replicated)
+def _auroc(scores: jax.Array, is_anomaly: jax.Array, counted: jax.Array) -> jax.Array:
+    ranked = _rank(scores, is_anomaly, counted)
     return _mean(_normals_below(ranked) / (2 * ranked.num_normal), ranked.anomaly, ranked.invalid)
 
 
@@ -62,13 +69,13 @@ def auroc_interval(
     is_anomaly: Labels,
     *,
     where: Bool[Array, " images"] | None = None,
-    confidence: float = 0.95,
+    confidence: float | Float[Array, ""] = 0.95,
 ) -> Interval:
     """DeLong's interval for the AUROC: A -+ z sqrt(var(V10) / m + var(V01) / n), clipped to [0, 1].
 
     V10 of an anomalous image is the share of the n normal images that it outranks, V01 of a normal image
-    the share of the m anomalous ones that outrank it (ties half); variances with ddof 1. It says what
-    another test set of these sizes would give for this fixed score, not what another fit would.
+    the share of the m anomalous ones that outrank it (ties half); variances have ddof 1. The interval covers
+    other test sets of these sizes for this fixed score, not other fits of the score.
 
     Source: DeLong, DeLong, Clarke-Pearson, Biometrics 1988; computed from ranks after Sun and Xu, 2014.
 
@@ -76,22 +83,30 @@ def auroc_interval(
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images].
         where: Images to count [images]; all by default.
-        confidence: Coverage asked for, in (0, 1).
+        confidence: Coverage, in (0, 1); may be traced.
 
     Returns:
-        The interval; NaN where a class has fewer than two images.
+        The interval; NaN if a class has fewer than two images.
 
     Raises:
-        ValueError: as `auroc`, or a confidence out of range.
+        ValueError: as `auroc`, or the confidence is out of range.
     """
     _check_confidence(confidence)
-    ranked = _rank(scores, is_anomaly, where)
+    return _auroc_interval(*_check(scores, is_anomaly, where), confidence)
+
+
+@compiled(static=(), out=replicated)
+def _auroc_interval(
+    scores: jax.Array, is_anomaly: jax.Array, counted: jax.Array, confidence: Any
+) -> Interval:
+    ranked = _rank(scores, is_anomaly, counted)
     outranked = _normals_below(ranked) / (2 * ranked.num_normal)
     outranking = 1 - _anomalies_below(ranked) / (2 * ranked.num_anomaly)
     area = _mean(outranked, ranked.anomaly, ranked.invalid)
     variance = _variance_of_mean(outranked, ranked.anomaly) + _variance_of_mean(
         outranking, ranked.normal
     )
+    confidence = jnp.asarray(confidence).astype(variance.dtype)
     half = norm.ppf((1 + confidence) / 2) * jnp.sqrt(variance)
     return Interval(jnp.clip(area - half, 0, 1), jnp.clip(area + half, 0, 1))
 
@@ -106,24 +121,31 @@ def aupr(
     """Average precision: the mean over anomalous images a of the precision at the threshold score(a).
 
     AP = sum_n (R_n - R_{n-1}) P_n over the distinct thresholds, as scikit-learn's
-    `average_precision_score`: a step function, no linear interpolation. With the anomaly as positive
-    it is also called "AUPR-out", with the normal class, for which low scores speak, "AUPR-in".
+    `average_precision_score`: a step function, no linear interpolation. With the anomaly as the positive class
+    it is also called "AUPR-out"; with the normal class, which has low scores, "AUPR-in".
 
     Args:
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images].
         where: Images to count [images]; all by default.
-        positive: Which side is to be retrieved.
+        positive: The class to be retrieved.
 
     Returns:
-        Average precision, in [0, 1]; chance is the share of the positive side.
+        Average precision, in [0, 1]; chance is the share of the positive class.
 
     Raises:
-        ValueError: as `auroc`, or another `positive`.
+        ValueError: as `auroc`, or `positive` is another word.
     """
     if positive not in ("anomaly", "normal"):
         raise ValueError(f"positive: expected 'anomaly' or 'normal', got {positive!r}")
-    ranked = _rank(scores, is_anomaly, where)
+    return _aupr(*_check(scores, is_anomaly, where), positive=positive)
+
+
+@compiled(static=("positive",), out=replicated)
+def _aupr(
+    scores: jax.Array, is_anomaly: jax.Array, counted: jax.Array, *, positive: str
+) -> jax.Array:
+    ranked = _rank(scores, is_anomaly, counted)
     if positive == "anomaly":
         own, caught = ranked.anomaly, ranked.num_anomaly - ranked.anomalies_left
         flagged = ranked.num_normal - ranked.normals_left
@@ -135,11 +157,11 @@ def aupr(
 def fpr_at_tpr(
     scores: Float[Array, " images"],
     is_anomaly: Labels,
-    tpr: float = 0.95,
+    tpr: float | Float[Array, ""] = 0.95,
     *,
     where: Bool[Array, " images"] | None = None,
 ) -> Float[jax.Array, ""]:
-    """The share of normal images flagged when the threshold is set to catch `tpr` of the anomalies.
+    """False positive rate: the share of normal images flagged by the threshold that catches `tpr` of the anomalies.
 
     Two definitions of "FPR95" are in use. Here the anomaly is positive: the threshold is the highest at
     which at least `tpr` of the *anomalous* images score as high or higher, and the result is the share
@@ -150,76 +172,105 @@ def fpr_at_tpr(
     Args:
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images].
-        tpr: Share of anomalies to catch, in (0, 1].
+        tpr: Share of anomalies to catch, in (0, 1]; may be traced.
         where: Images to count [images]; all by default.
 
     Returns:
         The false positive rate, in [0, 1]; lower is better.
 
     Raises:
-        ValueError: as `auroc`, or a tpr out of range.
+        ValueError: as `auroc`, or tpr is out of range.
     """
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr: expected a share in (0, 1], got {tpr}")
-    ranked = _rank(scores, is_anomaly, where)
-    # Counted, not divided: 437 of 460 are 95 %, and a float32 quotient says that they are not.
+    _checks.scalar("tpr", tpr)
+    if _checks.is_concrete(tpr) and not 0 < float(tpr) <= 1:
+        raise ValueError(f"tpr: expected a share in (0, 1], got {float(tpr):g}")
+    return _fpr_at_tpr(*_check(scores, is_anomaly, where), tpr)
+
+
+@compiled(static=(), out=replicated)
+def _fpr_at_tpr(
+    scores: jax.Array, is_anomaly: jax.Array, counted: jax.Array, tpr: Any
+) -> jax.Array:
+    ranked = _rank(scores, is_anomaly, counted)
+    # Counts are compared, not quotients: 437 of 460 are 95 %, but the quotient in float32 is smaller.
     caught = ranked.num_anomaly - ranked.anomalies_left
-    wanted = jnp.ceil(ranked.num_anomaly.astype(jnp.float32) * (tpr * (1 - 1e-6))).astype(jnp.int32)
+    share = jnp.asarray(tpr).astype(jnp.float32) * (1 - 1e-6)
+    wanted = jnp.ceil(ranked.num_anomaly.astype(jnp.float32) * share).astype(jnp.int32)
     flagged = (ranked.num_normal - ranked.normals_left) / ranked.num_normal
     rate = jnp.min(jnp.where(ranked.counted & (caught >= wanted), flagged, jnp.inf))
     return jnp.where(ranked.invalid, jnp.nan, rate)
 
 
 def bootstrap_interval(
-    metric,
+    metric: Callable[..., Float[jax.Array, ""]],
     scores: Float[Array, " images"],
     is_anomaly: Labels,
     *,
     key: PRNGKeyArray | Key[jax.Array, ""],
+    where: Bool[Array, " images"] | None = None,
     draws: int = 1000,
-    confidence: float = 0.95,
+    confidence: float | Float[Array, ""] = 0.95,
 ) -> Interval:
     """Percentile bootstrap of any metric of this module, resampling each class to its own size.
 
     Args:
-        metric: A function of (scores, is_anomaly), such as `aupr` or `fpr_at_tpr`.
+        metric: A function of (scores, is_anomaly), such as `aupr` or `fpr_at_tpr`. It is compiled once for each
+            function object, so pass the same one again rather than a new lambda.
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images]; concrete (class sizes must be known).
-        key: Seeds the resampling: the same key gives the same interval.
-        draws: Resamples, at least 1.
-        confidence: Coverage asked for, in (0, 1).
+        key: Random key of the resampling: the same key gives the same interval.
+        where: Images to count [images]; concrete. All by default.
+        draws: Number of resamples, at least 1; static.
+        confidence: Coverage, in (0, 1); may be traced.
 
     Returns:
         The interval between the (1 - confidence) / 2 and (1 + confidence) / 2 quantiles.
 
     Raises:
-        ValueError: as `auroc`, no draws, a confidence out of range, or a traced `is_anomaly`.
+        ValueError: as `auroc`, no draws, the confidence is out of range, or `is_anomaly` or `where` is traced.
     """
     _check_confidence(confidence)
-    if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}")
-    if not _checks.is_concrete(is_anomaly):
-        raise ValueError("is_anomaly: expected concrete values, since class sizes must be known")
-    _rank(scores, is_anomaly, None)  # for its checks
-    groups = [np.flatnonzero(np.asarray(is_anomaly, bool) == value) for value in (False, True)]
-    scores = jnp.asarray(scores)
-    resampled_is_anomaly = jnp.arange(len(scores)) >= len(groups[0])
+    _checks.static_integer("draws", draws, 1)
+    for name, array in (("is_anomaly", is_anomaly), ("where", where)):
+        if not _checks.is_concrete(array):
+            raise ValueError(f"{name}: expected concrete values, because class sizes must be known")
+    scores, anomalous, counted = _check(scores, is_anomaly, where)
+    known, kept = np.asarray(anomalous), np.asarray(counted)
+    normal, anomaly = (
+        jnp.asarray(np.flatnonzero(kept & (known == side))) for side in (False, True)
+    )
+    return _bootstrap(scores, normal, anomaly, key, confidence, metric=metric, draws=draws)
 
-    def one_draw(key):
+
+@compiled(static=("metric", "draws"), out=replicated)
+def _bootstrap(
+    scores: jax.Array,
+    normal: Int[jax.Array, " normal"],
+    anomalous: Int[jax.Array, " anomalous"],
+    key: jax.Array,
+    confidence: Any,
+    *,
+    metric: Callable[..., jax.Array],
+    draws: int,
+) -> Interval:
+    groups = normal, anomalous
+    is_anomaly = jnp.arange(len(normal) + len(anomalous)) >= len(normal)
+
+    def one_draw(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key)
         rows = [
-            jnp.asarray(g)[jax.random.randint(k, g.shape, 0, len(g))]
-            for g, k in zip(groups, keys, strict=True)
+            group[jax.random.randint(k, group.shape, 0, len(group))]
+            for group, k in zip(groups, keys, strict=True)
         ]
-        return metric(scores[jnp.concatenate(rows)], resampled_is_anomaly)
+        return metric(scores[jnp.concatenate(rows)], is_anomaly)
 
     values = lax.map(one_draw, jax.random.split(key, draws))
-    tail = (1 - confidence) / 2
+    tail = (1 - jnp.asarray(confidence).astype(values.dtype)) / 2
     return Interval(jnp.quantile(values, tail), jnp.quantile(values, 1 - tail))
 
 
 class _Ranked(NamedTuple):
-    """Scores in ascending order, with what stands below each of them; images left out stand last."""
+    """Scores in ascending order, with the counts below each of them; images left out come last."""
 
     anomaly: Bool[jax.Array, " images"]
     normal: Bool[jax.Array, " images"]
@@ -237,13 +288,10 @@ class _Ranked(NamedTuple):
 
 
 def _rank(
-    scores: Float[Array, " images"],
-    is_anomaly: Labels,
-    where: Bool[Array, " images"] | None,
+    scores: Float[jax.Array, " images"],
+    is_anomaly: Bool[jax.Array, " images"],
+    counted: Bool[jax.Array, " images"],
 ) -> _Ranked:
-    counted = jnp.ones(np.shape(scores), bool) if where is None else jnp.asarray(where)
-    scores, is_anomaly = _checks.as_jax("scores", scores), _as_bool(is_anomaly)
-    _check_inputs(scores, is_anomaly, counted)
     missing = jnp.any(counted & jnp.isnan(scores))
     # Images left out sort to the end, as one group of equals that no count includes.
     keys = jnp.where(counted, scores, jnp.inf)
@@ -270,12 +318,12 @@ def _rank(
 
 
 def _normals_below(ranked: _Ranked) -> Int[jax.Array, " images"]:
-    """Twice the normal images below each score, equals counted half."""
+    """Returns twice the number of normal images below each score, with equals counted half."""
     return ranked.normals_left + ranked.normals_right
 
 
 def _anomalies_below(ranked: _Ranked) -> Int[jax.Array, " images"]:
-    """Twice the anomalous images below each score, equals counted half."""
+    """Returns twice the number of anomalous images below each score, with equals counted half."""
     return ranked.anomalies_left + ranked.anomalies_right
 
 
@@ -295,46 +343,56 @@ def _variance_of_mean(
     return jnp.sum(centred**2) / jnp.where(size > 1, size - 1, jnp.nan) / size
 
 
-def _as_bool(is_anomaly: Labels) -> Shaped[jax.Array, "..."]:
-    """Integers 0 and 1 as bool; what is neither stays as it is, to be refused by its dtype."""
-    array = jnp.asarray(is_anomaly)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        return array
-    if _checks.is_concrete(array) and not np.isin(np.asarray(array), (0, 1)).all():
+def _check(
+    scores: Any, is_anomaly: Any, where: Any
+) -> tuple[Float[jax.Array, " images"], Bool[jax.Array, " images"], Bool[jax.Array, " images"]]:
+    """Checks the arguments that all metrics share; returns scores, labels as bool, and the images to count.
+
+    Raises:
+        ValueError: as `auroc`.
+    """
+    s, labels = _checks.as_array("scores", scores), _checks.as_array("is_anomaly", is_anomaly)
+    swapped = jnp.issubdtype(labels.dtype, jnp.floating)
+    if swapped and not jnp.issubdtype(s.dtype, jnp.floating):
         raise ValueError(
-            "is_anomaly: expected bool, or integers that are 0 or 1, got other integers"
+            f"scores: expected a floating [n] array, got {s.dtype} {list(s.shape)}, and floating `is_anomaly`: "
+            "these look like scikit-learn's (labels, scores); the order here is (scores, is_anomaly)"
         )
-    return array != 0
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a share in (0, 1), got {confidence}")
-
-
-def _check_inputs(
-    scores: Shaped[jax.Array, "..."],
-    is_anomaly: Shaped[jax.Array, "..."],
-    counted: Shaped[jax.Array, "..."],
-) -> None:
-    if scores.ndim != 1 or not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise ValueError(
-            f"scores: expected a floating [n] array, got {scores.dtype} {scores.shape}"
-        )
-    for name, array in (("is_anomaly", is_anomaly), ("where", counted)):
-        if array.shape != scores.shape or array.dtype != jnp.bool_:
+    if s.ndim != 1 or not jnp.issubdtype(s.dtype, jnp.floating):
+        raise ValueError(f"scores: expected a floating [n] array, got {s.dtype} {list(s.shape)}")
+    counted = jnp.ones(s.shape, bool) if where is None else _checks.as_array("where", where)
+    integers = jnp.issubdtype(labels.dtype, jnp.integer)
+    kinds = (("is_anomaly", labels, integers), ("where", counted, False))
+    for name, array, allowed in kinds:
+        if array.shape != s.shape or not (array.dtype == jnp.bool_ or allowed):
             raise ValueError(
-                f"{name}: expected a bool {list(scores.shape)} array, got {array.dtype} "
-                f"{list(array.shape)}"
+                f"{name}: expected a bool {list(s.shape)} array, got {array.dtype} {list(array.shape)}"
             )
-    if all(map(_checks.is_concrete, (scores, is_anomaly, counted))):
-        kept = np.asarray(counted)
-        nans = int(np.isnan(np.asarray(scores)[kept]).sum())
-        anomalies = int(np.asarray(is_anomaly)[kept].sum())
-        if nans:
-            raise ValueError(f"scores: {nans} of {kept.sum()} are NaN")
-        if not 0 < anomalies < kept.sum():
-            raise ValueError(
-                "expected at least one anomalous and one normal image, got "
-                f"{anomalies} anomalous and {kept.sum() - anomalies} normal"
-            )
+    checks = _checks.ValueChecks()
+    if integers:
+        checks.class_labels("is_anomaly", labels, len(s), 2)
+        labels = labels != 0
+    checks.add(
+        "no NaN",
+        0,
+        lambda s, counted: f"scores: {np.isnan(s[counted]).sum()} of {counted.sum()} are NaN",
+        s,
+        counted,
+    )
+    checks.add("two classes", 0, _missing_class, labels, counted)
+    checks.run()
+    return s.astype(_checks.accumulation_dtype(s)), labels, counted
+
+
+def _missing_class(labels: np.ndarray, counted: np.ndarray) -> str:
+    anomalies = int(labels[counted].sum())
+    return (
+        "expected at least one anomalous and one normal image, got "
+        f"{anomalies} anomalous and {counted.sum() - anomalies} normal"
+    )
+
+
+def _check_confidence(confidence: Any) -> None:
+    _checks.scalar("confidence", confidence)
+    if _checks.is_concrete(confidence) and not 0 < float(confidence) < 1:
+        raise ValueError(f"confidence: expected a share in (0, 1), got {float(confidence):g}")

@@ -1,4 +1,5 @@
 from bliss_jax.scores.bliss import bliss_score as bliss_score
+from bliss_jax.scores.bliss import combine as combine
 from bliss_jax.scores.bliss import external_text_score as external_text_score
 from bliss_jax.scores.bliss import internal_class_score as internal_class_score
 from bliss_jax.scores.blocks import block_map as block_map
@@ -20,8 +21,12 @@ from bliss_jax.scores.mahalanobis import mahalanobis_score as mahalanobis_score
 from bliss_jax.scores.max_cosine import max_cosine_score as max_cosine_score
 from bliss_jax.scores.max_logit import max_logit_score as max_logit_score
 from bliss_jax.scores.mcm import mcm_score as mcm_score
+from bliss_jax.scores.meshes import compiled as compiled
+from bliss_jax.scores.meshes import replicated as replicated
+from bliss_jax.scores.meshes import rows as rows
 from bliss_jax.scores.moments import ClassMoments as ClassMoments
 from bliss_jax.scores.moments import check_moments as check_moments
+from bliss_jax.scores.moments import check_moments_type as check_moments_type
 from bliss_jax.scores.moments import fit_moments as fit_moments
 from bliss_jax.scores.moments import init_moments as init_moments
 from bliss_jax.scores.moments import merge_moments as merge_moments
@@ -35,11 +40,14 @@ from bliss_jax.scores.prepared import PreparedBliss as PreparedBliss
 from bliss_jax.scores.prepared import bliss_score_prepared as bliss_score_prepared
 from bliss_jax.scores.prepared import prepare_bliss as prepare_bliss
 from bliss_jax.scores.reductions import min_over_classes as min_over_classes
+from bliss_jax.scores.reductions import smallest_class as smallest_class
+from bliss_jax.scores.text_statistics import TextStatistics as TextStatistics
 from bliss_jax.scores.text_statistics import pooled_dictionary_variance as pooled_dictionary_variance
 from bliss_jax.scores.text_statistics import pooling_weights as pooling_weights
 from bliss_jax.scores.text_statistics import shrinkage_share as shrinkage_share
 from bliss_jax.scores.text_statistics import standard_deviation as standard_deviation
 from bliss_jax.scores.text_statistics import text_moments as text_moments
+from bliss_jax.scores.text_statistics import text_statistics as text_statistics
 from bliss_jax.scores.top_k import pad_dictionary as pad_dictionary
 from bliss_jax.scores.top_k import similarity as similarity
 from bliss_jax.scores.top_k import top_k_similar as top_k_similar

@@ -6,15 +6,24 @@
 
 s is the cosine; t_c the prompt of class c; D_k(x) the k texts of the dictionary nearest to x by raw
 cosine; mu and sigma the mean and standard deviation (ddof 0, plus 1e-8) of the similarity to that text
-over the normal images of class c, here computed from `ClassMoments` (mu = t . m_c, sigma^2 = t^T C_c t).
+over the normal images of class c, computed from `ClassMoments` (mu = t . m_c, sigma^2 = t^T C_c t).
 Higher is more anomalous.
 
 Source: Goodge, Hooi, Ng, "When Text and Images Don't Mix: Bias-Correcting Language-Image Similarity
 Scores for Anomaly Detection", BMVC 2024, arXiv 2407.17083, section 4.
 
-No function here jits, and none builds a classes-by-texts or images-by-texts table larger than a chunk
-(`prepared.py` keeps the former, where it is used again and again).
+Memory of a score, forward, beside inputs and result: with n images, T texts and C classes, L = min(chunk_size, T)
+texts in a chunk, B = min(n, block) images in a block (512 on CPUs, 4,096 elsewhere), P = min(T, n k) places for
+distinct texts and S = min(P C, max(P, L dim)) numbers in a table of their statistics, at most
+
+    2 B (L + 8 k) + 4 n k + 3 T + n C + 2 S + 4 min(L, 2048) (dim + C) + 4 dim^2
+
+numbers of 4 bytes: nothing grows with images x texts or texts x classes. A gradient takes at most three times that
+beside its outputs, because reverse mode computes statistics again instead of keeping them; its time is about four times
+that of the score. `vmap` over S masks with shrinkage multiplies the tables and the products by S.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +31,29 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.blocks import zeros_varying
+from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks, sum_of_z_scores
+from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
-from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
+from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.text_statistics import (
-    chosen_texts,
+    TextStatistics,
     dictionary_pooling,
-    fold_class_blocks,
-    pooled_covariance,
+    in_dtype,
+    label_statistics,
     shrinkage_is_on,
-    shrinkage_share,
-    standard_deviation,
-    sum_of_z_scores,
 )
-from bliss_jax.scores.top_k import CHUNK_SIZE, check_where, similarity, top_k_similar
+from bliss_jax.scores.top_k import (
+    Axis,
+    check_chunk_size,
+    check_search,
+    nearest_texts,
+    similarity,
+)
 
-_HIGHEST = lax.Precision.HIGHEST
+STATIC = "k", "shrunk", "dictionary_axis", "chunk_size", "precision"
+"""Static arguments of the jitted functions."""
 
 
 def internal_class_score(
@@ -47,6 +63,7 @@ def internal_class_score(
     *,
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images classes"]:
     """internal(x, c) = -(s(x, t_c) - mu_c) / sigma_c (arXiv 2407.17083, section 4).
 
@@ -54,8 +71,9 @@ def internal_class_score(
         embeddings: Unit-norm image embeddings [images, dim].
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
         moments: Fitted on normal images of the same classes.
-        normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
+        normal: Mask of the classes over which `shrinkage` pools [classes]; not used without shrinkage.
         shrinkage: n0 of `bliss_score`.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
         Scores [images, classes]; NaN for a class of which no image was fitted.
@@ -63,14 +81,15 @@ def internal_class_score(
     Raises:
         ValueError: as `bliss_score`.
     """
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
-    check_moments(moments, labels=labels, embeddings=x)
-    mask = _pooled_classes(normal, moments, shrinkage)
-
-    mean, deviation = label_moments(labels, moments, mask=mask, shrinkage=shrinkage)
-    score = -(similarity(x, labels) - mean[None, :]) / deviation[None, :]
-    return nan_where_empty(score, moments.count)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    moments = check_moments(checks, moments, labels=labels, embeddings=x)
+    _checks.scalar("shrinkage", shrinkage, minimum=0.0)
+    mask = checks.normal_mask(normal, len(labels))
+    checks.run()
+    shrunk = shrinkage_is_on(shrinkage)
+    return _internal(x, labels, moments, mask, shrinkage, shrunk=shrunk, precision=precision)
 
 
 def external_text_score(
@@ -82,8 +101,9 @@ def external_text_score(
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
     where: Bool[Array, " texts"] | None = None,
-    dictionary_axis: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images classes"]:
     """external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}.
 
@@ -95,23 +115,16 @@ def external_text_score(
         dictionary_embeddings: Unit-norm embeddings of the dictionary's prompts [texts, dim].
         moments: Fitted on normal images.
         k: Texts per image, 1 <= k <= texts; static.
-        normal: The classes over which `shrinkage` pools [classes]; not used without shrinkage.
+        normal: Mask of the classes over which `shrinkage` pools [classes]; not used without shrinkage.
         shrinkage: n0 of `bliss_score`.
         where: Texts that count [texts]; False marks padding, which is never chosen. All by default. See
             `top_k_similar`.
-        dictionary_axis: Name of the mapped axis over which the texts are spread, each device holding
-            equally many (`pad_dictionary`). The k texts are the nearest of all devices', each device adds
+        dictionary_axis: Name of the mapped axis, or a tuple of names, over which the texts are spread, each device
+            holding equally many (`pad_dictionary`). The k texts are the nearest of all devices', each device adds
             the z-scores of its own, and all get the result that one device would, up to the order of a
             sum of k numbers. The moments are whole on each. Static.
         chunk_size: Texts handled at once; static. The result is the same for every chunk size.
-
-    With n images, T texts and C classes, L = min(chunk_size, T) texts in a chunk, P = min(T, n k) places for
-    distinct texts and S = min(P C, max(P, L dim)) numbers in a table of their statistics, memory beside
-    inputs and result is at most
-
-        min(n, 512) (L + 8 k) + 4 n k + 3 T + n C + 2 S + 4 min(L, 2048) (dim + C) + 4 dim^2
-
-    numbers of 4 bytes: nothing that grows with images x texts or texts x classes.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
         Scores [images, classes]; NaN for a class of which no image was fitted.
@@ -119,39 +132,27 @@ def external_text_score(
     Raises:
         ValueError: as `bliss_score`.
     """
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    texts = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
-    check_moments(moments, texts=texts, embeddings=x)
-    _checks.top_k_size(k, len(texts), "the texts of the dictionary")
-    mask = _pooled_classes(normal, moments, shrinkage)
-
-    nearest = top_k_similar(
-        x, texts, k, where=where, dictionary_axis=dictionary_axis, chunk_size=chunk_size
-    )
-    cosines = unknown_where_missing(nearest[0])
-    chosen = chosen_texts(nearest[1], len(texts), dictionary_axis=dictionary_axis)
-    pooling = dictionary_pooling(
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    texts = checks.embeddings("dictionary_embeddings", dictionary_embeddings)
+    moments = check_moments(checks, moments, texts=texts, embeddings=x)
+    counted = check_search(checks, k, texts, where, dictionary_axis)
+    _checks.scalar("shrinkage", shrinkage, minimum=0.0)
+    mask = checks.normal_mask(normal, len(moments.count))
+    checks.run()
+    return _external(
+        x,
         texts,
         moments,
-        mask=mask,
-        shrinkage=shrinkage,
-        where=check_where(where, len(texts)),
+        mask,
+        shrinkage,
+        counted,
+        k=k,
+        shrunk=shrinkage_is_on(shrinkage),
         dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
     )
-    inside = None if dictionary_axis is None else chosen.inside
-
-    def add_classes(total, first, mean, deviation):
-        z = sum_of_z_scores(cosines, chosen.row, inside, mean, deviation)
-        return lax.dynamic_update_slice_in_dim(total, z, first, axis=1)
-
-    total = jnp.zeros((len(x), len(moments.count)), x.dtype)
-    total = total + zero_like_inputs(x, texts, moments.mean, mask)
-    total = fold_class_blocks(
-        add_classes, total, chosen, texts, moments, pooling, chunk_size=chunk_size
-    )
-    if dictionary_axis is not None:
-        total = lax.psum(total, dictionary_axis)
-    return nan_where_empty(total / k, moments.count)
 
 
 def bliss_score(
@@ -160,29 +161,30 @@ def bliss_score(
     dictionary_embeddings: Float[Array, "texts dim"],
     moments: ClassMoments,
     k: int = 10,
+    *,
     weight: float | Float[Array, ""] = 0.5,
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
-    *,
     where: Bool[Array, " texts"] | None = None,
-    dictionary_axis: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """BLISS(x) = min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
 
     `vmap` over masks `normal` scores all splits of a benchmark in one call: without shrinkage only the
     minimum depends on the mask, so nothing else is computed twice.
 
-    Shrinkage, for few normal images: each class variance is drawn toward the within-class variance
+    Shrinkage, for few normal images: each class variance is moved toward the within-class variance
     pooled over the normal classes, as if n0 images of it had been seen,
 
         v = (n_c v_c + n0 v_pooled) / (n_c + n0),    v_pooled(t) = sum n_c t^T C_c t / sum n_c,
 
-    and for dictionary texts v_pooled is itself drawn, with the weight of five images, toward its mean
-    over the dictionary (one class with two images has nothing else to lean on).
+    and for dictionary texts v_pooled is itself moved, with the weight of five images, toward its mean
+    over the dictionary (for one class with two images there is nothing else to pool with).
 
-    Memory is bounded as in `external_text_score`, and by 3 images x classes + 2 classes x dim numbers more.
-    For a stream of batches, or many classes, `prepare_bliss` computes the statistics of the texts once.
+    The top of this module bounds the memory, also that of gradients. For a stream of batches, or many classes,
+    `prepare_bliss` computes the statistics of the texts once.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -196,82 +198,270 @@ def bliss_score(
         where: Texts that count, see `external_text_score`.
         dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous. While tracing, when values cannot be checked, a
-        normal class without images gives NaN and an empty mask +inf.
+        Scores [images], higher = more anomalous, at least float32. Under tracing, when values cannot be checked, an
+        image that is not finite and a normal class without images give NaN, and an empty mask +inf.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, moments of embeddings that were not, k outside 1..texts, negative shrinkage, a weight
-            that is not finite, no normal class, or a normal class of which no image was fitted.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the moments are
+            not those of unit-norm embeddings, k is not an integer in 1..texts, shrinkage is negative, weight
+            is not one finite number, no class is normal, or no image of a normal class was fitted.
     """
-    _checks.scalar("weight", weight)
-    mask = _checks.normal_mask(normal, len(moments.count), moments.count)
-    internal = internal_class_score(
-        embeddings, label_embeddings, moments, normal=mask, shrinkage=shrinkage
-    )
-    external = external_text_score(
+    a = check_bliss(
         embeddings,
+        label_embeddings,
         dictionary_embeddings,
         moments,
         k,
-        normal=mask,
+        weight=weight,
+        normal=normal,
         shrinkage=shrinkage,
         where=where,
         dictionary_axis=dictionary_axis,
-        chunk_size=chunk_size,
     )
-    return combine(internal, external, weight, mask)
+    return _bliss(
+        *a,
+        weight,
+        shrinkage,
+        k=k,
+        shrunk=shrinkage_is_on(shrinkage),
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
+
+
+class BlissArguments(NamedTuple):
+    """Checked arguments that scores with labels, a dictionary and moments share."""
+
+    x: jax.Array
+    labels: jax.Array
+    texts: jax.Array
+    moments: ClassMoments
+    mask: jax.Array
+    counted: jax.Array | None
+
+
+def check_bliss(
+    embeddings: Any,
+    label_embeddings: Any,
+    dictionary_embeddings: Any,
+    moments: Any,
+    k: Any,
+    *,
+    weight: Any,
+    normal: Any,
+    shrinkage: Any = 0.0,
+    where: Any = None,
+    dictionary_axis: Axis | None = None,
+) -> BlissArguments:
+    """Checks the arguments of `bliss_score` and returns its arrays.
+
+    Raises:
+        ValueError: as `bliss_score`.
+    """
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    texts = checks.embeddings("dictionary_embeddings", dictionary_embeddings)
+    moments = check_moments(checks, moments, labels=labels, texts=texts, embeddings=x)
+    _checks.scalar("weight", weight)
+    _checks.scalar("shrinkage", shrinkage, minimum=0.0)
+    counted = check_search(checks, k, texts, where, dictionary_axis)
+    mask = checks.normal_mask(normal, len(moments.count), moments.count)
+    checks.run()
+    return BlissArguments(x, labels, texts, moments, mask, counted)
+
+
+@compiled(static=("shrunk", "precision"), out=lambda x, *_: rows(x))
+def _internal(
+    x: jax.Array,
+    labels: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    shrinkage: Any,
+    *,
+    shrunk: bool,
+    precision: Precision,
+) -> jax.Array:
+    moments = in_dtype(moments, x, labels)
+    score = internal_scores(x, labels, moments, mask, shrinkage, shrunk=shrunk, precision=precision)
+    return nan_unless_finite(nan_if_empty(score, moments.count), x)
+
+
+@compiled(static=STATIC, out=lambda x, *_: rows(x))
+def _external(
+    x: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    shrinkage: Any,
+    counted: jax.Array | None,
+    **static: Any,
+) -> jax.Array:
+    moments = in_dtype(moments, x, texts)
+    found = external_scores(x, texts, moments, mask, shrinkage, counted, **static)
+    return nan_unless_finite(nan_if_empty(found.external, moments.count), x)
+
+
+@compiled(static=STATIC, out=lambda x, *_: rows(x))
+def _bliss(
+    x: jax.Array,
+    labels: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    counted: jax.Array | None,
+    weight: Any,
+    shrinkage: Any,
+    *,
+    shrunk: bool,
+    precision: Precision,
+    **static: Any,
+) -> jax.Array:
+    moments = in_dtype(moments, x, labels, texts)
+    internal = internal_scores(
+        x, labels, moments, mask, shrinkage, shrunk=shrunk, precision=precision
+    )
+    found = external_scores(
+        x, texts, moments, mask, shrinkage, counted, shrunk=shrunk, precision=precision, **static
+    )
+    score = combine(internal, found.external, weight, normal=mask)
+    return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
+
+
+def internal_scores(
+    x: jax.Array,
+    labels: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    shrinkage: Any,
+    *,
+    shrunk: bool,
+    precision: Precision,
+) -> Float[jax.Array, "images classes"]:
+    """internal(x, c), finite for every class of finite inputs."""
+    mean, deviation = label_statistics(
+        labels, moments, mask=mask, shrinkage=shrinkage, shrunk=shrunk, precision=precision
+    )
+    cosines = similarity(x, labels, precision=precision).astype(mean.dtype)
+    return -(cosines - mean[None, :]) / deviation[None, :]
+
+
+class External(NamedTuple):
+    """The external score of every class, and the nearest texts it comes from."""
+
+    external: Float[jax.Array, "images classes"]
+    cosines: Float[jax.Array, "images k"]
+    texts: Int[jax.Array, "images k"]
+
+
+def external_scores(
+    x: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    shrinkage: Any,
+    counted: jax.Array | None,
+    *,
+    k: int,
+    places: int | None = None,
+    shrunk: bool,
+    dictionary_axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
+) -> External:
+    """external(x, c), finite for every class of finite inputs; finds `places` >= k texts, k by default."""
+    dtype = moments.mean.dtype
+    cosines, positions = nearest_texts(
+        x,
+        texts,
+        counted,
+        k=k if places is None else places,
+        dictionary_axis=dictionary_axis,
+        chunk_size=chunk_size,
+        precision=precision,
+    )
+    cosines = nan_if_missing(cosines.astype(dtype))
+    chosen = chosen_texts(positions[:, :k], len(texts), dictionary_axis=dictionary_axis)
+    pooling = None
+    if shrunk:
+        pooling = dictionary_pooling(
+            texts,
+            moments,
+            mask=mask,
+            shrinkage=shrinkage,
+            where=counted,
+            dictionary_axis=dictionary_axis,
+        )
+
+    def add_classes(total: jax.Array, first: jax.Array, statistics: TextStatistics) -> jax.Array:
+        z = sum_of_z_scores(cosines[:, :k], chosen.row, chosen.inside, statistics)
+        return lax.dynamic_update_slice_in_dim(total, z, first, axis=1)
+
+    shape = x.shape[0], len(moments.count)
+    total = zeros_varying(shape, dtype, x, texts, moments.mean, mask)
+    total = fold_class_blocks(
+        add_classes,
+        total,
+        chosen,
+        texts,
+        moments,
+        pooling,
+        chunk_size=chunk_size,
+        precision=precision,
+    )
+    if dictionary_axis is not None:
+        total = lax.psum(total, dictionary_axis)
+    return External(total / k, cosines, positions)
 
 
 def combine(
-    internal: Float[jax.Array, "images classes"],
-    external: Float[jax.Array, "images classes"],
+    internal: Float[Array, "images classes"],
+    external: Float[Array, "images classes"],
     weight: float | Float[Array, ""],
-    mask: Bool[jax.Array, " classes"],
-) -> Float[jax.Array, " images"]:
-    """Min over normal classes c of [ internal(x, c) + lambda external(x, c) ]."""
-    # Masked before the sum: what is unknown of other classes must not reach the gradient of the weight.
-    internal = jnp.where(mask[None, :], internal, jnp.inf)
-    external = jnp.where(mask[None, :], external, 0)
-    return min_over_classes(internal + weight * external)
-
-
-def _pooled_classes(
-    normal: Bool[Array, " classes"] | None, moments: ClassMoments, shrinkage: float | Array
-) -> Bool[jax.Array, " classes"]:
-    _checks.scalar("shrinkage", shrinkage, minimum=0.0)
-    return _checks.normal_mask(normal, len(moments.count))
-
-
-def label_moments(
-    labels: Float[jax.Array, "classes dim"],
-    moments: ClassMoments,
     *,
-    mask: Bool[jax.Array, " classes"],
-    shrinkage: float | Float[Array, ""],
-) -> tuple[Float[jax.Array, " classes"], Float[jax.Array, " classes"]]:
-    """mu_c and sigma_c: of each class's similarity to its own prompt."""
-    mean = jnp.einsum("cd,cd->c", labels, moments.mean, precision=_HIGHEST)
-    product = jnp.einsum("cd,cde->ce", labels, moments.cov, precision=_HIGHEST)
-    variance = jnp.maximum(jnp.einsum("ce,ce->c", product, labels, precision=_HIGHEST), 0)
-    if shrinkage_is_on(shrinkage):
-        product = jnp.matmul(labels, pooled_covariance(moments, mask), precision=_HIGHEST)
-        pooled = jnp.maximum(jnp.einsum("cd,cd->c", product, labels, precision=_HIGHEST), 0)
-        variance = variance + shrinkage_share(moments.count, shrinkage, moments.mean.dtype) * (
-            pooled - variance
-        )
-    return mean, standard_deviation(variance)
+    normal: Bool[Array, " classes"] | None = None,
+) -> Float[jax.Array, " images"]:
+    """Combines the two parts: min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
+
+    Args:
+        internal: internal(x, c) [images, classes], from `internal_class_score`.
+        external: external(x, c) [images, classes], from `external_text_score`.
+        weight: lambda.
+        normal: Mask of the normal classes [classes]; all by default. Scores of other classes take no part, not
+            even if they are NaN.
+
+    Returns:
+        Scores [images]; +inf if no class is normal.
+    """
+    internal, external = jnp.asarray(internal), jnp.asarray(external)
+    if normal is not None:
+        # Before the sum, so that unknown scores of other classes do not reach the gradient of the weight.
+        mask = jnp.asarray(normal)[None, :]
+        internal, external = jnp.where(mask, internal, 0), jnp.where(mask, external, 0)
+    both = internal + jnp.asarray(weight).astype(internal.dtype) * external
+    return min_over_classes(both, normal=normal)
 
 
-def unknown_where_missing(cosines: Float[jax.Array, "images k"]) -> Float[jax.Array, "images k"]:
-    """NaN in places that no text fills (fewer than k rows of the dictionary count)."""
+def nan_if_missing(cosines: Float[jax.Array, "images k"]) -> Float[jax.Array, "images k"]:
+    """NaN in places that no text fills (if fewer than k rows of the dictionary count)."""
     return jnp.where(jnp.isneginf(cosines), jnp.nan, cosines)
 
 
-def nan_where_empty(
-    scores: Float[jax.Array, "images classes"], count: Int[jax.Array, " classes"]
+def nan_if_empty(
+    scores: Float[jax.Array, "images classes"], count: Float[jax.Array, " classes"]
 ) -> Float[jax.Array, "images classes"]:
     """NaN for classes of which no image was fitted."""
     return jnp.where((count > 0)[None, :], scores, jnp.nan)
+
+
+def nan_if_normal_is_empty(
+    scores: Float[jax.Array, " images"],
+    mask: Bool[jax.Array, " classes"],
+    count: Float[jax.Array, " classes"],
+) -> Float[jax.Array, " images"]:
+    """NaN for all images if no image of a normal class was fitted."""
+    return jnp.where(jnp.any(mask & ~(count > 0)), jnp.nan, scores)

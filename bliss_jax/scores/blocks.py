@@ -1,63 +1,103 @@
-"""`vmap` while its temporaries are small, and block after block where they are not."""
+"""Loops over blocks of images, and over chunks of texts, in bounded memory.
+
+Blocks of images are strided: block b of B holds the images b, b + B, b + 2 B, ... If the images are sharded over
+devices, every device then has its share of every block, and the loop over blocks moves nothing between devices.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float, Int
+
+from bliss_jax import _checks
+from bliss_jax.scores.reductions import zero_like_inputs
+
+Carry = TypeVar("Carry")
 
 BLOCK = 2**22
-"""Numbers in a temporary array, about: what a cache or a fraction of an accelerator's memory holds."""
+"""About the numbers in a temporary array: few enough for a cache, many enough for an accelerator."""
+
+
+def map_images(
+    function: Callable[[jax.Array], Any], images: Float[jax.Array, "images dim"], rows: int
+) -> Any:
+    """Computes `function(images)` at most `rows` images at a time.
+
+    Args:
+        function: Takes a block of images [block, dim] and returns a pytree of arrays [block, ...]. It treats images
+            independently, so the result does not depend on the blocks.
+        images: Rows [images, dim]. A symbolic number of images is one block.
+        rows: Images in a block, at most; static.
+    """
+    number = images.shape[0]
+    if _checks.is_traced_shape(number) or number <= rows:
+        return function(images)
+    size = _block_rows(number, rows)
+    blocks = -(-number // size)
+    padded = jnp.pad(images, ((0, blocks * size - number), (0, 0)))
+    strided = jnp.swapaxes(padded.reshape(size, blocks, -1), 0, 1)
+    results = lax.map(function, strided)
+
+    def in_order(leaf: jax.Array) -> jax.Array:
+        return jnp.swapaxes(leaf, 0, 1).reshape(blocks * size, *leaf.shape[2:])[:number]
+
+    return jax.tree.map(in_order, results)
+
+
+def _block_rows(number: int, rows: int) -> int:
+    """Returns the rows of a block: a divisor of the number of images if that costs little.
+
+    A divisor that is a multiple of the number's power of two keeps blocks divisible by any number of devices,
+    usually a power of two, that divides the images.
+    """
+    power = number & -number
+    step = power if power <= rows else rows & -rows
+    divisors = [n for n in range(step, rows + 1, step) if number % n == 0]
+    best = max(divisors, default=1)
+    return best if 8 * best >= rows else rows
+
+
+def fold_chunks(
+    step: Callable[[Carry, Int[jax.Array, ""], int], Carry],
+    carry: Carry,
+    length: int,
+    chunk_size: int,
+) -> Carry:
+    """Folds `carry = step(carry, start, size)` over the chunks [start, start + size) of 0..length-1.
+
+    It is a loop over the full chunks and one step for the rest, so nothing is padded and `size` is static.
+    """
+    full, rest = divmod(length, chunk_size)
+    if full:
+        starts = jnp.arange(full, dtype=jnp.int32) * chunk_size
+        carry, _ = lax.scan(
+            lambda carry, start: (step(carry, start, chunk_size), None), carry, starts
+        )
+    return step(carry, jnp.int32(full * chunk_size), rest) if rest else carry
 
 
 def block_map(
     function: Callable[..., Any], *arrays: jax.Array, size: int, block: int = BLOCK
 ) -> Any:
-    """`vmap(function)(*arrays)`, at most about `block` numbers at a time.
+    """Computes `vmap(function)(*arrays)`, with at most about `block` numbers of temporaries at a time.
 
     Args:
-        function: Of one row of each array.
-        arrays: Of the same length.
+        function: A function of one row of each array.
+        arrays: Arrays of the same length.
         size: Numbers in the largest temporary of one row.
         block: Numbers in a temporary of all rows that are computed at once.
     """
-    length, rows = len(arrays[0]), max(1, block // size)
+    length, rows = len(arrays[0]), max(1, block // max(1, size))
     if length <= rows:
         return jax.vmap(function)(*arrays)
-    rows = _even_rows(length, rows)
+    divisor = max(n for n in range(1, rows + 1) if length % n == 0)
+    rows = divisor if 8 * divisor >= rows else rows
     return lax.map(lambda row: function(*row), arrays, batch_size=rows if rows > 1 else None)
 
 
-def map_blocks(function: Callable[..., Any], *arrays: jax.Array, rows: int) -> Any:
-    """The function of at most `rows` rows of the arrays at a time, its results joined.
-
-    Args:
-        function: Of a block of each array, to a pytree of arrays of as many rows. It treats rows apart
-            from each other, so that the result does not depend on how they are cut.
-        arrays: Of the same length.
-        rows: Rows in a block, at most.
-    """
-    length = len(arrays[0])
-    if length <= rows:
-        return function(*arrays)
-    rows = _even_rows(length, rows)
-
-    # Slices, not a reshape: where a rest is left, that would copy the arrays.
-    def at(start, size):
-        return function(*(lax.dynamic_slice_in_dim(array, start, size) for array in arrays))
-
-    full, rest = divmod(length, rows)
-    blocks = lax.map(lambda start: at(start, rows), jnp.arange(full, dtype=jnp.int32) * rows)
-    joined = jax.tree.map(lambda leaf: leaf.reshape(full * rows, *leaf.shape[2:]), blocks)
-    if not rest:
-        return joined
-    return jax.tree.map(
-        lambda first, last: jnp.concatenate([first, last]), joined, at(full * rows, rest)
-    )
-
-
-def _even_rows(length: int, rows: int) -> int:
-    """Rows of blocks of one size, where that costs little: a last block of another is compiled as well."""
-    even = max(n for n in range(1, rows + 1) if length % n == 0)
-    return even if 8 * even >= rows else rows
+def zeros_varying(shape: tuple[int, ...], dtype: Any, *inputs: jax.Array) -> jax.Array:
+    """Returns zeros that vary over the mesh axes that the inputs vary over, as the carry of a loop."""
+    return jnp.zeros(shape, dtype) + zero_like_inputs(*inputs).astype(dtype)

@@ -1,7 +1,7 @@
 """Labelled images cut into blocks of one class each, with static shapes.
 
-What is done per class (moments, nearest neighbours) then costs one pass over the images, however many
-classes there are, instead of one masked pass per class.
+Work per class (moments, nearest neighbours) is then one pass over the images, however many classes there are,
+instead of one masked pass per class.
 """
 
 import jax
@@ -16,16 +16,16 @@ def class_blocks(
 ]:
     """Sorts the images by class and cuts them into blocks.
 
-    The number of blocks is static: sum_c ceil(n_c / block) is at most n // block + C. Blocks left over
-    have no valid row.
+    The number of blocks is static: sum_c ceil(n_c / block) is at most n // block + C. Unused blocks have no valid
+    row.
 
     Args:
         labels: Class of each image [images], at least one; images labelled `num_classes` are in no block.
         num_classes: C; static.
-        max_block: Images per block at most; static. Smaller blocks are taken where classes are small.
+        max_block: Images per block at most; static. Blocks are smaller if classes are small.
 
     Returns:
-        The rows of each block [blocks, block], which of them are valid, and each block's class [blocks].
+        The rows of each block [blocks, block], whether each is valid, and each block's class [blocks].
     """
     block = _block_size(len(labels), num_classes, max_block)
     num_blocks = len(labels) // block + num_classes
@@ -45,6 +45,6 @@ def class_blocks(
 
 
 def _block_size(num_images: int, num_classes: int, max_block: int) -> int:
-    """A power of two near the mean class size, so that few rows of a block are padding."""
+    """Returns a power of two near the mean class size, so that few rows of a block are padding."""
     per_class = max(1, num_images // max(1, num_classes))
     return min(max_block, max(8, 1 << (per_class - 1).bit_length()))

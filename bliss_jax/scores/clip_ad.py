@@ -5,12 +5,16 @@ Images", TMLR 2022, section 3 (zero-shot CLIP), with the generic text `a photo o
 prompts of the normal classes.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 
 
@@ -18,8 +22,10 @@ def clip_ad_score(
     embeddings: Float[Array, "images dim"],
     label_embeddings: Float[Array, "classes dim"],
     something_embedding: Float[Array, " dim"],
-    temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
+    *,
     normal: Bool[Array, " classes"] | None = None,
+    temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """exp(s(x, t_0) / T) / sum over t_0 and the normal labels of exp(s(x, t) / T), t_0 = "something".
 
@@ -27,24 +33,45 @@ def clip_ad_score(
         embeddings: Unit-norm image embeddings [images, dim].
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
         something_embedding: Unit-norm embedding of `a photo of something` [dim].
-        temperature: T > 0; may be traced.
         normal: Mask of the normal classes [classes]; all by default.
+        temperature: T > 0; may be traced.
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images] in [0, 1], higher = more anomalous.
+        Scores [images] in [0, 1], higher = more anomalous; NaN under tracing for an image that is not finite.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, a temperature that is not positive, no normal class.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+            is not one positive number, or no class is normal.
     """
-    if jnp.ndim(something_embedding) != 1:
+    something = _checks.as_array("something_embedding", something_embedding)
+    if something.ndim != 1:
         raise ValueError(
-            f"something_embedding: expected one [dim] vector, got {list(jnp.shape(something_embedding))}"
+            f"something_embedding: expected one [dim] vector, got {list(something.shape)}"
         )
-    something = _checks.embeddings_as_float("something_embedding", something_embedding[None, :])
-    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
-    _checks.same_dim(label_embeddings=labels, something_embedding=something)
-    mask = _checks.normal_mask(normal, len(labels))
-    texts = jnp.concatenate([something.astype(labels.dtype), labels])
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    text = checks.embeddings("something_embedding", something[None, :])
+    _checks.same_dim(embeddings=x, label_embeddings=labels, something_embedding=text)
+    _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
+    mask = checks.normal_mask(normal, len(labels))
+    checks.run()
+    return _clip_ad(x, labels, text, mask, temperature, precision=precision)
+
+
+@compiled(static=("precision",), out=lambda x, *_: rows(x))
+def _clip_ad(
+    x: jax.Array,
+    labels: jax.Array,
+    text: jax.Array,
+    mask: jax.Array,
+    temperature: Any,
+    *,
+    precision: Precision,
+) -> jax.Array:
+    dtype = _checks.accumulation_dtype(labels, text)
+    texts = jnp.concatenate([text.astype(dtype), labels.astype(dtype)])
     mask = jnp.concatenate([jnp.ones(1, bool), mask])
-    return jax.nn.softmax(label_logits(embeddings, texts, temperature, mask), axis=1)[:, 0]
+    logits = label_logits(x, texts, mask, temperature, precision)
+    return nan_unless_finite(jax.nn.softmax(logits, axis=1)[:, 0], x)

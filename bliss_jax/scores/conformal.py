@@ -1,17 +1,18 @@
-"""Thresholds with a meaning: split-conformal p-values of scores, and false-discovery control over a batch.
+"""Thresholds with a guarantee: split-conformal p-values of scores, and false-discovery control over a batch.
 
     p(x) = (1 + #{i : s_i >= s(x)}) / (m + 1)          s_1, ..., s_m: scores of held-out normal images
 
-Assumption: x, were it normal, and the m calibration images are exchangeable (drawn alike, in any order), and
-none of them was used to fit the score. Then, for whatever score and distribution and every m,
+Assumption: if x is normal, x and the m calibration images are exchangeable (their joint distribution does not depend
+on their order), and none of them was used to fit the score. Then, for any score, any distribution and every m,
 
     P(p(x) <= alpha) <= alpha        for a normal image x,
 
 on average over calibration sets and images (marginally: not for one class, nor for one calibration set).
 Over a batch, the Benjamini-Hochberg procedure on these p-values keeps the expected share of normal images
-among those it flags at most alpha: they share one calibration set, but depend positively, which is enough.
+among the flagged ones at most alpha. The p-values share one calibration set and depend on each other positively,
+which is sufficient.
 
-Higher scores are more anomalous, as everywhere here. Pure functions; nothing is jitted.
+Higher scores are more anomalous, as everywhere in this library.
 
 Sources: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005 (the p-value); Bates, Candes,
 Lei, Romano, Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 2023 (theorem 2: the
@@ -20,15 +21,17 @@ dependence); Benjamini, Hochberg, "Controlling the false discovery rate", JRSS B
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.scores.meshes import compiled, replicated, rows
 
 _ROUNDING = 1e-6
 """Relative error of a bound in float32, by which an equality would be missed."""
@@ -40,18 +43,25 @@ def conformal_p_values(
     """p(x) = (1 + #{i : s_i >= s(x)}) / (m + 1): the share of normal images at least as anomalous as x.
 
     Args:
-        scores: Of the images in question [images], higher = more anomalous.
-        calibration_scores: Of m normal images that the score was not fitted on [m], in any order.
+        scores: Scores of the images in question [images], higher = more anomalous.
+        calibration_scores: Scores of m normal images that the score was not fitted on [m], in any order.
 
     Returns:
         p-values [images], in 1 / (m + 1), ..., 1; NaN where a score is NaN.
 
     Raises:
-        ValueError: not floating vectors, no calibration scores, or one that is NaN.
+        ValueError: the arguments are not floating vectors, or there are no calibration scores or one is NaN.
     """
-    s, calibration = _vector("scores", scores), _calibration(calibration_scores)
+    s = _vector("scores", scores)
+    return _p_values(s, _calibration(calibration_scores))
+
+
+@compiled(static=(), out=lambda s, *_: rows(s))
+def _p_values(s: jax.Array, calibration: jax.Array) -> jax.Array:
     m = len(calibration)
-    at_least = m - jnp.searchsorted(jnp.sort(calibration), s.astype(calibration.dtype))
+    dtype = _checks.accumulation_dtype(s, calibration)
+    ordered = jnp.sort(calibration.astype(dtype))
+    at_least = m - jnp.searchsorted(ordered, s.astype(dtype))
     # From a table: a compiled division may be a product with the reciprocal, and miss alpha by a bit.
     p = jnp.asarray((np.arange(1, m + 2) / (m + 1)).astype(np.float32))[at_least]
     return jnp.where(jnp.isnan(s), jnp.nan, p)
@@ -62,18 +72,27 @@ def conformal_threshold(
 ) -> Float[jax.Array, ""]:
     """The score above which p(x) <= alpha: the j-th largest of m, j = floor(alpha (m + 1)).
 
-    p(x) <= alpha exactly where s(x) is larger than this.
+    p(x) <= alpha if and only if s(x) is larger than this.
 
     Args:
         calibration_scores: As `conformal_p_values`.
         alpha: False-alarm rate, 0 < alpha < 1; static.
 
     Raises:
-        ValueError: alpha out of range, or fewer than `images_needed(alpha)` calibration scores.
+        ValueError: alpha is traced or out of range, or there are fewer than `images_needed(alpha)` calibration
+            scores.
     """
     calibration = _calibration(calibration_scores)
+    if not _checks.is_concrete(alpha):
+        raise ValueError(
+            "alpha: expected a Python number, got a traced value; alpha is static, because it selects a rank"
+        )
     check_calibration_size(len(calibration), alpha)
-    rank = largest_rank(len(calibration), alpha)
+    return _ranked(calibration, rank=largest_rank(len(calibration), alpha))
+
+
+@compiled(static=("rank",), out=replicated)
+def _ranked(calibration: jax.Array, *, rank: int) -> jax.Array:
     return jnp.sort(calibration)[len(calibration) - rank]
 
 
@@ -82,34 +101,39 @@ def benjamini_hochberg(
 ) -> Bool[jax.Array, " images"]:
     """Flags the images with the j smallest p-values, j the largest with p_(j) <= alpha j / n.
 
-    With p-values of `conformal_p_values` the expected share of normal images among those flagged, the false
+    With p-values of `conformal_p_values` the expected share of normal images among the flagged ones, the false
     discovery rate, is at most alpha times the share of normal images in the batch.
 
     Args:
-        p_values: Of one batch [images]; which images are flagged depends on all of them.
+        p_values: p-values of one batch [images]; which images are flagged depends on all of them.
         alpha: False discovery rate, between 0 and 1.
 
     Returns:
-        Whether an image is flagged [images]. An image whose p-value is NaN is not, and counts as one.
+        Whether an image is flagged [images]. A p-value of NaN counts as 1, so its image is not flagged.
 
     Raises:
-        ValueError: not a floating vector, alpha out of range.
+        ValueError: the p-values are not a floating vector, or alpha is not one number between 0 and 1.
     """
     p = _vector("p_values", p_values)
     check_alpha(alpha)
+    return _flagged(p, alpha)
+
+
+@compiled(static=(), out=lambda p, *_: PartitionSpec())
+def _flagged(p: jax.Array, alpha: Any) -> jax.Array:
     n = len(p)
     if not n:
         return jnp.zeros(0, bool)
     p = jnp.where(jnp.isnan(p), 1, p)
     ordered = jnp.sort(p)
-    bound = jnp.arange(1, n + 1, dtype=p.dtype) * (jnp.asarray(alpha, p.dtype) / n)
+    bound = jnp.arange(1, n + 1, dtype=p.dtype) * (jnp.asarray(alpha).astype(p.dtype) / n)
     below = ordered <= bound * (1 + _ROUNDING)
     largest = jnp.max(jnp.where(below, ordered, -1))
     return p <= largest
 
 
 def images_needed(alpha: float) -> int:
-    """The fewest calibration images with which a p-value can be as small as alpha: m + 1 >= 1 / alpha.
+    """Returns the fewest calibration images for which a p-value can be as small as alpha: m + 1 >= 1 / alpha.
 
     >>> images_needed(0.05), images_needed(0.001)
     (19, 999)
@@ -119,20 +143,21 @@ def images_needed(alpha: float) -> int:
 
 
 def largest_rank(m: int, alpha: float) -> int:
-    """The rank floor(alpha (m + 1)): so many of m + 1 exchangeable scores are flagged at most."""
+    """Returns the rank floor(alpha (m + 1)), the number of m + 1 exchangeable scores that may be flagged."""
     return math.floor(_fraction(float(alpha)) * (m + 1))
 
 
 def check_alpha(alpha: float | Array) -> None:
-    """Raises ValueError unless 0 < alpha < 1; tracers pass."""
-    if isinstance(alpha, jax.core.Tracer):
+    """Raises ValueError unless alpha is one number with 0 < alpha < 1; traced numbers pass."""
+    _checks.scalar("alpha", alpha)
+    if not _checks.is_concrete(alpha):
         return
     if not 0 < float(alpha) < 1:
         raise ValueError(f"alpha: expected a rate above 0 and below 1, got {float(alpha):g}")
 
 
 def check_calibration_size(m: int, alpha: float) -> None:
-    """Raises ValueError where m calibration images are too few for alpha; says how many are needed."""
+    """Raises ValueError if m calibration images are too few for alpha; the message says how many are needed."""
     needed = images_needed(alpha)
     if m < needed:
         raise ValueError(
@@ -142,11 +167,13 @@ def check_calibration_size(m: int, alpha: float) -> None:
 
 
 def _fraction(alpha: float) -> Fraction:
-    """The decimal that was meant: 0.05 is 1/20, not the binary number just above it."""
+    """Returns the decimal that the number prints as: 0.05 is 1/20, not the binary number just above it."""
     return Fraction(repr(alpha))
 
 
 def _vector(name: str, values: Array) -> jax.Array:
+    if not hasattr(values, "dtype"):
+        raise ValueError(f"{name}: expected an array, got a {type(values).__name__}")
     array = jnp.asarray(values)
     if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
@@ -159,7 +186,13 @@ def _calibration(scores: Array) -> jax.Array:
     array = _vector("calibration_scores", scores)
     if not len(array):
         raise ValueError("calibration_scores: expected at least one, got none")
-    unknown = _checks.look_at(lambda a: jnp.isnan(a), array)
-    if unknown is not None and unknown.any():
-        raise ValueError(f"calibration_scores: entry {int(unknown.argmax())} is NaN")
+    checks = _checks.ValueChecks()
+    checks.add(
+        "no NaN",
+        0,
+        lambda a, _: f"calibration_scores: entry {int(np.isnan(a).argmax())} is NaN",
+        array,
+        jnp.ones(array.shape, bool),
+    )
+    checks.run()
     return array

@@ -1,28 +1,42 @@
-"""Why BLISS judges an image as it does: the nearest normal class, its two parts, and the words.
+"""Why BLISS gives an image its score: the nearest normal class, the two parts, and the words.
 
     c*(x)       = argmin over normal classes c of [ internal(x, c) + lambda external(x, c) ]
     BLISS(x)    = internal(x, c*) + lambda external(x, c*)
     z(x, d)     = (s(x, d) - mu_{c*,d}) / sigma_{c*,d}      for each text d of D_k(x)
     external(x, c*) = mean of z(x, d) over D_k(x)
 
-A word of large z is more like the image than it is like the normal images of the nearest class: it speaks for
+A word of large z is more similar to the image than to the normal images of the nearest class: it is evidence of
 an anomaly. Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4; see `bliss.py`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
-from bliss_jax.scores.bliss import external_text_score, internal_class_score
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.bliss import (
+    STATIC,
+    check_bliss,
+    external_scores,
+    internal_scores,
+    nan_if_normal_is_empty,
+)
+from bliss_jax.scores.blocks import zeros_varying
+from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks
+from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.prepared import PreparedBliss, prepared_parts
-from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
-from bliss_jax.scores.text_statistics import chosen_texts, dictionary_pooling, fold_class_blocks
-from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
+from bliss_jax.scores.prepared import PreparedBliss, check_prepared, prepared_parts
+from bliss_jax.scores.reductions import nan_unless_finite, smallest_class
+from bliss_jax.scores.text_statistics import (
+    TextStatistics,
+    dictionary_pooling,
+    in_dtype,
+    shrinkage_is_on,
+)
+from bliss_jax.scores.top_k import Axis, Nearest, check_chunk_size, local_rows
 
 
 class BlissExplanation(NamedTuple):
@@ -31,13 +45,13 @@ class BlissExplanation(NamedTuple):
     score: Float[jax.Array, "*mapped images"]
     """BLISS(x), exactly that of `bliss_score`."""
     nearest_class: Int[jax.Array, "*mapped images"]
-    """c*, the normal class that the score is of."""
+    """c*, the normal class that gives the score."""
     internal: Float[jax.Array, "*mapped images"]
     """internal(x, c*)."""
     external: Float[jax.Array, "*mapped images"]
     """external(x, c*), before it is weighted with lambda."""
     texts: Int[jax.Array, "*mapped images n"]
-    """The nearest texts, D_k(x) where n = k: positions in the dictionary by falling cosine."""
+    """The nearest texts, D_k(x) if n = k: positions in the dictionary by descending cosine."""
     z_scores: Float[jax.Array, "*mapped images n"]
     """z(x, d) of those texts."""
 
@@ -48,14 +62,17 @@ def explain_bliss(
     dictionary_embeddings: Float[Array, "texts dim"],
     moments: ClassMoments,
     k: int = 10,
+    *,
     weight: float | Float[Array, ""] = 0.5,
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
-    *,
     num_texts: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    where: Bool[Array, " texts"] | None = None,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> BlissExplanation:
-    """The parts of `bliss_score`, at the normal class for which it is smallest.
+    """Parts of `bliss_score`, at the normal class for which it is smallest.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -67,111 +84,249 @@ def explain_bliss(
         normal: Mask of the normal classes [classes]; all by default.
         shrinkage: n0 >= 0 of `bliss_score`.
         num_texts: Nearest texts to name, 1 <= num_texts <= texts; by default the k of the score. Static.
+        where: Texts that count, see `external_text_score`.
+        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
         Score, class, parts, texts and their z-scores. Of classes with the same score the first is named.
-        While tracing, when values cannot be checked, an image whose score is NaN has the first class
-        for which it is, and with an empty mask no field but the texts means anything.
+        Under tracing, when values cannot be checked, an image whose score is NaN has the first class
+        for which it is NaN, and with an empty mask only the texts have a meaning.
 
     Raises:
-        ValueError: as `bliss_score`, or `num_texts` out of range.
+        ValueError: as `bliss_score`, or `num_texts` is out of range.
     """
-    _checks.scalar("weight", weight)
-    mask = _checks.normal_mask(normal, len(moments.count), moments.count)
-    internal = internal_class_score(
-        embeddings, label_embeddings, moments, normal=mask, shrinkage=shrinkage
-    )
-    external = external_text_score(
+    a = check_bliss(
         embeddings,
+        label_embeddings,
         dictionary_embeddings,
         moments,
         k,
-        normal=mask,
+        weight=weight,
+        normal=normal,
         shrinkage=shrinkage,
-        chunk_size=chunk_size,
+        where=where,
+        dictionary_axis=dictionary_axis,
     )
-    both, nearest_class = _nearest_class(internal, external, weight, mask)
+    named = _check_named(k, num_texts, len(a.texts), dictionary_axis)
+    return _explain(
+        *a,
+        weight,
+        shrinkage,
+        k=k,
+        named=named,
+        shrunk=shrinkage_is_on(shrinkage),
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
 
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    words = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
+
+def _check_named(k: int, num_texts: int | None, texts: int, axis: Axis | None) -> int:
     named = k if num_texts is None else num_texts
-    cosines, texts = top_k_similar(x, words, named, chunk_size=chunk_size)
+    devices = 1 if axis is None else jax.lax.axis_size(axis)
+    _checks.top_k_size(named, devices * texts, "the texts of the dictionary", name="num_texts")
+    return named
 
-    chosen = chosen_texts(texts, len(words))
-    pooling = dictionary_pooling(words, moments, mask=mask, shrinkage=shrinkage)
 
-    def add_classes(z_scores, first, mean, deviation):
+def _explanation_specs(x: Any, *_: Any) -> BlissExplanation:
+    return BlissExplanation(*(rows(x),) * len(BlissExplanation._fields))
+
+
+@compiled(static=(*STATIC, "named"), out=_explanation_specs)
+def _explain(
+    x: jax.Array,
+    labels: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    counted: jax.Array | None,
+    weight: Any,
+    shrinkage: Any,
+    *,
+    k: int,
+    named: int,
+    shrunk: bool,
+    dictionary_axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
+) -> BlissExplanation:
+    moments = in_dtype(moments, x, labels, texts)
+    internal = internal_scores(
+        x, labels, moments, mask, shrinkage, shrunk=shrunk, precision=precision
+    )
+    found = external_scores(
+        x,
+        texts,
+        moments,
+        mask,
+        shrinkage,
+        counted,
+        k=k,
+        places=max(k, named),
+        shrunk=shrunk,
+        dictionary_axis=dictionary_axis,
+        chunk_size=chunk_size,
+        precision=precision,
+    )
+    both = internal + jnp.asarray(weight).astype(internal.dtype) * found.external
+    nearest_class = smallest_class(both, mask)
+    cosines, positions = found.cosines[:, :named], found.texts[:, :named]
+    chosen = chosen_texts(positions, len(texts), dictionary_axis=dictionary_axis)
+    pooling = None
+    if shrunk:
+        pooling = dictionary_pooling(
+            texts,
+            moments,
+            mask=mask,
+            shrinkage=shrinkage,
+            where=counted,
+            dictionary_axis=dictionary_axis,
+        )
+
+    def add_classes(z: jax.Array, first: jax.Array, statistics: TextStatistics) -> jax.Array:
         column = nearest_class - first
-        inside = (column >= 0) & (column < mean.shape[1])
-        own = chosen.row, jnp.clip(column, 0, mean.shape[1] - 1)[:, None]
-        return jnp.where(inside[:, None], (cosines - mean[own]) / deviation[own], z_scores)
+        classes = statistics.mean.shape[1]
+        inside = ((column >= 0) & (column < classes))[:, None]
+        if chosen.inside is not None:
+            inside = inside & chosen.inside
+        own = chosen.row, jnp.clip(column, 0, classes - 1)[:, None]
+        return jnp.where(inside, (cosines - statistics.mean[own]) / statistics.deviation[own], z)
 
-    zero = zero_like_inputs(x, words, moments.mean, mask) + jnp.zeros_like(cosines)
     z_scores = fold_class_blocks(
-        add_classes, zero, chosen, words, moments, pooling, chunk_size=chunk_size
+        add_classes,
+        zeros_varying((x.shape[0], named), cosines.dtype, x, texts, moments.mean, mask),
+        chosen,
+        texts,
+        moments,
+        pooling,
+        chunk_size=chunk_size,
+        precision=precision,
     )
-    return BlissExplanation(
-        score=min_over_classes(both),
-        nearest_class=nearest_class,
-        internal=_of_class(internal, nearest_class),
-        external=_of_class(external, nearest_class),
-        texts=texts,
-        z_scores=z_scores,
-    )
+    if dictionary_axis is not None:
+        z_scores = jax.lax.psum(z_scores, dictionary_axis)
+    known = jnp.ones(x.shape[:1], bool)
+    return _explanation(
+        x, both, internal, found.external, nearest_class, mask, moments.count, known, positions,
+        jnp.where(jnp.isnan(cosines), jnp.nan, z_scores),
+    )  # fmt: skip
 
 
 def explain_bliss_prepared(
     embeddings: Float[Array, "images dim"],
     prepared: PreparedBliss,
     k: int = 10,
+    *,
     weight: float | Float[Array, ""] = 0.5,
     normal: Bool[Array, " classes"] | None = None,
-    *,
     num_texts: int | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    nearest: Nearest | None = None,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> BlissExplanation:
-    """`explain_bliss` from what `prepare_bliss` made; its score is that of `bliss_score_prepared`, exactly.
+    """`explain_bliss` from the table of `prepare_bliss`; the score is exactly that of `bliss_score_prepared`.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
-        prepared: From `prepare_bliss`, the whole dictionary on one device.
+        prepared: From `prepare_bliss`.
         k: Texts per image, 1 <= k <= texts; static.
         weight: lambda.
         normal: As `bliss_score_prepared`.
         num_texts: Nearest texts to name, 1 <= num_texts <= texts; by default the k of the score. Static.
+        nearest: As `bliss_score_prepared`, with at least k and `num_texts` places.
+        dictionary_axis: As `bliss_score_prepared`.
         chunk_size: Texts handled at once, see `external_text_score`; static.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Raises:
-        ValueError: as `bliss_score_prepared`, or `num_texts` out of range.
+        ValueError: as `bliss_score_prepared`, or `num_texts` is out of range.
     """
     named = k if num_texts is None else num_texts
-    _checks.top_k_size(named, len(prepared.dictionary_embeddings), "texts in the dictionary")
+    a = check_prepared(
+        embeddings,
+        prepared,
+        max(k, named) if isinstance(named, int) and isinstance(k, int) else k,
+        weight=weight,
+        normal=normal,
+        nearest=nearest,
+        dictionary_axis=dictionary_axis,
+    )
+    _check_named(k, num_texts, len(a.prepared.dictionary_embeddings), dictionary_axis)
+    return _explain_prepared(
+        *a,
+        weight,
+        k=k,
+        named=named,
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
+
+
+@compiled(
+    static=("k", "named", "dictionary_axis", "chunk_size", "precision"), out=_explanation_specs
+)
+def _explain_prepared(
+    x: jax.Array,
+    prepared: PreparedBliss,
+    normal: jax.Array | None,
+    nearest: tuple[jax.Array, jax.Array] | None,
+    weight: Any,
+    *,
+    k: int,
+    named: int,
+    dictionary_axis: Axis | None,
+    **static: Any,
+) -> BlissExplanation:
     parts = prepared_parts(
-        embeddings, prepared, k, weight, normal, places=max(k, named), chunk_size=chunk_size
+        x,
+        prepared,
+        normal,
+        nearest,
+        k=k,
+        places=max(k, named),
+        dictionary_axis=dictionary_axis,
+        **static,
     )
-    both, nearest_class = _nearest_class(parts.internal, parts.external, weight, parts.normal)
+    both = parts.internal + jnp.asarray(weight).astype(parts.internal.dtype) * parts.external
+    nearest_class = smallest_class(both, parts.normal)
     cosines, texts = parts.cosines[:, :named], parts.texts[:, :named]
-    own = texts, nearest_class[:, None]
-    return BlissExplanation(
-        score=min_over_classes(both),
-        nearest_class=nearest_class,
-        internal=_of_class(parts.internal, nearest_class),
-        external=_of_class(parts.external, nearest_class),
-        texts=texts,
-        z_scores=(cosines - prepared.mean[own]) / prepared.deviation[own],
-    )
+    row, inside = local_rows(texts, len(prepared.dictionary_embeddings), dictionary_axis)
+    own = row, nearest_class[:, None]
+    dtype = cosines.dtype
+    z = (cosines - prepared.mean.astype(dtype)[own]) / prepared.deviation.astype(dtype)[own]
+    if inside is not None:
+        z = jax.lax.psum(jnp.where(inside, z, 0), dictionary_axis)
+    return _explanation(
+        x, both, parts.internal, parts.external, nearest_class, parts.normal, prepared.count, parts.known,
+        texts, z,
+    )  # fmt: skip
 
 
-def _nearest_class(
+def _explanation(
+    x: jax.Array,
+    both: Float[jax.Array, "images classes"],
     internal: Float[jax.Array, "images classes"],
     external: Float[jax.Array, "images classes"],
-    weight: float | Float[Array, ""],
+    nearest_class: Int[jax.Array, " images"],
     mask: Bool[jax.Array, " classes"],
-) -> tuple[Float[jax.Array, "images classes"], Int[jax.Array, " images"]]:
-    """The sum internal + lambda external of the normal classes, and the class for which it is smallest."""
-    both = jnp.where(mask[None, :], internal + weight * external, jnp.inf)
-    return both, jnp.argmin(both, axis=1).astype(jnp.int32)
+    count: Float[jax.Array, " classes"],
+    known: Bool[jax.Array, " images"],
+    texts: Int[jax.Array, "images n"],
+    z_scores: Float[jax.Array, "images n"],
+) -> BlissExplanation:
+    score = jnp.where(jnp.any(mask), _of_class(both, nearest_class), jnp.inf)
+    score = nan_if_normal_is_empty(score, mask, count)
+    return BlissExplanation(
+        score=nan_unless_finite(jnp.where(known, score, jnp.nan), x),
+        nearest_class=nearest_class,
+        internal=_of_class(internal, nearest_class),
+        external=_of_class(external, nearest_class),
+        texts=texts,
+        z_scores=z_scores,
+    )
 
 
 def _of_class(

@@ -10,16 +10,28 @@ The k largest over any union of classes are among the k largest of each class. S
 (`nearest_of_class`) and every split of a benchmark is scored from its result (`knn_score_from_nearest`).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.bliss import nan_if_missing
 from bliss_jax.scores.class_blocks import class_blocks
-from bliss_jax.scores.reductions import zero_like_inputs
-from bliss_jax.scores.top_k import CHUNK_SIZE, similarity, top_k_similar
+from bliss_jax.scores.meshes import compiled, row_axes, rows
+from bliss_jax.scores.reductions import nan_unless_finite, zero_like_inputs
+from bliss_jax.scores.selection import TopK, merge_chunk
+from bliss_jax.scores.top_k import (
+    Axis,
+    check_chunk_size,
+    check_search,
+    nearest_texts,
+    similarity,
+)
 
 
 def knn_score(
@@ -27,7 +39,10 @@ def knn_score(
     normal_embeddings: Float[Array, "bank dim"],
     k: int = 10,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    where: Bool[Array, " bank"] | None = None,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """- mean of the k largest cosines to the normal images.
 
@@ -35,21 +50,40 @@ def knn_score(
         embeddings: Unit-norm image embeddings [images, dim].
         normal_embeddings: Unit-norm embeddings of the normal images [bank, dim].
         k: Neighbours, 1 <= k <= bank; static.
+        where: Normal images that count [bank], see `top_k_similar`; all by default.
+        dictionary_axis: Mapped axis over which the normal images are spread, see `top_k_similar`; static.
         chunk_size: Normal images compared at once; bounds memory, does not change the result; static.
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images] in [-1, 1], higher = more anomalous.
+        Scores [images] in [-1, 1], higher = more anomalous. Under tracing, an image that is not finite or for which
+        fewer than k normal images count has NaN.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, k outside 1..bank.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, or k is not an
+            integer in 1..bank.
     """
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    bank = _checks.embeddings_as_float("normal_embeddings", normal_embeddings)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    bank = checks.embeddings("normal_embeddings", normal_embeddings)
     _checks.same_dim(embeddings=x, normal_embeddings=bank)
-    _checks.top_k_size(k, len(bank), "the normal images")
-    values, _ = top_k_similar(x, bank, k, chunk_size=chunk_size)
-    return -values.mean(axis=1)
+    counted = check_search(checks, k, bank, where, dictionary_axis, "the normal images")
+    checks.run()
+    return _knn(
+        x,
+        bank,
+        counted,
+        k=k,
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
+
+
+@compiled(static=("k", "dictionary_axis", "chunk_size", "precision"), out=lambda x, *_: rows(x))
+def _knn(x: jax.Array, bank: jax.Array, counted: jax.Array | None, **static: Any) -> jax.Array:
+    cosines, _ = nearest_texts(x, bank, counted, **static)
+    return nan_unless_finite(-nan_if_missing(cosines).mean(axis=1), x)
 
 
 def nearest_of_class(
@@ -60,45 +94,71 @@ def nearest_of_class(
     *,
     num_classes: int,
     block_size: int = 1024,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images classes k"]:
-    """The k largest cosines of each image to the bank's images of each class, descending.
+    """The k largest cosines of each image to the bank's images of each class, in descending order.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
         bank_embeddings: Unit-norm embeddings of labelled images [bank, dim].
         bank_labels: Their classes [bank], in 0..num_classes-1.
         k: Neighbours, 1 <= k <= bank; static.
-        num_classes: C, static.
+        num_classes: C; static.
         block_size: Images of one class compared at once, at most; bounds memory; static.
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Cosines [images, C, k]; -inf where a class has fewer than k images.
+        Cosines [images, C, k]; -inf if a class has fewer than k images.
 
     Raises:
-        ValueError: as `knn_score`, and labels out of range.
+        ValueError: as `knn_score`, or labels are out of range.
     """
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    bank = _checks.embeddings_as_float("bank_embeddings", bank_embeddings)
+    _checks.static_integer("num_classes", num_classes, 1)
+    _checks.static_integer("block_size", block_size, 1)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    bank = checks.embeddings("bank_embeddings", bank_embeddings)
     _checks.same_dim(embeddings=x, bank_embeddings=bank)
     _checks.top_k_size(k, len(bank), "the images of the bank")
-    labels = _checks.class_labels("bank_labels", bank_labels, len(bank), num_classes)
+    labels = checks.class_labels("bank_labels", bank_labels, len(bank), num_classes)
+    checks.run()
+    return _nearest_of_class(
+        x, bank, labels, k=k, num_classes=num_classes, block_size=block_size, precision=precision
+    )
 
+
+@compiled(
+    static=("k", "num_classes", "block_size", "precision"),
+    out=lambda x, *_: PartitionSpec(row_axes(x)),
+)
+def _nearest_of_class(
+    x: jax.Array,
+    bank: jax.Array,
+    labels: jax.Array,
+    *,
+    k: int,
+    num_classes: int,
+    block_size: int,
+    precision: Precision,
+) -> jax.Array:
     labels = jnp.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    dtype = _checks.accumulation_dtype(x, bank)
 
-    def add_block(nearest, block):
+    def add_block(nearest: jax.Array, block: tuple) -> tuple[jax.Array, None]:
         rows, valid, c = block
-        cosines = jnp.where(valid[None, :], similarity(x, bank[rows]), -jnp.inf)
-        candidates = jnp.concatenate([nearest[c], cosines], axis=1)
-        return nearest.at[c].set(lax.top_k(candidates, k)[0]), None
+        cosines = similarity(bank[rows], x, precision=precision)
+        best = TopK(nearest[c], jnp.zeros(nearest.shape[1:], jnp.int32))
+        return nearest.at[c].set(merge_chunk(best, cosines, jnp.int32(0), valid).values), None
 
-    nothing = jnp.full((num_classes, len(x), k), -jnp.inf, x.dtype)
-    nothing = nothing + zero_like_inputs(x, bank, labels)
+    nothing = jnp.full((num_classes, k, x.shape[0]), -jnp.inf, dtype)
+    nothing = nothing + zero_like_inputs(x, bank, labels).astype(dtype)
     blocks = class_blocks(labels, num_classes, block_size)
-    return jnp.swapaxes(lax.scan(add_block, nothing, blocks)[0], 0, 1)
+    return jnp.transpose(lax.scan(add_block, nothing, blocks)[0], (2, 0, 1))
 
 
 def knn_score_from_nearest(
     nearest: Float[Array, "images classes k"],
+    *,
     normal: Bool[Array, " classes"] | None = None,
 ) -> Float[jax.Array, " images"]:
     """`knn_score` over the images of the normal classes, from the result of `nearest_of_class`.
@@ -108,17 +168,30 @@ def knn_score_from_nearest(
         normal: Mask of the normal classes [classes]; all by default.
 
     Returns:
-        Scores [images], higher = more anomalous; +inf where the normal classes together have fewer than
+        Scores [images], higher = more anomalous; +inf if the normal classes together have fewer than
         k images.
 
     Raises:
-        ValueError: a mask that does not fit, or no normal class.
+        ValueError: the array has other axes, the mask does not fit, or no class is normal.
     """
-    images, classes, k = nearest.shape
-    mask = _checks.normal_mask(normal, classes)
+    cosines = _checks.as_array("nearest", nearest)
+    if cosines.ndim != 3:
+        raise ValueError(
+            f"nearest: expected cosines [images, classes, k], got {list(cosines.shape)}"
+        )
+    checks = _checks.ValueChecks()
+    mask = checks.normal_mask(normal, cosines.shape[1])
+    checks.run()
+    return _from_nearest(cosines, mask)
+
+
+@compiled(static=(), out=lambda nearest, *_: rows(nearest))
+def _from_nearest(nearest: jax.Array, mask: jax.Array) -> jax.Array:
+    classes, k = nearest.shape[1:]
     nearest = jnp.where(mask[None, :, None], nearest, -jnp.inf)
     if classes > k:
         # The k nearest images are of the k classes whose nearest image is nearest: fewer to sort.
         _, few = lax.top_k(nearest[:, :, 0], k)
         nearest = jnp.take_along_axis(nearest, few[:, :, None], axis=1)
-    return -lax.top_k(nearest.reshape(images, -1), k)[0].mean(axis=1)
+    flat = nearest.reshape(nearest.shape[0], nearest.shape[1] * k)
+    return -lax.top_k(flat, k)[0].mean(axis=1)

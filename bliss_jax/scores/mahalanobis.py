@@ -7,28 +7,33 @@ Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distributio
 Attacks", NeurIPS 2018, section 2.1, on CLIP's image embeddings. No text is used.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.scores.bliss import nan_if_normal_is_empty
 from bliss_jax.scores.blocks import block_map
-from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.reductions import min_over_classes
-from bliss_jax.scores.within_class import cholesky_within_classes, whiten
+from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
+from bliss_jax.scores.text_statistics import in_dtype
+from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
 RIDGE = 1e-3
 """Relative ridge by default. With fewer images than dimensions the covariance alone is singular."""
 _BLOCK = 2**26
-"""Differences of images and means at once; where sum and square are fused they are never stored."""
+"""Differences of images and means computed at once; if sum and square are fused they are never stored."""
 
 
 def mahalanobis_score(
     embeddings: Float[Array, "images dim"],
     moments: ClassMoments,
-    normal: Bool[Array, " classes"] | None = None,
     *,
+    normal: Bool[Array, " classes"] | None = None,
     ridge: float | Float[Array, ""] = RIDGE,
 ) -> Float[jax.Array, " images"]:
     """min_c sqrt((x - m_c)^T S^-1 (x - m_c)), S the within-class covariance pooled over normal classes.
@@ -38,30 +43,41 @@ def mahalanobis_score(
         moments: Fitted on normal images.
         normal: Mask of the normal classes [classes]; all by default.
         ridge: Added to S, as a share of its mean eigenvalue; 0 is the plain distance, which is
-            infinite or NaN where S is singular.
+            infinite or NaN if S is singular.
 
     Returns:
-        Scores [images], higher = more anomalous. NaN where S is zero (one image per class) and, while
-        tracing, where a normal class has no images.
+        Scores [images], higher = more anomalous, at least float32. NaN if S is zero (one image per class) and,
+        under tracing, if an image is not finite or a normal class has no images.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite, a negative ridge,
-            no normal class, or a normal class of which no image was fitted.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite, the ridge is negative, no class is
+            normal, or no image of a normal class was fitted.
     """
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings, unit_norm=False)
+    moments = check_moments(checks, moments, embeddings=x, unit_norm=False)
     _checks.scalar("ridge", ridge, minimum=0.0)
-    x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=False)
-    _checks.same_dim(**{"embeddings": x, "moments.mean": moments.mean})
-    mask = _checks.normal_mask(normal, len(moments.count), moments.count)
+    mask = checks.normal_mask(normal, len(moments.count), moments.count)
+    checks.run()
+    return _mahalanobis(x, moments, mask, ridge)
 
+
+@compiled(static=(), out=lambda x, *_: rows(x))
+def _mahalanobis(x: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: Any) -> jax.Array:
+    moments = in_dtype(moments, x)
     # Differences of whitened embeddings are squared one by one: |z|^2 - 2 z.w + |w|^2 would cancel.
-    # Centring first keeps z short.
-    factor = cholesky_within_classes(moments, mask, ridge)
-    centre = jnp.mean(moments.mean, axis=0, where=mask[:, None])[None, :]
-    z, means = whiten(x - centre, factor), whiten(moments.mean - centre, factor)
+    inverse = whitening_within_classes(moments, mask, ridge)
+    centre = normal_centre(moments, mask)
+    z = whiten(x.astype(moments.mean.dtype) - centre, inverse)
+    means = whiten(moments.mean - centre, inverse)
+    symbolic = _checks.is_traced_shape(x.shape[0])
     squared = block_map(
-        lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1), means, size=z.size, block=_BLOCK
+        lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1),
+        means,
+        size=_BLOCK if symbolic else z.size,
+        block=_BLOCK,
     ).T
-    squared = jnp.where((moments.count > 0)[None, :], squared, jnp.nan)
-    nearest = min_over_classes(jnp.where(mask[None, :], squared, jnp.inf))
-    # The gradient of the root is infinite at 0, where an image lies on a class mean.
-    return jnp.where(nearest > 0, jnp.sqrt(jnp.where(nearest > 0, nearest, 1)), nearest)
+    nearest = min_over_classes(squared, normal=mask)
+    # The gradient of the root is infinite at 0, where an image equals a class mean.
+    distance = jnp.where(nearest > 0, jnp.sqrt(jnp.where(nearest > 0, nearest, 1)), nearest)
+    return nan_unless_finite(nan_if_normal_is_empty(distance, mask, moments.count), x)

@@ -1,20 +1,25 @@
 """Maximum cosine: -max over normal classes c of s(x, t_c).
 
-What BLISS corrects: the plain similarity to the nearest label, without any normal image.
+This is the similarity that BLISS corrects: that to the nearest label, without any normal image.
 """
+
+from typing import Any
 
 import jax
 from jaxtyping import Bool, Float
 
-from bliss_jax._checks import Array
-from bliss_jax.scores.reductions import min_over_classes
-from bliss_jax.scores.softmax import label_logits
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
+from bliss_jax.scores.softmax import check_labels, label_logits
 
 
 def max_cosine_score(
     embeddings: Float[Array, "images dim"],
     label_embeddings: Float[Array, "classes dim"],
+    *,
     normal: Bool[Array, " classes"] | None = None,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """-max_c s(x, t_c) over the normal classes c.
 
@@ -22,12 +27,22 @@ def max_cosine_score(
         embeddings: Unit-norm image embeddings [images, dim].
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
         normal: Mask of the normal classes [classes]; all by default.
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous.
+        Scores [images], higher = more anomalous; NaN under tracing for an image that is not finite.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, no normal class.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, or no class
+            is normal.
     """
-    return min_over_classes(-label_logits(embeddings, label_embeddings, 1.0, normal))
+    a = check_labels(embeddings, label_embeddings, normal)
+    return _max_cosine(*a, precision=precision)
+
+
+@compiled(static=("precision",), out=lambda x, *_: rows(x))
+def _max_cosine(
+    x: jax.Array, labels: jax.Array, mask: jax.Array, temperature: Any, *, precision: Precision
+) -> jax.Array:
+    logits = label_logits(x, labels, mask, temperature, precision)
+    return nan_unless_finite(min_over_classes(-logits, normal=mask), x)

@@ -4,33 +4,48 @@ Source: Hendrycks et al., "Scaling Out-of-Distribution Detection for Real-World 
 with CLIP's similarities as logits. It ranks images exactly as the maximum cosine does.
 """
 
+from typing import Any
+
 import jax
 from jaxtyping import Bool, Float
 
-from bliss_jax._checks import Array
-from bliss_jax.scores.reductions import min_over_classes
-from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
+from bliss_jax.scores.softmax import CLIP_TEMPERATURE, check_labels, label_logits
 
 
 def max_logit_score(
     embeddings: Float[Array, "images dim"],
     label_embeddings: Float[Array, "classes dim"],
-    temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
+    *,
     normal: Bool[Array, " classes"] | None = None,
+    temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """-max_c s(x, t_c) / T over the normal classes c.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
-        temperature: T > 0; may be traced.
         normal: Mask of the normal classes [classes]; all by default.
+        temperature: T > 0; may be traced.
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous.
+        Scores [images], higher = more anomalous; NaN under tracing for an image that is not finite.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, a temperature that is not positive, no normal class.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+            is not one positive number, or no class is normal.
     """
-    return min_over_classes(-label_logits(embeddings, label_embeddings, temperature, normal))
+    a = check_labels(embeddings, label_embeddings, normal, temperature)
+    return _max_logit(*a, precision=precision)
+
+
+@compiled(static=("precision",), out=lambda x, *_: rows(x))
+def _max_logit(
+    x: jax.Array, labels: jax.Array, mask: jax.Array, temperature: Any, *, precision: Precision
+) -> jax.Array:
+    logits = label_logits(x, labels, mask, temperature, precision)
+    return nan_unless_finite(min_over_classes(-logits, normal=mask), x)

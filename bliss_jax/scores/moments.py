@@ -1,57 +1,84 @@
 """The fitted state of normal data: count, mean and covariance of the embeddings of each class.
 
 Cosines are linear in the image embedding. With n images of a class c, of mean m_c and covariance C_c
-(ddof 0), the similarity of the class to *any* text t therefore has
+(ddof 0), the similarity of the class to any text t therefore has
 
     mean      mu_{c,t}      = t . m_c
     variance  sigma^2_{c,t} = t^T C_c t
 
-so the moments are all that BLISS has to keep of its normal images: independent of labels, dictionary,
-k and lambda, updated batch by batch, and merged exactly over batches, devices and hosts (Chan, Golub,
+So the moments are all that BLISS keeps of its normal images. They do not depend on labels, dictionary, k and
+lambda, they are updated batch by batch, and they are merged exactly over batches, devices and hosts (Chan, Golub,
 LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances").
-
-Everything here is a pure function of arrays; the caller jits, vmaps and shards.
 """
 
-from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jaxtyping import Bool, Float, Int
+from jax import export, lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float, Int, Num
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.class_blocks import class_blocks
+from bliss_jax.scores.meshes import compiled, replicated, row_axes
 from bliss_jax.scores.reductions import zero_like_inputs
 
 _MAX_BLOCK = 512
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ClassMoments:
+class ClassMoments(NamedTuple):
     """Count, mean and covariance (ddof 0) of the embeddings of each class; a pytree.
 
-    A class of which nothing was seen has count 0 and zeros elsewhere. Under `vmap` each leaf gains the
-    mapped axes in front.
+    A class without images has count 0 and zeros elsewhere. Under `vmap` each leaf gains the mapped axes in front.
     """
 
-    count: Int[jax.Array, "*mapped classes"]
-    """Images seen per class, int32."""
-    mean: Float[jax.Array, "*mapped classes dim"]
-    """Mean embedding; not unit-norm, and not to be normalised."""
-    cov: Float[jax.Array, "*mapped classes dim dim"]
+    count: Num[Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Images seen per class, in the dtype of the mean, so that the moments can be differentiated as a whole.
+    float32 holds them exactly up to 16,777,216 per class."""
+    mean: Float[Array, "*mapped classes dim"]
+    """Mean embedding. It is not of unit norm and must not be normalised."""
+    cov: Float[Array, "*mapped classes dim dim"]
     """Covariance of the embeddings, divided by the count (not by the count less one)."""
 
 
-def init_moments(num_classes: int, dim: int) -> ClassMoments:
-    """The moments of no images at all: what `merge_moments` leaves unchanged, a start for `lax.scan`."""
+export.register_namedtuple_serialization(ClassMoments, serialized_name="bliss_jax.ClassMoments")
+
+
+def init_moments(
+    num_classes: int, dim: int | None = None, *, like: Float[Array, "images dim"] | None = None
+) -> ClassMoments:
+    """Returns the moments of no images: the start of a stream, which `merge_moments` leaves unchanged.
+
+    Args:
+        num_classes: C; static.
+        dim: Dimension of the embeddings; static. By default that of `like`.
+        like: Embeddings whose dtype (at least float32) and mesh axes the moments take. A loop inside
+            `shard_map` needs them: its carry must vary over the axes that the batches vary over.
+
+    Raises:
+        ValueError: `num_classes` or `dim` is not a positive integer, or neither `dim` nor `like` is given.
+    """
+    _checks.static_integer("num_classes", num_classes, 1)
+    if dim is None:
+        if like is None:
+            raise ValueError("init_moments: expected dim=... or like=embeddings, got neither")
+        dim = like.shape[-1]
+    _checks.static_integer("dim", dim, 1)
+    if like is None:
+        zero = jnp.zeros((), jnp.float32)
+    else:
+        zero = zero_like_inputs(jnp.asarray(like)).astype(_checks.accumulation_dtype(like))
+    return _no_images(num_classes, dim, zero)
+
+
+def _no_images(num_classes: int, dim: int, zero: Float[jax.Array, ""]) -> ClassMoments:
     return ClassMoments(
-        count=jnp.zeros(num_classes, jnp.int32),
-        mean=jnp.zeros((num_classes, dim), jnp.float32),
-        cov=jnp.zeros((num_classes, dim, dim), jnp.float32),
+        count=jnp.zeros(num_classes, zero.dtype) + zero,
+        mean=jnp.zeros((num_classes, dim), zero.dtype) + zero,
+        cov=jnp.zeros((num_classes, dim, dim), zero.dtype) + zero,
     )
 
 
@@ -64,55 +91,86 @@ def fit_moments(
 ) -> ClassMoments:
     """Moments of each class: n_c, m_c = mean(x), C_c = mean((x - m_c)(x - m_c)^T).
 
-    The images are sorted by class and cut into blocks that each hold one class, whose centred moments
-    are merged one after the other: the work is that of one product X^T X, whatever the number of
-    classes, and no difference of large sums is ever taken.
+    The images are sorted by class and cut into blocks that each hold one class, whose centred moments are merged
+    one after the other. So the work is that of one product X^T X, whatever the number of classes, and no
+    difference of large sums is ever taken. Images that are sharded over explicit mesh axes are fitted where
+    they are and the moments merged. With automatic axes under `jit` the sort gathers the images: fit inside
+    `shard_map`, with `psum_moments`, to avoid that.
 
     Args:
-        embeddings: Embeddings [images, dim]. Moments exist of any vectors; the scores want them of
-            unit-norm ones, and can tell (tr C_c + |m_c|^2 = 1).
-        labels: Class of each image [images], in 0..num_classes-1. While tracing, where the range
-            cannot be checked, a label outside belongs to no class.
-        num_classes: C, static under `jit`.
+        embeddings: Embeddings [images, dim]. Moments exist of any vectors; the scores need those of unit-norm
+            ones and can tell (tr C_c + |m_c|^2 = 1). No images give the moments of no images.
+        labels: Class of each image [images], in 0..num_classes-1. Under tracing, when the range cannot be
+            checked, an image with a label outside belongs to no class.
+        num_classes: C; static.
         where: Rows to count [images]; False marks padding. All by default.
 
     Returns:
-        ClassMoments with count [C], mean [C, dim], cov [C, dim, dim].
+        ClassMoments with count [C], mean [C, dim], cov [C, dim, dim], at least float32.
 
     Raises:
-        ValueError: wrong shapes or dtypes, rows that are not finite, labels out of range, no images.
+        ValueError: shapes or dtypes do not fit, rows are not finite, or labels are out of range.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-    where = None if where is None else jnp.asarray(where)
-    if where is not None and (where.shape != (len(embeddings),) or where.dtype != jnp.bool_):
-        raise ValueError(
-            f"where: expected a bool [{len(embeddings)}] array, got {where.dtype} {list(where.shape)}"
-        )
-    x = _checks.embeddings_as_float("embeddings", embeddings, unit_norm=False)
+    _checks.static_integer("num_classes", num_classes, 1)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings, unit_norm=False)
+    counted = _checks.row_mask("where", where, len(x), "image")
+    y = checks.class_labels("labels", labels, len(x), num_classes, where=counted)
+    checks.run()
+    return _fit(x, y, counted, num_classes=num_classes)
+
+
+def _fit(
+    x: jax.Array, y: jax.Array, counted: jax.Array | None, *, num_classes: int
+) -> ClassMoments:
+    axes = row_axes(x)
+    if axes is None or not len(x):
+        return _fit_here(x, y, counted, num_classes=num_classes)
+    return _fit_shards(x, y, counted, num_classes=num_classes, axes=axes)
+
+
+@partial(jax.jit, static_argnames=("num_classes", "axes"))
+def _fit_shards(
+    x: jax.Array, y: jax.Array, counted: jax.Array | None, *, num_classes: int, axes: Any
+) -> ClassMoments:
+    """Moments of images that are sharded over explicit mesh axes: each device fits its own."""
+
+    def fit(x: jax.Array, y: jax.Array, counted: jax.Array | None) -> ClassMoments:
+        return psum_moments(_fit_blocks(x, y, counted, num_classes=num_classes), axes)
+
+    spec = PartitionSpec(axes)
+    rows = [jax.sharding.reshard(a, spec) for a in (y, *(() if counted is None else (counted,)))]
+    x = jax.sharding.reshard(x, spec)
+    mapped = jax.shard_map(
+        fit,
+        in_specs=(spec, spec, None if counted is None else spec),
+        out_specs=PartitionSpec(),
+        axis_names={axes} if isinstance(axes, str) else set(axes),
+    )
+    return mapped(x, rows[0], rows[1] if counted is not None else None)
+
+
+def _fit_blocks(
+    x: jax.Array, y: jax.Array, counted: jax.Array | None, *, num_classes: int
+) -> ClassMoments:
+    dtype = _checks.accumulation_dtype(x)
+    zero = zero_like_inputs(x, y, *(() if counted is None else (counted,))).astype(dtype)
+    empty = _no_images(num_classes, x.shape[1], zero)
     if not len(x):
-        raise ValueError("embeddings: expected at least one image, got none")
-    counted = jnp.ones(len(x), bool) if where is None else jnp.asarray(where)
-    y = _checks.class_labels("labels", labels, len(x), num_classes, where=counted)
-    y = jnp.where(counted & (y >= 0) & (y < num_classes), y, num_classes)
+        return empty
+    inside = (y >= 0) & (y < num_classes)
+    y = jnp.where(inside if counted is None else inside & counted, y, num_classes)
 
-    rows, valid, block_class = class_blocks(y, num_classes, _MAX_BLOCK)
-
-    def add_block(moments: ClassMoments, entry) -> tuple[ClassMoments, None]:
+    def add_block(moments: ClassMoments, entry: Any) -> tuple[ClassMoments, None]:
         rows, valid, c = entry
         of_class = jax.tree.map(lambda leaf: leaf[c][None], moments)
-        merged = merge_moments(of_class, _centred_moments(x[rows], valid))
+        merged = _merge(of_class, _centred_moments(x[rows].astype(dtype), valid))
         return jax.tree.map(lambda leaf, new: leaf.at[c].set(new[0]), moments, merged), None
 
-    # The state takes the precision of the embeddings (float64 where x64 mode gives it).
-    zero = zero_like_inputs(x, y)
-    empty = init_moments(num_classes, x.shape[1])
-    start = ClassMoments(
-        count=empty.count + zero.astype(jnp.int32),
-        mean=empty.mean.astype(x.dtype) + zero,
-        cov=empty.cov.astype(x.dtype) + zero,
-    )
-    return lax.scan(add_block, start, (rows, valid, block_class))[0]
+    return lax.scan(add_block, empty, class_blocks(y, num_classes, _MAX_BLOCK))[0]
+
+
+_fit_here = compiled(static=("num_classes",), out=replicated)(_fit_blocks)
 
 
 def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
@@ -123,19 +181,27 @@ def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
         m = m1 + (n2 / n) delta
         C = (n1 C1 + n2 C2) / n + (n1 n2 / n^2) delta delta^T
 
-    Associative and commutative up to rounding; `init_moments` is its neutral element.
+    The result is the same in any order, up to rounding; `init_moments` gives the neutral element.
 
     Raises:
-        ValueError: moments of different numbers of classes or dimensions.
+        ValueError: the arguments are not moments of the same classes and dimension.
     """
+    check_moments_type("merge_moments", first)
+    check_moments_type("merge_moments", second)
     if first.mean.shape != second.mean.shape:
         raise ValueError(
             "merge_moments: expected moments of the same classes and dimension, got mean "
             f"{list(first.mean.shape)} and {list(second.mean.shape)}"
         )
+    return _merge_jitted(first, second)
+
+
+def _merge(first: ClassMoments, second: ClassMoments) -> ClassMoments:
+    dtype = _checks.accumulation_dtype(first.mean, second.mean)
+    first, second = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), (first, second))
     count = first.count + second.count
-    share1 = _ratio(first.count, count, first.mean.dtype)[:, None]
-    share2 = _ratio(second.count, count, first.mean.dtype)[:, None]
+    share1 = _ratio(first.count, count)[:, None]
+    share2 = _ratio(second.count, count)[:, None]
     delta = second.mean - first.mean
     spread = (share1 * share2 * delta)[:, :, None] * delta[:, None, :]
     return ClassMoments(
@@ -145,6 +211,9 @@ def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
     )
 
 
+_merge_jitted = compiled(static=(), out=replicated)(_merge)
+
+
 def update_moments(
     moments: ClassMoments,
     embeddings: Float[Array, "images dim"],
@@ -152,76 +221,124 @@ def update_moments(
     *,
     where: Bool[Array, " images"] | None = None,
 ) -> ClassMoments:
-    """`merge_moments(moments, fit_moments(embeddings, labels))`: one more batch of normal images."""
-    num_classes = moments.count.shape[0]
+    """Adds a batch of normal images: `merge_moments(moments, fit_moments(embeddings, labels))`.
+
+    The result has the dtype of `moments`, so that it is a valid carry of `lax.scan`. A batch of no images returns
+    the moments as they are.
+
+    Args:
+        moments: The moments so far.
+        embeddings: As `fit_moments`.
+        labels: As `fit_moments`.
+        where: As `fit_moments`.
+
+    Raises:
+        ValueError: as `fit_moments`, or embeddings of another dimension than the moments.
+    """
+    check_moments_type("moments", moments)
+    num_classes, dim = moments.mean.shape
+    if embeddings.ndim == 2 and embeddings.shape[1] != dim:
+        raise ValueError(
+            f"embeddings: expected [n, {dim}], the dimension of the moments, got {list(embeddings.shape)}"
+        )
     batch = fit_moments(embeddings, labels, num_classes=num_classes, where=where)
-    return merge_moments(moments, batch)
+    if not len(embeddings):
+        return jax.tree.map(jnp.asarray, moments)
+    return _update(moments, batch)
+
+
+def _merge_as_first(moments: ClassMoments, batch: ClassMoments) -> ClassMoments:
+    dtype = _checks.accumulation_dtype(moments.mean)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), _merge(moments, batch))
+
+
+_update = compiled(static=(), out=replicated)(_merge_as_first)
 
 
 def psum_moments(moments: ClassMoments, axis_name: str | tuple[str, ...]) -> ClassMoments:
-    """Moments of the union over a mapped axis, for use inside `shard_map`, `pmap` or `vmap`.
+    """Moments of the union over a mapped axis, for use inside `shard_map` or `vmap`.
 
     The many-sided form of `merge_moments`: with n = sum n_i and m = sum n_i m_i / n,
 
         C = sum n_i (C_i + (m_i - m)(m_i - m)^T) / n
 
     Every participant receives the same result.
+
+    Args:
+        moments: The moments of this participant.
+        axis_name: Name of the mapped axis, or a tuple of names.
+
+    Raises:
+        ValueError: the argument is not `ClassMoments`.
     """
+    check_moments_type("moments", moments)
+    moments = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(moments.mean.dtype), moments)
     count = lax.psum(moments.count, axis_name)
-    share = _ratio(moments.count, count, moments.mean.dtype)
+    share = _ratio(moments.count, count)
     mean = lax.psum(share[:, None] * moments.mean, axis_name)
     delta = moments.mean - mean
     cov = moments.cov + delta[:, :, None] * delta[:, None, :]
     return ClassMoments(count, mean, lax.psum(share[:, None, None] * cov, axis_name))
 
 
+def check_moments_type(name: str, moments: Any) -> None:
+    """Raises ValueError unless `moments` is `ClassMoments` without mapped axes."""
+    if not isinstance(moments, ClassMoments):
+        raise ValueError(
+            f"{name}: expected ClassMoments (from fit_moments), got a {type(moments).__name__}"
+        )
+    mean, cov = jnp.shape(moments.mean), jnp.shape(moments.cov)
+    if len(mean) != 2 or cov != (*mean, mean[-1]) or jnp.shape(moments.count) != mean[:1]:
+        hint = "; map over stacked moments with jax.vmap" if len(mean) > 2 else ""
+        raise ValueError(
+            f"{name}: expected count [classes], mean [classes, dim] and cov [classes, dim, dim], got "
+            f"{list(jnp.shape(moments.count))}, {list(mean)} and {list(cov)}{hint}"
+        )
+
+
 def check_moments(
-    moments: ClassMoments,
+    checks: _checks.ValueChecks,
+    moments: Any,
     *,
-    embeddings: jax.Array,
+    embeddings: jax.Array | None = None,
     labels: jax.Array | None = None,
     texts: jax.Array | None = None,
-) -> None:
-    """What the scores that read texts against moments ask of them.
+    unit_norm: bool = True,
+) -> ClassMoments:
+    """Checks the moments that a score reads, and returns them with JAX arrays as leaves.
+
+    Args:
+        checks: Takes the check of values.
+        moments: The argument.
+        embeddings: Image embeddings of the same call.
+        labels: Label embeddings of the same call, one row per class.
+        texts: Dictionary embeddings of the same call.
+        unit_norm: Whether the moments must be those of unit-norm embeddings.
 
     Raises:
-        ValueError: labels that are not one for each class, embeddings of other dimensions, or (where values
-            are concrete) moments of embeddings that were not of unit norm.
+        ValueError: the argument is not moments, or the arrays do not fit each other.
     """
-    if labels is not None and len(labels) != len(moments.count):
+    check_moments_type("moments", moments)
+    moments = jax.tree.map(jnp.asarray, moments)
+    if labels is not None and len(labels) != len(moments.mean):
         raise ValueError(
-            f"label_embeddings: expected one row for each of the {len(moments.count)} fitted classes, "
+            f"label_embeddings: expected one row for each of the {len(moments.mean)} fitted classes, "
             f"got {len(labels)}"
         )
-    given = {"embeddings": embeddings, "moments.mean": moments.mean}
-    if labels is not None:
-        given["label_embeddings"] = labels
-    if texts is not None:
-        given["dictionary_embeddings"] = texts
-    _checks.same_dim(**given)
-    # The mean squared norm of the fitted embeddings: E|x|^2 = tr C + |m|^2.
-    squared = _checks.look_at(
-        lambda count, mean, cov: jnp.where(
-            count > 0, jnp.trace(cov, axis1=1, axis2=2) + jnp.sum(mean**2, axis=1), 1
-        ),
-        moments.count,
-        moments.mean,
-        moments.cov,
-    )
-    if squared is not None and not np.allclose(squared, 1, rtol=0, atol=0.04):
-        c = int(np.argmax(np.abs(squared - 1)))
-        raise ValueError(
-            "moments: expected those of unit-norm embeddings, but the fitted images of class "
-            f"{c} have a mean squared norm of {squared[c]:.4g}"
-        )
+    given = {"embeddings": embeddings, "moments.mean": moments.mean, "label_embeddings": labels}
+    given["dictionary_embeddings"] = texts
+    _checks.same_dim(**{name: array for name, array in given.items() if array is not None})
+    if unit_norm:
+        checks.unit_norm_moments(*moments)
+    return moments
 
 
 def _centred_moments(
     x: Float[jax.Array, "block dim"], valid: Bool[jax.Array, " block"]
 ) -> ClassMoments:
     """Moments of the valid rows of a block of one class, from deviations from the block's own mean."""
-    count = valid.sum(dtype=jnp.int32)
-    divisor = jnp.maximum(count, 1).astype(x.dtype)
+    count = valid.sum(dtype=x.dtype)
+    divisor = jnp.maximum(count, 1)
     x = jnp.where(valid[:, None], x, 0)
     mean = x.sum(axis=0) / divisor
     centred = jnp.where(valid[:, None], x - mean[None, :], 0)
@@ -229,6 +346,6 @@ def _centred_moments(
     return ClassMoments(count[None], mean[None], cov[None])
 
 
-def _ratio(part: jax.Array, whole: jax.Array, dtype) -> jax.Array:
-    """Part / whole, and 0 where whole is 0."""
-    return part.astype(dtype) / jnp.maximum(whole, 1).astype(dtype)
+def _ratio(part: Float[jax.Array, "*n"], whole: Float[jax.Array, "*n"]) -> Float[jax.Array, "*n"]:
+    """Part / whole, and 0 if whole is 0."""
+    return part / jnp.maximum(whole, 1)

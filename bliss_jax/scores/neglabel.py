@@ -1,21 +1,25 @@
-"""NegLabel: the softmax mass that the normal labels lose to far-away words.
+"""NegLabel: the softmax mass that words far from the normal labels take from them.
 
     negatives = the share of a lexicon whose 0.95 quantile of cosines to the normal labels is lowest
     score(x)  = mean over groups G of N_G / (P + N_G),
                 P = sum_c exp(s(x, t_c) / T),   N_G = sum_{w in G} exp(s(x, w) / T)
 
-with c over the normal classes, T = 0.01, and the negatives dealt at random into 100 groups.
+with c over the normal classes, T = 0.01, and the negatives divided at random into 100 groups.
 
 Source: Jiang et al., "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
 ICLR 2024, sections 3.1 (NegMining) and 3.3 (grouping).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.meshes import compiled, replicated, rows
+from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 from bliss_jax.scores.top_k import similarity
 
@@ -26,10 +30,11 @@ NEGATIVE_FRACTION = 0.15
 def negative_labels(
     label_embeddings: Float[Array, "classes dim"],
     lexicon_embeddings: Float[Array, "words dim"],
-    normal: Bool[Array, " classes"] | None = None,
     *,
+    normal: Bool[Array, " classes"] | None = None,
     fraction: float = NEGATIVE_FRACTION,
-    quantile: float = 0.95,
+    quantile: float | Float[Array, ""] = 0.95,
+    precision: Precision = HIGHEST,
 ) -> Int[jax.Array, " negatives"]:
     """The words least similar to the normal labels, by the quantile of their cosines to them.
 
@@ -38,43 +43,67 @@ def negative_labels(
         lexicon_embeddings: Unit-norm embeddings of the candidate words [words, dim].
         normal: Mask of the normal classes [classes]; all by default.
         fraction: Share of the lexicon to take, in (0, 1]; static.
-        quantile: Which quantile over the normal labels stands for a word, in [0, 1].
+        quantile: The quantile over the normal labels by which words are ordered, in [0, 1].
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
         Indices of the words [negatives], least similar first.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that are not finite or not of unit norm, a
-            fraction or quantile out of range or one that takes no word, no normal class.
+        ValueError: shapes do not fit, embeddings are not finite or not of unit norm, fraction or quantile is out
+            of range, the fraction takes no word, or no class is normal.
     """
-    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
-    lexicon = _checks.embeddings_as_float("lexicon_embeddings", lexicon_embeddings)
+    checks = _checks.ValueChecks()
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    lexicon = checks.embeddings("lexicon_embeddings", lexicon_embeddings)
     _checks.same_dim(label_embeddings=labels, lexicon_embeddings=lexicon)
-    mask = _checks.normal_mask(normal, len(labels))
-    if not 0 < fraction <= 1 or not 0 <= quantile <= 1:
-        raise ValueError(
-            f"expected fraction in (0, 1] and quantile in [0, 1], got {fraction} and {quantile}"
-        )
-    size = int(fraction * len(lexicon))
+    mask = checks.normal_mask(normal, len(labels))
+    size = _number_of_negatives(fraction, quantile, len(lexicon))
+    checks.run()
+    return _negative_labels(labels, lexicon, mask, quantile, size=size, precision=precision)
+
+
+def _number_of_negatives(fraction: Any, quantile: Any, words: int) -> int:
+    _checks.scalar("quantile", quantile, minimum=0.0)
+    if not isinstance(fraction, float | int) or not 0 < fraction <= 1:
+        raise ValueError(f"fraction: expected a Python number in (0, 1], got {fraction}")
+    if _checks.is_concrete(quantile) and float(quantile) > 1:
+        raise ValueError(f"quantile: expected a number in [0, 1], got {float(quantile):g}")
+    size = int(fraction * words)
     if size < 1:
-        raise ValueError(f"fraction: {fraction} of {len(lexicon)} words is less than one word")
-    distance = _quantile_where(similarity(lexicon, labels), mask, quantile)
-    return jnp.argsort(distance, stable=True)[:size]
+        raise ValueError(f"fraction: {fraction} of {words} words is less than one word")
+    return size
+
+
+def _least_similar(
+    labels: jax.Array,
+    lexicon: jax.Array,
+    mask: jax.Array,
+    quantile: Any,
+    *,
+    size: int,
+    precision: Precision,
+) -> Int[jax.Array, " negatives"]:
+    cosines = similarity(lexicon, labels, precision=precision)
+    return jnp.argsort(_quantile_where(cosines, mask, quantile), stable=True)[:size]
+
+
+_negative_labels = compiled(static=("size", "precision"), out=replicated)(_least_similar)
 
 
 def _quantile_where(
-    values: Float[jax.Array, "rows columns"], where: Bool[jax.Array, " columns"], quantile: float
+    values: Float[jax.Array, "rows columns"], where: Bool[jax.Array, " columns"], quantile: Any
 ) -> Float[jax.Array, " rows"]:
-    """The linearly interpolated quantile of each row over some of its columns, at least one.
+    """Returns the linearly interpolated quantile of each row over some of its columns, at least one.
 
-    What is sorted does not depend on the columns: over many masks a compiler sorts once, where
-    `jnp.nanquantile` would sort for each.
+    The sort does not depend on the mask of columns, so `vmap` over masks sorts once; `jnp.nanquantile` would sort
+    for each mask.
     """
     order = jnp.argsort(values, axis=1)
     ascending = jnp.take_along_axis(values, order, axis=1)
     counted = where[order]
     rank = jnp.cumsum(counted, axis=1) - 1
-    position = quantile * (where.sum() - 1).astype(values.dtype)
+    position = jnp.asarray(quantile).astype(values.dtype) * (where.sum() - 1).astype(values.dtype)
     lower, upper = jnp.floor(position), jnp.ceil(position)
 
     def at(place):
@@ -90,12 +119,13 @@ def neglabel_score(
     label_embeddings: Float[Array, "classes dim"],
     lexicon_embeddings: Float[Array, "words dim"],
     key: PRNGKeyArray | Key[jax.Array, ""],
-    normal: Bool[Array, " classes"] | None = None,
     *,
+    normal: Bool[Array, " classes"] | None = None,
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
     fraction: float = NEGATIVE_FRACTION,
-    quantile: float = 0.95,
+    quantile: float | Float[Array, ""] = 0.95,
     groups: int = 100,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """1 - softmax mass on the normal labels against groups of negative labels, averaged over groups.
 
@@ -103,35 +133,60 @@ def neglabel_score(
         embeddings: Unit-norm image embeddings [images, dim].
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
         lexicon_embeddings: Unit-norm embeddings of the candidate words [words, dim].
-        key: Deals the negatives into groups.
+        key: Random key that divides the negatives into groups.
         normal: Mask of the normal classes [classes]; all by default.
         temperature: T > 0; may be traced.
         fraction: Share of the lexicon taken as negatives; static.
         quantile: See `negative_labels`.
         groups: Number of groups, of sizes that differ by at most one (the paper's code drops the
             remainder; here every negative is used); static. At most one group per negative.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images] in [0, 1], higher = more anomalous.
+        Scores [images] in [0, 1], higher = more anomalous; NaN under tracing for an image that is not finite.
 
     Raises:
-        ValueError: as `negative_labels`, a temperature that is not positive, fewer than one group.
+        ValueError: as `negative_labels`, the temperature is not one positive number, or `groups` is below 1.
     """
-    if groups < 1:
-        raise ValueError(f"groups: expected at least 1, got {groups}")
-    labels = label_logits(embeddings, label_embeddings, temperature, normal)
-    chosen = negative_labels(
-        label_embeddings, lexicon_embeddings, normal, fraction=fraction, quantile=quantile
-    )
-    chosen = jax.random.permutation(key, chosen)
-    groups = min(groups, len(chosen))
-    lexicon = jnp.asarray(lexicon_embeddings)[chosen]
-    negatives = label_logits(embeddings, lexicon, temperature, None)
+    _checks.static_integer("groups", groups, 1)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    lexicon = checks.embeddings("lexicon_embeddings", lexicon_embeddings)
+    _checks.same_dim(embeddings=x, label_embeddings=labels, lexicon_embeddings=lexicon)
+    _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
+    mask = checks.normal_mask(normal, len(labels))
+    size = _number_of_negatives(fraction, quantile, len(lexicon))
+    checks.run()
+    return _neglabel(
+        x, labels, lexicon, key, mask, temperature, quantile,
+        size=size, groups=min(groups, size), precision=precision,
+    )  # fmt: skip
 
-    # Dealt like cards: negative i goes to group i mod groups, and the last round may be short.
-    short = -len(chosen) % groups
+
+@compiled(static=("size", "groups", "precision"), out=lambda x, *_: rows(x))
+def _neglabel(
+    x: jax.Array,
+    labels: jax.Array,
+    lexicon: jax.Array,
+    key: jax.Array,
+    mask: jax.Array,
+    temperature: Any,
+    quantile: Any,
+    *,
+    size: int,
+    groups: int,
+    precision: Precision,
+) -> jax.Array:
+    chosen = _least_similar(labels, lexicon, mask, quantile, size=size, precision=precision)
+    chosen = jax.random.permutation(key, chosen)
+    of_labels = label_logits(x, labels, mask, temperature, precision)
+    negatives = label_logits(x, lexicon[chosen], jnp.ones(size, bool), temperature, precision)
+
+    # Negative i goes to group i mod groups, and the last round may be short.
+    short = -size % groups
     negatives = jnp.pad(negatives, ((0, 0), (0, short)), constant_values=-jnp.inf)
-    negatives = negatives.reshape(len(negatives), -1, groups)
+    negatives = negatives.reshape(x.shape[0], (size + short) // groups, groups)
     against = jax.nn.logsumexp(negatives, axis=1)
-    mass = jax.nn.logsumexp(labels, axis=1)
-    return jnp.mean(jax.nn.sigmoid(against - mass[:, None]), axis=1)
+    mass = jax.nn.logsumexp(of_labels, axis=1).astype(against.dtype)
+    return nan_unless_finite(jnp.mean(jax.nn.sigmoid(against - mass[:, None]), axis=1), x)

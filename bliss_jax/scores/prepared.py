@@ -3,81 +3,98 @@
     prepare     mu_{c,t} = t . m_c,    sigma_{c,t} = sqrt(t^T C_c t) + 1e-8    for every class c and text t
     score       BLISS(x) of `bliss.py`, with mu and sigma read from the table
 
-`bliss_score` computes the statistics of the texts it meets, for every batch again: 2 texts classes dim^2
-operations, nearly all of its cost where there are many classes. Here they are computed once. What a score
-costs then is the product with the dictionary, top-k, and k rows of the table for each image.
+`bliss_score` computes the statistics of the texts it meets again for every batch: 2 texts classes dim^2
+operations, nearly all of its cost if there are many classes. Here they are computed once. A score then
+costs the product with the dictionary, top-k, and k rows of the table for each image.
 
-Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4. The division into dear preparation
-and cheap use is that of a linear solver's `init` and `compute`.
+Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4. The division into an expensive preparation
+and a cheap use follows a linear solver's `init` and `compute`.
 """
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Bool, Float, Int
+from jax import export, lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float, Int, Num
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
-from bliss_jax.scores.bliss import combine, label_moments, nan_where_empty, unknown_where_missing
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.bliss import combine, nan_if_missing, nan_if_normal_is_empty
+from bliss_jax.scores.chosen_texts import sum_of_z_scores
+from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
-from bliss_jax.scores.reductions import zero_like_inputs
+from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.text_statistics import (
-    VARIANCE_CHUNK,
-    dictionary_moments,
+    TextStatistics,
+    all_text_statistics,
     dictionary_pooling,
+    in_dtype,
+    label_statistics,
     shrinkage_is_on,
-    sum_of_z_scores,
 )
-from bliss_jax.scores.top_k import CHUNK_SIZE, check_where, fold_chunks, similarity, top_k_similar
+from bliss_jax.scores.top_k import (
+    Axis,
+    Nearest,
+    check_chunk_size,
+    check_search,
+    local_rows,
+    nearest_texts,
+    similarity,
+)
+
+_SAME_COSINE = 1e-3
+"""Largest difference between a cosine in `nearest` and the cosine of the text it names: enough for products in
+TF32 or bfloat16, too little for another text."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PreparedBliss:
+class PreparedBliss(NamedTuple):
     """Texts, and the mean and standard deviation of every class's similarity to them; a pytree.
 
     With the dictionary over a mesh axis, `dictionary_embeddings`, `mean`, `deviation` and `where` are sharded
     by rows and the rest is replicated.
     """
 
-    label_embeddings: Float[jax.Array, "*mapped classes dim"]
+    label_embeddings: Float[Array, "*mapped classes dim"]
     """Embedding of each class's prompt."""
-    label_mean: Float[jax.Array, "*mapped classes"]
+    label_mean: Float[Array, "*mapped classes"]
     """mu_c of each class and its own prompt."""
-    label_deviation: Float[jax.Array, "*mapped classes"]
-    """sigma_c, likewise."""
-    dictionary_embeddings: Float[jax.Array, "*mapped texts dim"]
+    label_deviation: Float[Array, "*mapped classes"]
+    """sigma_c of each class and its own prompt."""
+    dictionary_embeddings: Float[Array, "*mapped texts dim"]
     """Embeddings of the dictionary's prompts."""
-    mean: Float[jax.Array, "*mapped texts classes"]
-    """mu_{c,d}."""
-    deviation: Float[jax.Array, "*mapped texts classes"]
-    """sigma_{c,d}."""
-    count: Int[jax.Array, "*mapped classes"]
+    mean: Float[Array, "*mapped texts classes"]
+    """mu_{c,d} of each text and class."""
+    deviation: Float[Array, "*mapped texts classes"]
+    """sigma_{c,d} of each text and class."""
+    count: Num[Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
     """Images fitted of each class."""
-    normal: Bool[jax.Array, "*mapped classes"]
+    normal: Bool[Array, "*mapped classes"]
     """The normal classes given at preparation."""
-    where: Bool[jax.Array, "*mapped texts"] | None = None
-    """Texts that count, the others being padding; all where None."""
-    shrunk: bool = field(default=False, metadata={"static": True})
-    """Whether shrinkage may have pooled variances over `normal`, which is then part of the table. Static."""
+    shrunk: Bool[Array, "*mapped"]
+    """Whether shrinkage pooled variances over `normal`, which is then part of the table."""
+    where: Bool[Array, "*mapped texts"] | None = None
+    """Texts that count, the others being padding; None stands for all."""
+
+
+export.register_namedtuple_serialization(PreparedBliss, serialized_name="bliss_jax.PreparedBliss")
 
 
 def prepare_bliss(
     label_embeddings: Float[Array, "classes dim"],
     dictionary_embeddings: Float[Array, "texts dim"],
     moments: ClassMoments,
+    *,
     normal: Bool[Array, " classes"] | None = None,
     shrinkage: float | Float[Array, ""] = 0.0,
-    *,
     where: Bool[Array, " texts"] | None = None,
-    dictionary_axis: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> PreparedBliss:
-    """Mu and sigma of every class and text: 2 texts classes dim^2 operations, once.
+    """mu_{c,t} and sigma_{c,t} of every class c and text t: 2 texts classes dim^2 operations, once.
 
     The table takes texts x classes x 2 x 4 bytes: 149 kB for 1,860 texts and 10 classes, 640 MB for 80,000
     and 1,000. While it is made, `chunk_size` texts are handled at once.
@@ -87,60 +104,95 @@ def prepare_bliss(
         dictionary_embeddings: Unit-norm embeddings of the dictionary's prompts [texts, dim].
         moments: Fitted on normal images of the same classes (`fit_moments`).
         normal: Mask of the normal classes [classes]; all by default. Shrinkage pools over them.
-        shrinkage: n0 >= 0 of `bliss_score`. Where it is not the number 0, the mask is part of the table,
+        shrinkage: n0 >= 0 of `bliss_score`. If it is not the number 0, the mask is part of the table,
             and `bliss_score_prepared` takes no other.
         where: Texts that count [texts], see `top_k_similar`.
         dictionary_axis: Mapped axis over which the texts are spread, see `top_k_similar`; each device
             prepares its own. Static.
         chunk_size: Texts handled at once; static.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        What `bliss_score_prepared` needs beside the images.
+        The arguments of `bliss_score_prepared` beside the images.
 
     Raises:
-        ValueError: as `bliss_score`.
+        ValueError: as `bliss_score`, or the dictionary is empty.
     """
-    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
-    texts = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
-    check_moments(moments, labels=labels, embeddings=labels, texts=texts)
+    checks = _checks.ValueChecks()
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    texts = checks.embeddings("dictionary_embeddings", dictionary_embeddings)
+    moments = check_moments(checks, moments, labels=labels, texts=texts)
     _checks.scalar("shrinkage", shrinkage, minimum=0.0)
-    mask = _checks.normal_mask(normal, len(moments.count), moments.count)
-    counted = check_where(where, len(texts))
+    mask = checks.normal_mask(normal, len(moments.count), moments.count)
+    counted = _checks.row_mask("where", where, len(texts), "text")
     if not len(texts):
         raise ValueError("dictionary_embeddings: expected at least one text, got none")
-    pooling = dictionary_pooling(
+    checks.run()
+    return _prepare(
+        labels,
         texts,
         moments,
-        mask=mask,
-        shrinkage=shrinkage,
-        where=counted,
+        mask,
+        shrinkage,
+        counted,
+        shrunk=shrinkage_is_on(shrinkage),
         dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
     )
 
-    def add_chunk(tables, start, size):
-        chunk = lax.dynamic_slice_in_dim(texts, start, size)
-        return tuple(
-            lax.dynamic_update_slice_in_dim(table, rows, start, axis=0)
-            for table, rows in zip(tables, dictionary_moments(chunk, moments, pooling), strict=True)
-        )
 
-    empty = jnp.zeros((len(texts), len(moments.count)), texts.dtype)
-    varying = (moments.mean, mask) if pooling is None else (moments.mean, mask, pooling.share)
-    empty = empty + zero_like_inputs(texts, *varying)
-    size = min(chunk_size, VARIANCE_CHUNK, len(texts))
-    mean, deviation = fold_chunks(add_chunk, (empty, empty), len(texts), size)
-    label_mean, label_deviation = label_moments(labels, moments, mask=mask, shrinkage=shrinkage)
+def _prepared_specs(
+    labels: Any, texts: Any, moments: Any, mask: Any, shrinkage: Any, counted: Any
+) -> PreparedBliss:
+    of_texts, whole = rows(texts), PartitionSpec()
+    where = None if counted is None else of_texts
     return PreparedBliss(
-        label_embeddings=labels,
+        whole, whole, whole, of_texts, of_texts, of_texts, whole, whole, whole, where
+    )
+
+
+@compiled(static=("shrunk", "dictionary_axis", "chunk_size", "precision"), out=_prepared_specs)
+def _prepare(
+    labels: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    shrinkage: Any,
+    counted: jax.Array | None,
+    *,
+    shrunk: bool,
+    dictionary_axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
+) -> PreparedBliss:
+    moments = in_dtype(moments, labels, texts)
+    dtype = moments.mean.dtype
+    pooling = None
+    if shrunk:
+        pooling = dictionary_pooling(
+            texts,
+            moments,
+            mask=mask,
+            shrinkage=shrinkage,
+            where=counted,
+            dictionary_axis=dictionary_axis,
+        )
+    mean, deviation = all_text_statistics(texts, moments, pooling, chunk_size, precision)
+    label_mean, label_deviation = label_statistics(
+        labels, moments, mask=mask, shrinkage=shrinkage, shrunk=shrunk, precision=precision
+    )
+    return PreparedBliss(
+        label_embeddings=labels.astype(dtype),
         label_mean=label_mean,
         label_deviation=label_deviation,
         dictionary_embeddings=texts,
         mean=mean,
         deviation=deviation,
-        count=jnp.asarray(moments.count),
+        count=moments.count,
         normal=mask,
+        shrunk=jnp.asarray(shrunk),
         where=counted,
-        shrunk=shrinkage_is_on(shrinkage),
     )
 
 
@@ -148,14 +200,15 @@ def bliss_score_prepared(
     embeddings: Float[Array, "images dim"],
     prepared: PreparedBliss,
     k: int = 10,
+    *,
     weight: float | Float[Array, ""] = 0.5,
     normal: Bool[Array, " classes"] | None = None,
-    *,
-    nearest: tuple[Float[Array, "images places"], Int[Array, "images places"]] | None = None,
-    dictionary_axis: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    nearest: Nearest | None = None,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """`bliss_score` from what `prepare_bliss` made: equal to it within 1e-4 in float32.
+    """`bliss_score` from the table that `prepare_bliss` made: equal to it within 1e-4 in float32.
 
     The two differ only in the shapes of the products that give the variances, whose relative rounding
     error is then about 1e-6.
@@ -166,108 +219,248 @@ def bliss_score_prepared(
         k: Texts per image, 1 <= k <= texts; static.
         weight: lambda; may be traced, so that a grid is a `vmap`.
         normal: Mask of the normal classes [classes]; by default that given at preparation. Without
-            shrinkage any mask will do, and `vmap` over masks scores all splits. With shrinkage the table
-            depends on the mask, so that none may be given here: `prepare_bliss` makes another.
+            shrinkage any mask is allowed, and `vmap` over masks scores all splits. With shrinkage the table
+            depends on the mask, so none may be given here: `prepare_bliss` makes another table.
         nearest: `top_k_similar` of the same images, texts and `where`, with at least k places, kept from
-            before: the product with the dictionary is then not done again, and other labels, k, lambda,
-            classes or shrinkage cost milliseconds. Computed by default.
-        dictionary_axis: Mapped axis over which `prepared` was spread; static.
+            an earlier call: the product with the dictionary is then not done again, and other labels, k, lambda,
+            classes or shrinkage cost k dot products per image. Computed by default.
+        dictionary_axis: Mapped axis over which `prepared` is spread; static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
+        precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous; NaN and +inf as in `bliss_score`.
+        Scores [images], higher = more anomalous; NaN and +inf as in `bliss_score`. Under tracing, `nearest` of
+        another dictionary or of texts that do not count, and a mask beside a table made with shrinkage, give NaN.
 
     Raises:
-        ValueError: as `bliss_score`; a mask beside a table made with shrinkage; `nearest` of other images
-            or of fewer than k places.
+        ValueError: as `bliss_score`; a mask is given beside a table made with shrinkage; or `nearest` is of other
+            images, of another dictionary, of texts that do not count, or of fewer than k places.
     """
-    parts = prepared_parts(
+    a = check_prepared(
         embeddings,
         prepared,
         k,
-        weight,
-        normal,
+        weight=weight,
+        normal=normal,
         nearest=nearest,
         dictionary_axis=dictionary_axis,
-        chunk_size=chunk_size,
     )
-    return combine(parts.internal, parts.external, weight, parts.normal)
+    return _bliss_prepared(
+        *a,
+        weight,
+        k=k,
+        places=k,
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
+
+
+class PreparedArguments(NamedTuple):
+    """Checked arguments of the scores that read a prepared table."""
+
+    x: jax.Array
+    prepared: PreparedBliss
+    normal: jax.Array | None
+    nearest: tuple[jax.Array, jax.Array] | None
+
+
+def check_prepared(
+    embeddings: Any,
+    prepared: Any,
+    k: Any,
+    *,
+    weight: Any,
+    normal: Any,
+    nearest: Any = None,
+    dictionary_axis: Axis | None = None,
+) -> PreparedArguments:
+    """Checks the arguments of `bliss_score_prepared` and returns its arrays.
+
+    Raises:
+        ValueError: as `bliss_score_prepared`.
+    """
+    if not isinstance(prepared, PreparedBliss):
+        raise ValueError(
+            f"prepared: expected PreparedBliss (from prepare_bliss), got a {type(prepared).__name__}"
+        )
+    if np.ndim(prepared.mean) != 2:
+        raise ValueError(
+            f"prepared: expected mean [texts, classes], got {list(np.shape(prepared.mean))}; map over stacked "
+            "tables with jax.vmap"
+        )
+    _checks.scalar("weight", weight)
+    if normal is not None and _checks.is_concrete(prepared.shrunk) and np.asarray(prepared.shrunk):
+        raise ValueError(
+            "normal: expected None, because shrinkage pooled the variances over the classes that were given to "
+            f"prepare_bliss; prepare again for others (got a mask of {np.shape(normal)[0]} classes)"
+        )
+    prepared = jax.tree.map(jnp.asarray, prepared)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    texts = prepared.dictionary_embeddings
+    _checks.same_dim(embeddings=x, dictionary_embeddings=texts)
+    mask = None
+    if normal is not None:
+        mask = checks.normal_mask(normal, len(prepared.count), prepared.count)
+    check_search(checks, k, texts, prepared.where, dictionary_axis)
+    if nearest is not None:
+        nearest = _check_nearest(checks, nearest, x, prepared, k, dictionary_axis)
+    checks.run()
+    return PreparedArguments(x, prepared, mask, nearest)
+
+
+def _check_nearest(
+    checks: _checks.ValueChecks,
+    nearest: Any,
+    x: jax.Array,
+    prepared: PreparedBliss,
+    k: int,
+    dictionary_axis: Axis | None,
+) -> tuple[jax.Array, jax.Array]:
+    cosines, texts = (_checks.as_array(f"nearest[{i}]", part) for i, part in enumerate(nearest))
+    if cosines.shape != texts.shape or cosines.ndim != 2 or cosines.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"nearest: expected cosines and positions [{x.shape[0]}, places], got {list(cosines.shape)} and "
+            f"{list(texts.shape)}"
+        )
+    kinds = jnp.issubdtype(cosines.dtype, jnp.floating), jnp.issubdtype(texts.dtype, jnp.integer)
+    if not all(kinds):
+        raise ValueError(
+            f"nearest: expected floating cosines and integer positions, got {cosines.dtype} and {texts.dtype}"
+        )
+    _checks.top_k_size(k, cosines.shape[1], "the places of `nearest`")
+    texts = texts.astype(jnp.int32)
+    if dictionary_axis is None and all(
+        map(_checks.is_concrete, (x, cosines, texts, *prepared[3:4]))
+    ):
+        valid = _is_nearest(x, prepared, (cosines, texts))
+        checks.add(
+            "all",
+            0,
+            lambda valid: (
+                "nearest: expected top_k_similar of the same images, dictionary and `where` as in `prepared`; "
+                f"{(~valid).sum()} of {valid.size} rows name a text that does not count, is not in the "
+                "dictionary, or has another cosine"
+            ),
+            valid,
+        )
+    return cosines, texts
+
+
+def _valid_nearest(
+    x: jax.Array,
+    prepared: PreparedBliss,
+    nearest: tuple[jax.Array, jax.Array],
+    dictionary_axis: Axis | None = None,
+) -> Bool[jax.Array, " images"]:
+    """Whether each named text counts and has the cosine that is given, one place after the other."""
+    cosines, positions = nearest
+    texts = prepared.dictionary_embeddings
+    number = len(texts)
+    row, inside = local_rows(positions, number, dictionary_axis)
+    if inside is None:
+        inside = (positions >= 0) & (positions < number)
+        row = jnp.where(inside, positions, 0)
+    dtype = _checks.accumulation_dtype(x, texts, cosines)
+
+    def of_place(place: tuple) -> jax.Array:
+        cosine, row, inside = place
+        found = jnp.sum(x.astype(dtype) * texts[row].astype(dtype), axis=1)
+        fits = jnp.abs(found - cosine.astype(dtype)) <= _SAME_COSINE
+        counts = True if prepared.where is None else prepared.where[row]
+        return (inside & fits & counts).astype(jnp.int32)
+
+    valid = lax.map(of_place, (cosines.T, row.T, inside.T))
+    if dictionary_axis is not None:
+        valid = lax.psum(valid, dictionary_axis)
+    return jnp.all(valid > 0, axis=0)
+
+
+_is_nearest = compiled(static=("dictionary_axis",), out=lambda x, *_: rows(x))(_valid_nearest)
 
 
 class PreparedParts(NamedTuple):
-    """What the score of each image is the minimum of, and what it was computed from."""
+    """The parts of each image's score, and what they were computed from."""
 
     internal: Float[jax.Array, "images classes"]
     external: Float[jax.Array, "images classes"]
     normal: Bool[jax.Array, " classes"]
     """The normal classes in use."""
+    known: Bool[jax.Array, " images"]
+    """Whether the score means anything: False for a wrong `nearest` or mask."""
     cosines: Float[jax.Array, "images places"]
-    """Of the nearest texts, falling."""
+    """Cosines of the nearest texts, in descending order."""
     texts: Int[jax.Array, "images places"]
     """Their positions in the dictionary."""
 
 
 def prepared_parts(
-    embeddings: Float[Array, "images dim"],
+    x: jax.Array,
     prepared: PreparedBliss,
-    k: int = 10,
-    weight: float | Float[Array, ""] = 0.5,
-    normal: Bool[Array, " classes"] | None = None,
+    normal: jax.Array | None,
+    nearest: tuple[jax.Array, jax.Array] | None,
     *,
-    places: int | None = None,
-    nearest: tuple[Float[Array, "images places"], Int[Array, "images places"]] | None = None,
-    dictionary_axis: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    k: int,
+    places: int,
+    dictionary_axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
 ) -> PreparedParts:
-    """internal(x, c) and external(x, c) of every class, NaN for a class of which no image was fitted.
-
-    Arguments and errors are those of `bliss_score_prepared`; `places` >= k texts per image are found, k by
-    default.
-    """
-    _checks.scalar("weight", weight)
-    if normal is not None and prepared.shrunk:
-        raise ValueError(
-            "normal: expected None, since shrinkage pooled the variances over the classes that were given to "
-            f"prepare_bliss; prepare again for others (got a mask of {np.shape(normal)[0]} classes)"
-        )
-    x = _checks.embeddings_as_float("embeddings", embeddings)
+    """internal(x, c) and external(x, c) of every class, finite for finite inputs; finds `places` >= k texts."""
     labels, texts = prepared.label_embeddings, prepared.dictionary_embeddings
-    _checks.same_dim(embeddings=x, dictionary_embeddings=texts)
-    mask = _checks.normal_mask(
-        prepared.normal if normal is None else normal, len(prepared.count), prepared.count
-    )
+    dtype = _checks.accumulation_dtype(x, labels, prepared.mean)
     if nearest is None:
-        nearest = top_k_similar(
+        cosines, positions = nearest_texts(
             x,
             texts,
-            k if places is None else places,
-            where=prepared.where,
+            prepared.where,
+            k=places,
             dictionary_axis=dictionary_axis,
             chunk_size=chunk_size,
+            precision=precision,
         )
-    elif nearest[0].shape != nearest[1].shape or len(nearest[0]) != len(x):
-        raise ValueError(
-            f"nearest: expected cosines and indices [{len(x)}, places], got {list(nearest[0].shape)} and "
-            f"{list(nearest[1].shape)}"
-        )
-    _checks.top_k_size(k, nearest[0].shape[1], "the places of `nearest`")
-    cosines = unknown_where_missing(jnp.asarray(nearest[0]))
-    positions = jnp.asarray(nearest[1])
-    row, inside = positions[:, :k], None
-    if dictionary_axis is not None:
-        row = row - lax.axis_index(dictionary_axis) * len(texts)
-        inside = (row >= 0) & (row < len(texts))
+        known = jnp.ones(x.shape[:1], bool)
+    else:
+        cosines, positions = nearest
+        known = _valid_nearest(x, prepared, nearest, dictionary_axis)
+    if normal is not None:
+        known = known & ~(prepared.shrunk & jnp.any(normal != prepared.normal))
+    cosines = nan_if_missing(cosines.astype(dtype))
+    row, inside = local_rows(positions[:, :k], len(texts), dictionary_axis)
+    if inside is None:
         row = jnp.clip(row, 0, len(texts) - 1)
 
-    internal = -(similarity(x, labels) - prepared.label_mean[None, :])
-    internal = internal / prepared.label_deviation[None, :]
-    total = sum_of_z_scores(cosines[:, :k], row, inside, prepared.mean, prepared.deviation)
+    similar = similarity(x, labels, precision=precision).astype(dtype)
+    label_mean, label_deviation = (
+        part.astype(dtype)[None, :] for part in (prepared.label_mean, prepared.label_deviation)
+    )
+    statistics = TextStatistics(prepared.mean.astype(dtype), prepared.deviation.astype(dtype))
+    total = sum_of_z_scores(cosines[:, :k], row, inside, statistics)
     if dictionary_axis is not None:
         total = lax.psum(total, dictionary_axis)
     return PreparedParts(
-        internal=nan_where_empty(internal, prepared.count),
-        external=nan_where_empty(total / k, prepared.count),
-        normal=mask,
+        internal=-(similar - label_mean) / label_deviation,
+        external=total / k,
+        normal=prepared.normal if normal is None else normal,
+        known=known,
         cosines=cosines,
         texts=positions,
     )
+
+
+@compiled(
+    static=("k", "places", "dictionary_axis", "chunk_size", "precision"), out=lambda x, *_: rows(x)
+)
+def _bliss_prepared(
+    x: jax.Array,
+    prepared: PreparedBliss,
+    normal: jax.Array | None,
+    nearest: tuple[jax.Array, jax.Array] | None,
+    weight: Any,
+    **static: Any,
+) -> jax.Array:
+    parts = prepared_parts(x, prepared, normal, nearest, **static)
+    score = combine(parts.internal, parts.external, weight, normal=parts.normal)
+    score = nan_if_normal_is_empty(score, parts.normal, prepared.count)
+    return nan_unless_finite(jnp.where(parts.known, score, jnp.nan), x)

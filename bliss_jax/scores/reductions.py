@@ -1,27 +1,62 @@
-"""Two things that a score needs of its reductions and loops, and that JAX does not give by itself."""
+"""Reductions that treat NaN and infinity as a score must, and zeros for loops inside `shard_map`."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Num, Shaped
+from jaxtyping import Bool, Float, Num, Shaped
+
+from bliss_jax._checks import Array
 
 
 def min_over_classes(
-    per_class: Float[jax.Array, "images classes"],
+    per_class: Float[Array, "images classes"], *, normal: Bool[Array, " classes"] | None = None
 ) -> Float[jax.Array, " images"]:
-    """The minimum over the classes, NaN where any of them is NaN.
+    """Minimum over the normal classes c of a score per class; NaN if any of them is NaN.
 
-    XLA's own minimum may skip NaN when it is vectorised (seen on CPU), and an unknown score must not
-    pass for a high or a low one. Classes that do not count hold +inf.
+    The gradient is that of the first class with the smallest score. Scores of classes that are not normal take no
+    part, not even if they are NaN or infinite.
+
+    Args:
+        per_class: A score of each image for each class [images, classes].
+        normal: Mask of the normal classes [classes]; all by default.
+
+    Returns:
+        Scores [images]; +inf if no class is normal.
     """
-    unknown = jnp.any(jnp.isnan(per_class), axis=1)
-    return jnp.where(unknown, jnp.nan, jnp.min(per_class, axis=1))
+    per_class = jnp.asarray(per_class)
+    mask = jnp.ones(per_class.shape[1], bool) if normal is None else jnp.asarray(normal)
+    best = smallest_class(per_class, mask)
+    smallest = jnp.take_along_axis(per_class, best[:, None], axis=1)[:, 0]
+    return jnp.where(jnp.any(mask), smallest, jnp.inf)
+
+
+def smallest_class(
+    per_class: Float[jax.Array, "images classes"], mask: Bool[jax.Array, " classes"]
+) -> jax.Array:
+    """Returns the first normal class with the smallest score, or the first whose score is NaN."""
+    # XLA's own minimum may skip NaN when it is vectorised on CPUs, and an unknown score must not be taken for a
+    # high or a low one. Infinite values are only compared, so no gradient passes through them.
+    order = jnp.where(jnp.isnan(per_class), -jnp.inf, per_class)
+    return jnp.argmin(jnp.where(mask[None, :], order, jnp.inf), axis=1).astype(jnp.int32)
+
+
+def finite_rows(x: Float[jax.Array, "images dim"]) -> Bool[jax.Array, " images"]:
+    """Returns whether all numbers of each row are finite."""
+    return jnp.all(jnp.isfinite(x), axis=1)
+
+
+def nan_unless_finite(
+    scores: Float[jax.Array, "images *more"], x: Float[jax.Array, "images dim"]
+) -> Float[jax.Array, "images *more"]:
+    """Returns the scores, with NaN for images whose embedding is not finite."""
+    known = finite_rows(x).reshape(-1, *(1,) * (scores.ndim - 1))
+    return jnp.where(known, scores, jnp.nan)
 
 
 def zero_like_inputs(*arrays: Shaped[jax.Array, "..."]) -> Num[jax.Array, ""]:
-    """A zero that varies over the mesh axes that the arrays vary over, in the first array's dtype.
+    """Returns a zero that varies over the mesh axes that the arrays vary over, in the first array's dtype.
 
-    Added to the start of a loop it gives the carry the type that the loop's body returns, as
-    `shard_map` asks with its `check_vma`. It is a sum of nothing: no value takes part in it.
+    Added to the start of a loop it gives the carry the type that the loop's body returns, as `shard_map` with
+    `check_vma` requires. It is a sum over no elements, so no value takes part in it.
     """
     zero = arrays[0][:0].sum()
     for array in arrays[1:]:

@@ -1,36 +1,59 @@
-"""What the label-based baselines share: cosines to the labels, restricted to the normal classes.
+"""Cosines to the labels of the normal classes, which the label-based baselines share.
 
-A class that is not normal takes no part: its logit is -inf, so that `vmap` over masks of normal classes
+A class that is not normal takes no part: its logit is -inf, so `vmap` over masks of normal classes
 works as for `bliss_score`.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import Precision
 from bliss_jax.scores.top_k import similarity
 
 CLIP_TEMPERATURE = 0.01
 """1 / 100: CLIP's learned logit scale, at which its similarities are trained."""
 
 
-def label_logits(
-    embeddings: Float[Array, "images dim"],
-    label_embeddings: Float[Array, "classes dim"],
-    temperature: float | Float[Array, ""],
-    normal: Bool[Array, " classes"] | None,
-) -> Float[jax.Array, "images classes"]:
-    """s(x, t_c) / T, and -inf for classes that are not normal.
+class LabelArguments(NamedTuple):
+    """Checked arguments of a score of images and labels."""
+
+    x: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+    temperature: Any
+
+
+def check_labels(
+    embeddings: Any, label_embeddings: Any, normal: Any, temperature: Any = 1.0
+) -> LabelArguments:
+    """Checks the arguments of a score of images and labels, and returns its arrays.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit
-            norm, a temperature that is not positive, no normal class.
+        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature is
+            not one positive number, or no class is normal.
     """
-    _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    labels = checks.embeddings("label_embeddings", label_embeddings)
     _checks.same_dim(embeddings=x, label_embeddings=labels)
-    mask = _checks.normal_mask(normal, len(labels))
-    return jnp.where(mask[None, :], similarity(x, labels) / temperature, -jnp.inf)
+    _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
+    mask = checks.normal_mask(normal, len(labels))
+    checks.run()
+    return LabelArguments(x, labels, mask, temperature)
+
+
+def label_logits(
+    x: Float[jax.Array, "images dim"],
+    labels: Float[jax.Array, "classes dim"],
+    mask: Bool[jax.Array, " classes"],
+    temperature: Any,
+    precision: Precision,
+) -> Float[jax.Array, "images classes"]:
+    """s(x, t_c) / T, and -inf for classes that are not normal."""
+    cosines = similarity(x, labels, precision=precision)
+    scaled = cosines / jnp.asarray(temperature).astype(cosines.dtype)
+    return jnp.where(mask[None, :], scaled, -jnp.inf)

@@ -1,68 +1,89 @@
-"""The k texts nearest to each image, exactly, without the images-by-texts matrix.
+"""The k texts nearest to each image by cosine, exactly, without the images-by-texts matrix.
 
-The dictionary goes by in chunks with a running top-k, for a block of images at a time, so that the
-similarities stay in the cache. Memory beside inputs and result is bounded, whatever the number of images and
-of texts, by
+The dictionary is read in chunks, for a block of images at a time, and each chunk is merged into the k nearest texts
+so far (`selection.py`). Memory beside inputs and result is bounded, whatever the number of images and of texts, by
 
-    2 min(images, 512) (chunk_size + 8 k)    numbers of 4 bytes,
+    2 min(images, block) (chunk_size + 8 k)    numbers of 4 bytes,
 
-and the result is the same for every chunk size. Ties go to the text that comes first.
+with a block of 512 images on CPUs and 4,096 elsewhere. The result is the same for every chunk size. Ties go to the
+text that comes first.
 
-Dictionaries that are too large for one device are spread over a mesh axis (`dictionary_axis`): each device
-finds the k nearest of its own texts, and the k nearest of those candidates are the k nearest of all.
+A dictionary that is too large for one device is spread over a mesh axis (`dictionary_axis`): each device finds
+the k nearest of its own texts, and the k nearest of those candidates are the k nearest of all.
+
+The gradient of a cosine is that of the dot product with the text that was chosen; the choice has none.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
-from bliss_jax.scores.blocks import map_blocks
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.blocks import fold_chunks, map_images, zeros_varying
+from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.reductions import zero_like_inputs
+from bliss_jax.scores.selection import TopK, merge_chunk, no_texts
 
-CHUNK_SIZE = 4096
-"""Texts per chunk by default."""
+Axis = str | tuple[str, ...]
+"""A mapped mesh axis, or several that together are one."""
 
-IMAGE_BLOCK = 512
-"""Images whose similarities to a chunk are held at once: 8 MB of them by default."""
+Nearest = tuple[Float[Array, "images places"], Int[Array, "images places"]]
+"""Cosines in descending order, and the positions of the texts in the dictionary."""
 
-Carry = TypeVar("Carry")
+_CPU_SIZES = 4096, 512
+_ACCELERATOR_SIZES = 65536, 4096
+
+
+def default_sizes() -> tuple[int, int]:
+    """Returns the texts in a chunk and the images in a block: a product fits a CPU's cache, or fills a GPU."""
+    return _CPU_SIZES if jax.default_backend() == "cpu" else _ACCELERATOR_SIZES
+
+
+def check_chunk_size(chunk_size: Any) -> int:
+    """Returns the chunk size, the backend's default for None.
+
+    Raises:
+        ValueError: it is traced, not an integer, or below 1.
+    """
+    if chunk_size is None:
+        return default_sizes()[0]
+    _checks.static_integer("chunk_size", chunk_size, 1)
+    return chunk_size
 
 
 def similarity(
-    embeddings: Float[jax.Array, "images dim"], texts: Float[jax.Array, "texts dim"]
+    embeddings: Float[Array, "images dim"],
+    texts: Float[Array, "texts dim"],
+    *,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images texts"]:
-    """s(x, t) = x . t, the cosine of unit-norm embeddings, in full precision on every backend."""
-    return jnp.matmul(embeddings, texts.T, precision=lax.Precision.HIGHEST)
+    """s(x, t) = x . t, the cosine of unit-norm embeddings.
 
+    Products of two float16 or two bfloat16 arrays are accumulated in float32 without converting the arrays first;
+    other mixtures are promoted as by `jax.numpy`, to at least float32.
 
-def fold_chunks(
-    step: Callable[[Carry, Int[jax.Array, ""], int], Carry],
-    carry: Carry,
-    length: int,
-    chunk_size: int,
-) -> Carry:
-    """Folds `carry = step(carry, start, size)` over the chunks [start, start + size) of 0..length-1.
+    Args:
+        embeddings: Unit-norm embeddings [images, dim].
+        texts: Unit-norm embeddings [texts, dim].
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
-    A loop over the full chunks and one step for the rest, so that nothing is padded and `size` is static.
-
-    Raises:
-        ValueError: a chunk size below 1.
+    Returns:
+        Cosines [images, texts], at least float32.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
-    full, rest = divmod(length, chunk_size)
-    if full:
-        starts = jnp.arange(full, dtype=jnp.int32) * chunk_size
-        carry, _ = lax.scan(
-            lambda carry, start: (step(carry, start, chunk_size), None), carry, starts
-        )
-    return step(carry, jnp.int32(full * chunk_size), rest) if rest else carry
+    x, texts = jnp.asarray(embeddings), jnp.asarray(texts)
+    dtype = _checks.accumulation_dtype(x, texts)
+    if x.dtype != texts.dtype:
+        x, texts = x.astype(dtype), texts.astype(dtype)
+    return lax.dot_general(
+        x, texts, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=dtype
+    )
 
 
 def top_k_similar(
@@ -71,133 +92,216 @@ def top_k_similar(
     k: int,
     *,
     where: Bool[Array, " texts"] | None = None,
-    dictionary_axis: str | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
-    """The k largest cosines of each image to the texts, and which texts they are.
+    """The k largest cosines s(x, t) = x . t of each image x to the texts t, and which texts they are.
 
     Args:
         embeddings: Unit-norm embeddings [images, dim].
         texts: Unit-norm embeddings [texts, dim] (of texts, or of anything else to be searched).
-        k: How many, 1 <= k <= texts; static.
-        where: Rows of `texts` to search [texts]; False marks padding, which is never chosen. All by
-            default. While tracing, places for which fewer than k rows are left have a cosine of -inf.
-        dictionary_axis: Name of the mapped axis (of `shard_map`, or of `vmap`) over which the texts are
-            spread: each device gives equally many rows, of which `where` may mark some as padding, and
-            k counts the texts of all. Every device gets the same result, as one device that holds all
-            rows would: the positions are those in the rows of all devices, one device after the other.
-            Static.
-        chunk_size: Texts per chunk; static.
+        k: Number of texts per image, 1 <= k <= texts; static.
+        where: Rows of `texts` to search [texts]; False marks padding, which is never chosen. All by default.
+            Under tracing, places for which fewer than k rows are left have a cosine of -inf.
+        dictionary_axis: Name of the mapped axis (of `shard_map` or of `vmap`), or a tuple of names, over which the
+            texts are spread: each device gives equally many rows, of which `where` may mark some as padding, and
+            k counts the texts of all devices. Every device gets the result that one device with all rows would:
+            positions count the rows of all devices, one device after the other. Static.
+        chunk_size: Texts per chunk; static. 4,096 by default on CPUs and 65,536 elsewhere.
+        precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Cosines [images, k] in descending order, and their indices [images, k].
+        Cosines [images, k] in descending order and at least in float32, and positions of the texts [images, k].
+        Under tracing a row of `texts` that is not finite is never chosen, and an image that is not finite has
+        cosines of -inf.
 
     Raises:
-        ValueError: k outside 1..texts, a mask that does not fit or leaves fewer than k texts, or a chunk
-            size below 1.
+        ValueError: the arrays are not floating matrices of one dimension with finite rows of unit norm, k is not
+            an integer in 1..texts, the mask does not fit or leaves fewer than k texts, or `chunk_size` is below 1.
+    """
+    checks = _checks.ValueChecks()
+    x = checks.embeddings("embeddings", embeddings)
+    searched = checks.embeddings("texts", texts)
+    _checks.same_dim(embeddings=x, texts=searched)
+    counted = check_search(checks, k, searched, where, dictionary_axis)
+    checks.run()
+    return _top_k_similar(
+        x,
+        searched,
+        counted,
+        k=k,
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
+
+
+def check_search(
+    checks: _checks.ValueChecks,
+    k: Any,
+    texts: jax.Array,
+    where: Any,
+    dictionary_axis: Axis | None,
+    of_what: str = "the texts of the dictionary",
+) -> jax.Array | None:
+    """Checks k, `where` and the number of texts of a search; returns the mask.
+
+    Raises:
+        ValueError: k is not an integer in 1..texts, or the mask does not fit.
     """
     devices = 1 if dictionary_axis is None else lax.axis_size(dictionary_axis)
-    _checks.top_k_size(k, devices * len(texts), "the texts")
-    x, texts = jnp.asarray(embeddings), jnp.asarray(texts)
-    valid = check_where(where, len(texts))
-    left = None
-    if valid is not None and dictionary_axis is None:
-        left = _checks.look_at(jnp.sum, valid)
-    if left is not None:
-        _checks.top_k_size(k, int(left), "the texts that `where` leaves")
-    own = min(k, len(texts))
-
-    def of_images(x):
-        def add_chunk(best, start, size):
-            cosines = similarity(x, lax.dynamic_slice_in_dim(texts, start, size))
-            if valid is not None:
-                rows = lax.dynamic_slice_in_dim(valid, start, size)
-                cosines = jnp.where(rows[None, :], cosines, -jnp.inf)
-            values, position = lax.top_k(cosines, min(own, size))
-            # Earlier texts stand first, and top_k keeps the first of equals.
-            values = jnp.concatenate([best[0], values], axis=1)
-            return _largest(values, jnp.concatenate([best[1], start + position], axis=1), own)
-
-        zero = zero_like_inputs(x, texts, *(() if valid is None else (valid,)))
-        nothing = (
-            jnp.full((len(x), own), -jnp.inf, x.dtype) + zero,
-            jnp.zeros((len(x), own), jnp.int32) + zero.astype(jnp.int32),
+    _checks.top_k_size(k, devices * len(texts), of_what)
+    counted = _checks.row_mask("where", where, len(texts), "text")
+    if counted is not None and dictionary_axis is None:
+        checks.add(
+            "at least",
+            k,
+            lambda mask: (
+                f"k: expected an integer in 1..{mask.sum()} (the texts that `where` leaves), got {k}"
+            ),
+            counted,
         )
-        return fold_chunks(add_chunk, nothing, len(texts), min(chunk_size, len(texts)))
+    return counted
 
-    values, indices = map_blocks(of_images, x, rows=IMAGE_BLOCK)
-    if dictionary_axis is None:
-        return values, indices
-    return _nearest_of_all(values, indices, len(texts), k, dictionary_axis)
+
+@compiled(
+    static=("k", "dictionary_axis", "chunk_size", "precision"),
+    out=lambda x, *_: (rows(x), rows(x)),
+)
+def _top_k_similar(
+    x: jax.Array, texts: jax.Array, counted: jax.Array | None, **options: Any
+) -> tuple[jax.Array, jax.Array]:
+    return nearest_texts(x, texts, counted, **options)
+
+
+def nearest_texts(
+    x: Float[jax.Array, "images dim"],
+    texts: Float[jax.Array, "texts dim"],
+    counted: Bool[jax.Array, " texts"] | None,
+    *,
+    k: int,
+    dictionary_axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
+) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
+    """`top_k_similar` for use inside a jitted function, without checks."""
+    return _nearest(x, texts, counted, k, dictionary_axis, chunk_size, precision)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
+def _nearest(
+    x: jax.Array,
+    texts: jax.Array,
+    counted: jax.Array | None,
+    k: int,
+    axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
+) -> tuple[jax.Array, jax.Array]:
+    own, size = min(k, len(texts)), min(chunk_size, len(texts))
+    dtype = _checks.accumulation_dtype(x, texts)
+
+    def of_images(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def add_chunk(best: TopK, start: jax.Array, size: int) -> TopK:
+            chunk = lax.dynamic_slice_in_dim(texts, start, size)
+            mask = None if counted is None else lax.dynamic_slice_in_dim(counted, start, size)
+            return merge_chunk(best, similarity(chunk, x, precision=precision), start, mask)
+
+        zero = zero_like_inputs(x, texts, *(() if counted is None else (counted,)))
+        best = fold_chunks(add_chunk, no_texts(own, x.shape[0], dtype, zero), len(texts), size)
+        return best.values.T, best.texts.T
+
+    values, positions = map_images(of_images, x, default_sizes()[1])
+    if axis is None:
+        return values, positions
+    return _nearest_of_all(values, positions, len(texts), k, axis)
+
+
+@partial(_nearest.defjvp, symbolic_zeros=True)
+def _nearest_jvp(
+    k: int,
+    axis: Axis | None,
+    chunk_size: int,
+    precision: Precision,
+    primals: tuple[jax.Array, jax.Array, jax.Array | None],
+    tangents: tuple[Any, Any, Any],
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
+    """Computes d s(x, t) = dx . t + x . dt, place by place, in images x dim numbers of memory."""
+    x, texts, counted = primals
+    dx, dtexts, _ = tangents
+    values, positions = _nearest(x, texts, counted, k, axis, chunk_size, precision)
+    row, inside = local_rows(positions, len(texts), axis)
+    found = jnp.isfinite(values) if inside is None else jnp.isfinite(values) & inside
+
+    @jax.checkpoint
+    def of_place(row: jax.Array, found: jax.Array) -> jax.Array:
+        total = zeros_varying(row.shape, values.dtype, x, texts, row)
+        for moved, fixed in ((dx, texts[row]), (_rows_of(dtexts, row), x)):
+            if not isinstance(moved, SymbolicZero):
+                total = total + jnp.sum(moved.astype(values.dtype) * fixed.astype(values.dtype), 1)
+        return jnp.where(found, total, 0)
+
+    dvalues = lax.map(lambda place: of_place(*place), (row.T, found.T)).T
+    if axis is not None:
+        dvalues = lax.psum(dvalues, axis)
+    return (values, positions), (dvalues, np.zeros(positions.shape, jax.dtypes.float0))
+
+
+def _rows_of(array: Any, row: jax.Array) -> Any:
+    return array if isinstance(array, SymbolicZero) else array[row]
+
+
+def local_rows(
+    positions: Int[jax.Array, "images places"], texts: int, axis: Axis | None
+) -> tuple[Int[jax.Array, "images places"], Bool[jax.Array, "images places"] | None]:
+    """Returns the rows of this device that positions mean, and which of them it holds; None stands for all."""
+    if axis is None:
+        return positions, None
+    row = positions - lax.axis_index(axis) * texts
+    inside = (row >= 0) & (row < texts)
+    return jnp.where(inside, row, 0), inside
+
+
+def _nearest_of_all(
+    values: Float[jax.Array, "images own"],
+    positions: Int[jax.Array, "images own"],
+    texts: int,
+    k: int,
+    axis: Axis,
+) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
+    """Returns the k largest of the candidates of all devices, of which each holds `texts` texts."""
+    device = lax.axis_index(axis)
+    # Gathered one device after the other, so the first among equals is the text that comes first.
+    values = lax.all_gather(values, axis, axis=1, tiled=True)
+    positions = lax.all_gather(positions + device * texts, axis, axis=1, tiled=True)
+    values, place = lax.top_k(values, k)
+    nearest = values, jnp.take_along_axis(positions, place, axis=1)
+    # Equal on all devices, but only a sum over them has the type that says so.
+    return jax.tree.map(lambda leaf: lax.psum(jnp.where(device == 0, leaf, 0), axis), nearest)
 
 
 def pad_dictionary(
     dictionary_embeddings: Float[Array, "texts dim"], multiple: int
 ) -> tuple[Float[jax.Array, "padded dim"], Bool[jax.Array, " padded"]]:
-    """The dictionary with as many rows as a mesh axis of `multiple` devices divides, and which are its own.
+    """Pads a dictionary so that a mesh axis of `multiple` devices divides its rows.
 
-    The rows added repeat the last text, so that they are embeddings like all others; `where` says that they
-    do not count.
+    The rows added repeat the last text, so they are embeddings like all others; the mask marks them as padding.
 
     Args:
         dictionary_embeddings: Unit-norm embeddings [texts, dim], at least one.
-        multiple: Devices on the axis; static.
+        multiple: Number of devices on the axis; static.
 
     Returns:
-        The embeddings [padded, dim], padded the next multiple, and the mask `where` [padded].
+        The embeddings [padded, dim], padded to the next multiple, and the mask `where` [padded] that is False for
+        the rows added.
 
     Raises:
-        ValueError: an empty dictionary, or a multiple below 1.
+        ValueError: the dictionary is empty, or the multiple is below 1.
     """
-    length = len(dictionary_embeddings)
-    if length < 1 or multiple < 1:
-        raise ValueError(
-            f"pad_dictionary: expected at least one text and a multiple of at least 1, got {length} texts "
-            f"and {multiple}"
-        )
-    rows = jnp.arange(-(-length // multiple) * multiple)
-    texts = jnp.asarray(dictionary_embeddings)
-    return texts[jnp.minimum(rows, length - 1)], rows < length
-
-
-def check_where(where: Array | None, texts: int) -> jax.Array | None:
-    """Checks a mask of the rows of a dictionary that count.
-
-    Raises:
-        ValueError: not a boolean [texts] array.
-    """
-    if where is None:
-        return None
-    mask = jnp.asarray(where)
-    if mask.shape != (texts,) or mask.dtype != jnp.bool_:
-        raise ValueError(
-            f"where: expected a bool [{texts}] array, one entry per text, got {mask.dtype} "
-            f"{list(mask.shape)}"
-        )
-    return mask
-
-
-def _largest(
-    values: Float[jax.Array, "images candidates"],
-    indices: Int[jax.Array, "images candidates"],
-    k: int,
-) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
-    values, position = lax.top_k(values, k)
-    return values, jnp.take_along_axis(indices, position, axis=1)
-
-
-def _nearest_of_all(
-    values: Float[jax.Array, "images own"],
-    indices: Int[jax.Array, "images own"],
-    texts: int,
-    k: int,
-    axis: str,
-) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
-    """The k largest among the candidates of all devices, of which each holds `texts` texts."""
-    device = lax.axis_index(axis)
-    # One device after the other: what stands first among equals is the text that comes first.
-    values = lax.all_gather(values, axis, axis=1, tiled=True)
-    indices = lax.all_gather(indices + device * texts, axis, axis=1, tiled=True)
-    nearest = _largest(values, indices, k)
-    # Equal on all devices, but only a sum over them has the type that says so.
-    return jax.tree.map(lambda leaf: lax.psum(jnp.where(device == 0, leaf, 0), axis), nearest)
+    texts = _checks.as_array("dictionary_embeddings", dictionary_embeddings)
+    _checks.static_integer("multiple", multiple, 1)
+    if len(texts) < 1:
+        raise ValueError("dictionary_embeddings: expected at least one text, got none")
+    numbers = jnp.arange(-(-len(texts) // multiple) * multiple)
+    return texts[jnp.minimum(numbers, len(texts) - 1)], numbers < len(texts)

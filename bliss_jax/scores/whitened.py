@@ -5,31 +5,35 @@
     w(x)         = mean of the k texts of the dictionary nearest to x by raw cosine
     score(x)     = min over normal classes c of [ -f(x, t_c, c) + lambda f(x, w(x), c) ]
 
-BLISS asks how far x has moved from the class mean along a text t, in standard deviations of that direction:
-t^T (x - m_c) / sqrt(t^T C_c t). But images of a class vary together along many directions, and what t has in
-common with those is noise. If the images of a class are Gaussian with covariance S, then of a shift by some
-a > 0 along t against none, N(m_c + a t, S) against N(m_c, S), the logarithm of the likelihood ratio is
-a t^T S^-1 (x - m_c) and a constant: by the lemma of Neyman and Pearson no test is more powerful than a
-threshold on t^T S^-1 (x - m_c), the matched filter of t, whatever a, and f is this in its own standard
-deviations. One S serves all classes, since one class alone rarely has images enough. The ridge stands for
-what few images cannot say of S, as in Friedman, "Regularized Discriminant Analysis", JASA 84 (1989), with
-equal covariances.
+BLISS measures how far x has moved from the class mean along a text t, in standard deviations of that direction:
+t^T (x - m_c) / sqrt(t^T C_c t). But images of a class vary together along many directions, and the component of t
+along those directions is noise. If the images of a class are Gaussian with covariance S, then for a shift by
+a > 0 along t against no shift, N(m_c + a t, S) against N(m_c, S), the logarithm of the likelihood ratio is
+a t^T S^-1 (x - m_c) plus a constant. By the lemma of Neyman and Pearson no test is more powerful than a
+threshold on t^T S^-1 (x - m_c), the matched filter of t, whatever a is; f is this quantity in its own standard
+deviations. One S serves all classes, because one class alone rarely has enough images. The ridge regularises
+S for few images, as in Friedman, "Regularized Discriminant Analysis", JASA 84 (1989), with equal covariances.
 
 Higher is more anomalous.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
-from bliss_jax.scores.moments import ClassMoments, check_moments
-from bliss_jax.scores.reductions import min_over_classes, zero_like_inputs
-from bliss_jax.scores.text_statistics import standard_deviation
-from bliss_jax.scores.top_k import CHUNK_SIZE, top_k_similar
-from bliss_jax.scores.within_class import cholesky_within_classes, whiten
+from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax.scores.bliss import check_bliss, nan_if_normal_is_empty
+from bliss_jax.scores.blocks import zeros_varying
+from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
+from bliss_jax.scores.text_statistics import in_dtype, standard_deviation
+from bliss_jax.scores.top_k import Axis, check_chunk_size, local_rows, nearest_texts
+from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
 WHITENING_RIDGE = 10.0
 """Relative ridge by default: of 0.1, 1 and 10 the one chosen 19 times of 20, see `whitened_bliss_score`."""
@@ -41,22 +45,25 @@ def whitened_bliss_score(
     dictionary_embeddings: Float[Array, "texts dim"],
     moments: ClassMoments,
     k: int = 10,
+    *,
     weight: float | Float[Array, ""] = 0.5,
     normal: Bool[Array, " classes"] | None = None,
-    *,
     ridge: float | Float[Array, ""] = WHITENING_RIDGE,
-    chunk_size: int = CHUNK_SIZE,
+    where: Bool[Array, " texts"] | None = None,
+    dictionary_axis: Axis | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """min_c [ -f(x, t_c, c) + lambda f(x, w(x), c) ], f(x, t, c) = t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t).
 
     As ridge -> infinity S is a multiple of the identity, and the score, times sqrt(ridge trace / dim), is
     min_c [ -t_c . (x - m_c) + lambda w . (x - m_c) / |w| ]: means corrected, no variances at all.
 
-    Measured on CLIP ViT-B/32 embeddings of 500 images of CIFAR-10, the ridge chosen on other splits and
-    images than it is reported on (`experiments/score_variants/README.md`), AUROC x 100, mean of 5 shots,
-    10 shots and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11 if
-    it is to hold for all variants that were compared at once), and 0.48 (-0.08 to 1.04) above BLISS with
-    shrinkage 20. With one normal class it does not help (-0.16, -0.52 to 0.14). So it is no default.
+    Measured on CLIP ViT-B/32 embeddings of 500 images of CIFAR-10, the ridge being chosen on other splits
+    and images than those of the report (`experiments/score_variants/README.md`), AUROC x 100, mean of 5 shots,
+    10 shots and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11
+    simultaneously for all variants that were compared), and 0.48 (-0.08 to 1.04) above BLISS with
+    shrinkage 20. With one normal class it does not help (-0.16, -0.52 to 0.14). So it is not the default.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -66,56 +73,103 @@ def whitened_bliss_score(
         k: Texts per image, 1 <= k <= texts; static.
         weight: lambda; may be traced.
         normal: Mask of the normal classes [classes]; all by default.
-        ridge: >= 0, added to the covariance as a share of its mean eigenvalue; may be traced.
+        ridge: Added to the covariance as a share of its mean eigenvalue, >= 0; may be traced.
+        where: Texts that count, see `external_text_score`.
+        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
         chunk_size: Texts handled at once, see `external_text_score`; static.
+        precision: Precision of the product with the dictionary, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous. NaN where S is singular: with one image per class,
-        whatever the ridge, and with a ridge of 0 where images are fewer than dimensions. While tracing,
-        when values cannot be checked, a normal class without images gives NaN and an empty mask +inf.
+        Scores [images], higher = more anomalous, at least float32. NaN if S is singular: with one image per class,
+        whatever the ridge, and with a ridge of 0 if images are fewer than dimensions. Under tracing,
+        when values cannot be checked, an image that is not finite and a normal class without images give NaN.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, embeddings that are not finite or not of unit norm,
-            moments of embeddings that were not, k outside 1..texts, a negative ridge, a weight that is
-            not finite, no normal class, or a normal class of which no image was fitted.
+        ValueError: as `bliss_score`, or the ridge is negative.
     """
-    _checks.scalar("weight", weight)
     _checks.scalar("ridge", ridge, minimum=0.0)
-    x = _checks.embeddings_as_float("embeddings", embeddings)
-    labels = _checks.embeddings_as_float("label_embeddings", label_embeddings)
-    texts = _checks.embeddings_as_float("dictionary_embeddings", dictionary_embeddings)
-    check_moments(moments, embeddings=x, labels=labels, texts=texts)
-    _checks.top_k_size(k, len(texts), "the texts of the dictionary")
-    mask = _checks.normal_mask(normal, len(moments.count), moments.count)
+    a = check_bliss(
+        embeddings,
+        label_embeddings,
+        dictionary_embeddings,
+        moments,
+        k,
+        weight=weight,
+        normal=normal,
+        where=where,
+        dictionary_axis=dictionary_axis,
+    )
+    return _whitened(
+        *a,
+        weight,
+        ridge,
+        k=k,
+        dictionary_axis=dictionary_axis,
+        chunk_size=check_chunk_size(chunk_size),
+        precision=precision,
+    )
 
-    factor = cholesky_within_classes(moments, mask, ridge)
-    centre = jnp.mean(moments.mean, axis=0, where=mask[:, None])[None, :]
-    images, means = whiten(x - centre, factor), whiten(moments.mean - centre, factor)
-    label = _unit(whiten(labels, factor))
-    word = _unit(whiten(_mean_of_nearest(x, texts, k, chunk_size), factor))
 
-    def product(a, b):
+@compiled(static=("k", "dictionary_axis", "chunk_size", "precision"), out=lambda x, *_: rows(x))
+def _whitened(
+    x: jax.Array,
+    labels: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    counted: jax.Array | None,
+    weight: Any,
+    ridge: Any,
+    **static: Any,
+) -> jax.Array:
+    moments = in_dtype(moments, x, labels, texts)
+    dtype = moments.mean.dtype
+    inverse = whitening_within_classes(moments, mask, ridge)
+    centre = normal_centre(moments, mask)
+    images = whiten(x.astype(dtype) - centre, inverse)
+    means = whiten(moments.mean - centre, inverse)
+    label = _unit(whiten(labels.astype(dtype), inverse))
+    word = _unit(whiten(_mean_of_nearest(x, texts, counted, dtype, **static), inverse))
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
 
     internal = jnp.sum(label * means, axis=1)[None, :] - product(images, label)
     external = jnp.sum(word * images, axis=1)[:, None] - product(word, means)
-    per_class = jnp.where((moments.count > 0)[None, :], internal + weight * external, jnp.nan)
-    return min_over_classes(jnp.where(mask[None, :], per_class, jnp.inf))
+    per_class = internal + jnp.asarray(weight).astype(dtype) * external
+    score = min_over_classes(per_class, normal=mask)
+    return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
 
 
 def _mean_of_nearest(
-    x: Float[jax.Array, "images dim"], texts: Float[jax.Array, "texts dim"], k: int, chunk_size: int
+    x: Float[jax.Array, "images dim"],
+    texts: Float[jax.Array, "texts dim"],
+    counted: Bool[jax.Array, " texts"] | None,
+    dtype: Any,
+    *,
+    k: int,
+    dictionary_axis: Axis | None,
+    **static: Any,
 ) -> Float[jax.Array, "images dim"]:
-    """w(x), one place of the k after the other: images x k x dim numbers would be many."""
-    _, nearest = top_k_similar(x, texts, k, chunk_size=chunk_size)
+    """w(x), one of the k places after the other, because images x k x dim numbers would be many."""
+    cosines, nearest = nearest_texts(
+        x, texts, counted, k=k, dictionary_axis=dictionary_axis, **static
+    )
+    row, inside = local_rows(nearest, len(texts), dictionary_axis)
+    here = jnp.ones(row.shape, bool) if inside is None else inside
 
-    def add(total, chosen: Int[jax.Array, " images"]):
-        return total + texts[chosen], None
+    def add(total: jax.Array, place: tuple) -> tuple[jax.Array, None]:
+        row, here = place
+        return total + jnp.where(here[:, None], texts[row].astype(dtype), 0), None
 
-    total, _ = lax.scan(add, jnp.zeros_like(x) + zero_like_inputs(x, texts), nearest.T)
-    return total / k
+    start = zeros_varying((x.shape[0], texts.shape[1]), dtype, x, texts, row)
+    total, _ = lax.scan(add, start, (row.T, here.T))
+    if dictionary_axis is not None:
+        total = lax.psum(total, dictionary_axis)
+    missing = jnp.any(jnp.isneginf(cosines), axis=1)[:, None]
+    return jnp.where(missing, jnp.nan, total / k)
 
 
 def _unit(vectors: Float[jax.Array, "rows dim"]) -> Float[jax.Array, "rows dim"]:
-    """Rows divided by their length, with a finite gradient where a row is 0 (texts that cancel out)."""
+    """Returns the rows divided by their length, with a finite gradient if a row is 0 (texts that cancel out)."""
     return vectors / standard_deviation(jnp.sum(vectors**2, axis=1))[:, None]

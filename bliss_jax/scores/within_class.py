@@ -2,12 +2,13 @@
 
     S = sum_c n_c C_c / sum_c n_c + ridge (trace / dim) I = L L^T        over the normal classes c
 
-Lengths and angles of L^-1 x are those that S gives: (L^-1 a) . (L^-1 b) = a^T S^-1 b. The ridge, a share of
-the mean eigenvalue, makes S invertible where images are fewer than dimensions.
+Whitened vectors L^-1 x have the lengths and angles that S gives: (L^-1 a) . (L^-1 b) = a^T S^-1 b. The ridge, a
+share of the mean eigenvalue, makes S invertible if images are fewer than dimensions.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
@@ -15,19 +16,32 @@ from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.text_statistics import pooled_covariance
 
 
-def cholesky_within_classes(
+def whitening_within_classes(
     moments: ClassMoments,
     mask: Bool[jax.Array, " classes"],
     ridge: float | Float[Array, ""],
 ) -> Float[jax.Array, "dim dim"]:
-    """The lower triangular L of S = L L^T; NaN where S is singular."""
+    """Returns L^-1, lower triangular; NaN if S is singular."""
     cov = pooled_covariance(moments, mask)
-    identity = jnp.eye(len(cov), dtype=cov.dtype)
-    return jnp.linalg.cholesky(cov + ridge * (jnp.trace(cov) / len(cov)) * identity)
+    dim, ridge = len(cov), jnp.asarray(ridge).astype(cov.dtype)
+    identity = jnp.eye(dim, dtype=cov.dtype)
+    factor = jnp.linalg.cholesky(cov + ridge * (jnp.trace(cov) / dim) * identity)
+    # The inverse, so that images are whitened by a product: a triangular solve with images on many devices
+    # would gather all of them.
+    return jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
 
 
 def whiten(
-    vectors: Float[jax.Array, "rows dim"], factor: Float[jax.Array, "dim dim"]
+    vectors: Float[jax.Array, "rows dim"], inverse_factor: Float[jax.Array, "dim dim"]
 ) -> Float[jax.Array, "rows dim"]:
-    """L^-1 v for each row v."""
-    return jax.scipy.linalg.solve_triangular(factor, vectors.T, lower=True).T
+    """Returns L^-1 v for each row v."""
+    return jnp.matmul(vectors, inverse_factor.T, precision=lax.Precision.HIGHEST)
+
+
+def normal_centre(
+    moments: ClassMoments, mask: Bool[jax.Array, " classes"]
+) -> Float[jax.Array, "1 dim"]:
+    """Returns the mean of the means of the normal classes; centring first keeps whitened vectors short."""
+    number = jnp.maximum(mask.sum(), 1).astype(moments.mean.dtype)
+    total = jnp.where(mask[:, None], moments.mean, 0).sum(axis=0)
+    return (total / number)[None, :]

@@ -1,0 +1,150 @@
+"""The z-scores of the texts that images chose, from the statistics of the distinct ones, block by block."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from bliss_jax import _checks
+from bliss_jax._checks import Precision
+from bliss_jax.scores.blocks import Carry, fold_chunks, zeros_varying
+from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.text_statistics import (
+    VARIANCE_CHUNK,
+    Pooling,
+    TextStatistics,
+    dictionary_statistics,
+)
+from bliss_jax.scores.top_k import Axis, local_rows
+
+
+class ChosenTexts(NamedTuple):
+    """The distinct texts among the nearest of all images."""
+
+    positions: Int[jax.Array, " places"]
+    """Their positions in the dictionary, ascending; zeros after the last of them."""
+    number: Int[jax.Array, ""]
+    """Number of distinct texts."""
+    row: Int[jax.Array, "images k"]
+    """Row of `positions` of each image's texts."""
+    inside: Bool[jax.Array, "images k"] | None
+    """Whether this device holds the text; None if it holds all."""
+
+
+def chosen_texts(
+    nearest: Int[jax.Array, "images k"], num_texts: int, *, dictionary_axis: Axis | None = None
+) -> ChosenTexts:
+    """Returns the distinct texts in `nearest`, of the `num_texts` that this device holds."""
+    held, inside = local_rows(nearest, num_texts, dictionary_axis)
+    outside = jnp.int32(num_texts)
+    # A maximum, because devices that hold different images can compute it without exchanging the indices.
+    used = jnp.zeros(num_texts, jnp.int32)
+    places = held if inside is None else jnp.where(inside, held, outside)
+    used = used.at[places].max(1, mode="drop")
+    rank = jnp.cumsum(used, dtype=jnp.int32)
+    symbolic = _checks.is_traced_shape(nearest.shape[0])
+    length = num_texts if symbolic else min(num_texts, nearest.size)
+    positions = jnp.zeros(length, jnp.int32)
+    positions = positions.at[jnp.where(used > 0, rank - 1, outside)].set(
+        jnp.arange(num_texts, dtype=jnp.int32), mode="drop"
+    )
+    row = jnp.maximum(rank[held] - 1, 0)
+    return ChosenTexts(positions, rank[-1], row, inside)
+
+
+def fold_class_blocks(
+    step: Callable[[Carry, Int[jax.Array, ""], TextStatistics], Carry],
+    carry: Carry,
+    chosen: ChosenTexts,
+    texts: Float[jax.Array, "texts dim"],
+    moments: ClassMoments,
+    pooling: Pooling | None,
+    *,
+    chunk_size: int,
+    precision: Precision,
+) -> Carry:
+    """Folds `carry = step(carry, first, statistics)` over blocks of classes, of which `first` is the first.
+
+    The statistics [rows, block] are those of the block's classes to the chosen texts, in the rows that
+    `chosen.row` names. A block has so many classes that neither table is larger than a chunk of texts, or
+    than one number for each chosen text.
+
+    In reverse mode the statistics of a block are computed again, so that they are never kept for all blocks.
+
+    Args:
+        step: The function to fold.
+        carry: Its first argument for the first block.
+        chosen: The texts in use.
+        texts: The dictionary.
+        moments: Moments of the normal images.
+        pooling: Shrinkage, or None.
+        chunk_size: Texts handled at once; static.
+        precision: Precision of the products; static.
+    """
+    places, (classes, dim) = len(chosen.positions), moments.mean.shape
+    if not places:
+        return carry
+    chunks = -(-places // min(chunk_size, VARIANCE_CHUNK))
+    size = -(-places // chunks)
+    positions = jnp.pad(chosen.positions, (0, chunks * size - places)).reshape(chunks, size)
+    starts = jnp.arange(chunks, dtype=jnp.int32) * size
+    block = min(classes, max(1, chunk_size * dim // (chunks * size)))
+    block = -(-classes // -(-classes // block))
+
+    varying = list(moments)
+    if pooling is not None:
+        varying += [pooling.share, pooling.cov]
+
+    def add_block(carry: Carry, first: jax.Array, number: int) -> Carry:
+        of_classes = None if number == classes else (first, number)
+        unused = zeros_varying((size, number), moments.mean.dtype, texts, positions, *varying)
+
+        @jax.checkpoint
+        def statistics(rows: jax.Array) -> TextStatistics:
+            return dictionary_statistics(
+                texts[rows], moments, pooling, of_classes, precision=precision
+            )
+
+        def of_chunk(entry: tuple[jax.Array, jax.Array]) -> TextStatistics:
+            start, rows = entry
+            # Chunks after the last text in use are not computed.
+            return lax.cond(
+                start < chosen.number,
+                lambda: statistics(rows),
+                lambda: TextStatistics(unused, unused),
+            )
+
+        tables = lax.map(of_chunk, (starts, positions))
+        return step(carry, first, jax.tree.map(lambda leaf: leaf.reshape(-1, number), tables))
+
+    return fold_chunks(jax.checkpoint(add_block, static_argnums=2), carry, classes, block)
+
+
+def sum_of_z_scores(
+    cosines: Float[jax.Array, "images k"],
+    row: Int[jax.Array, "images k"],
+    inside: Bool[jax.Array, "images k"] | None,
+    statistics: TextStatistics,
+) -> Float[jax.Array, "images classes"]:
+    """Returns the sum over the k places of (s(x, d) - mu_{c,d}) / sigma_{c,d}, of those inside.
+
+    One place at a time, many of them in one fused loop: no images x k x classes array is built, also not in reverse
+    mode.
+    """
+    mean, deviation = statistics
+
+    @jax.checkpoint
+    def z_scores(cosine: jax.Array, row: jax.Array, inside: jax.Array | None) -> jax.Array:
+        z = (cosine[:, None] - mean[row]) / deviation[row]
+        return z if inside is None else jnp.where(inside[:, None], z, 0)
+
+    def add_place(total: jax.Array, place: tuple) -> tuple[jax.Array, None]:
+        return total + z_scores(*place), None
+
+    varying = cosines, row, mean, deviation, *(() if inside is None else (inside,))
+    total = zeros_varying((cosines.shape[0], mean.shape[1]), cosines.dtype, *varying)
+    places = cosines.T, row.T, None if inside is None else inside.T
+    return lax.scan(add_place, total, places, unroll=min(cosines.shape[1], 16))[0]
