@@ -273,7 +273,7 @@ def served(tmp_path) -> Iterator[tuple[Path, str]]:
     folder.mkdir()
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
+        def log_message(self, format, *args):
             pass
 
     handler = partial(Quiet, directory=str(folder))
