@@ -1,4 +1,4 @@
-"""`python -m bliss_jax.cli`: the command `bliss-jax`."""
+"""Runs the command `bliss-jax` as `python -m bliss_jax.cli`."""
 
 from bliss_jax.cli import main
 

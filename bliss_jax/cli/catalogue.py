@@ -1,4 +1,4 @@
-"""`models`, `datasets`, `dictionaries`, `protocols`: what exists, from the registries themselves."""
+"""The commands `models`, `datasets`, `dictionaries` and `protocols`, which print the library's registries."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,14 +10,17 @@ import click
 from bliss_jax.cli.terminal import tables
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON document instead of a table."
+    "--json", "as_json", is_flag=True, help="Print a JSON document instead of a table."
 )
 
 
 @click.command(epilog="Example:  bliss-jax models --json")
 @json_option
 def models(as_json: bool) -> None:
-    """List the encoders that have a name; other CLIP and SigLIP checkpoints are loaded as well."""
+    """List the registered encoders.
+
+    --model also accepts other CLIP and SigLIP checkpoints: a Hugging Face repository or a directory.
+    """
     from bliss_jax.models import REGISTRY
 
     _show(
@@ -40,7 +43,10 @@ def models(as_json: bool) -> None:
 @click.command(epilog="Example:  bliss-jax datasets")
 @json_option
 def datasets(as_json: bool) -> None:
-    """List the data sets that have a name; a folder of images per class is one too."""
+    """List the registered data sets.
+
+    --dataset also accepts a folder with one subfolder per class.
+    """
     from bliss_jax.datasets import classes_of, dataset_names, describe_dataset
 
     _show(
@@ -59,7 +65,10 @@ def datasets(as_json: bool) -> None:
 @click.command(epilog="Example:  bliss-jax dictionaries")
 @json_option
 def dictionaries(as_json: bool) -> None:
-    """List the dictionaries that are shipped; a text file of one phrase per line is one too."""
+    """List the dictionaries that come with the library.
+
+    --dictionary also accepts a text file with one phrase per line.
+    """
     from bliss_jax.text import (
         describe_dictionary,
         dictionary_hash,
@@ -84,15 +93,17 @@ def dictionaries(as_json: bool) -> None:
 
 
 @click.command(epilog="Example:  bliss-jax protocols --dataset cifar10")
-@click.option("--dataset", metavar="NAME", help="Only those of this data set.")
+@click.option("--dataset", metavar="NAME", help="List only the protocols of this data set.")
 @json_option
 def protocols(dataset: str | None, as_json: bool) -> None:
-    """List the protocols of the data sets that have a name: how many splits, and of how many classes."""
+    """List the protocols of the registered data sets, with their numbers of splits and classes."""
     from bliss_jax.datasets import classes_of, dataset_names, load_protocol, protocols_of
 
     if dataset is not None and dataset not in dataset_names():
         known = get_close_matches(dataset, dataset_names()) or dataset_names()
-        raise click.UsageError(f"--dataset: {dataset!r} is no name; expected {' or '.join(known)}")
+        raise click.UsageError(
+            f"--dataset: unknown data set {dataset!r}; expected {' or '.join(known)}"
+        )
     rows = []
     for data in dataset_names() if dataset is None else (dataset,):
         for name in protocols_of(data):
@@ -111,7 +122,7 @@ def protocols(dataset: str | None, as_json: bool) -> None:
 
 
 def _least_and_most(classes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Of the classes of each split: the smallest number and the largest."""
+    """Returns the smallest and the largest number of classes of a split."""
     numbers = [len(ids) for ids in classes]
     return [min(numbers), max(numbers)]
 
@@ -126,12 +137,12 @@ def _show(
     as_json: bool,
     written: Mapping[str, Callable[[Any], str]] | None = None,
 ) -> None:
-    """Prints rows as JSON, or as a table.
+    """Prints rows as JSON or as a table.
 
     Args:
-        rows: All with the same keys, the columns.
-        as_json: Which of the two.
-        written: How the table writes a column's values.
+        rows: Rows with the same keys, which are the columns.
+        as_json: Whether to print JSON.
+        written: Formatting function of a column's values in the table, by column.
     """
     if as_json:
         click.echo(json.dumps(rows, indent=1))

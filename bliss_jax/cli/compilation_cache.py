@@ -1,10 +1,12 @@
-"""JAX's persistent compilation cache for the command line: what was compiled once is read back.
+"""JAX's persistent compilation cache for the command line, so that later runs reuse compiled programs.
 
-`BLISS_JAX_COMPILATION_CACHE` names another folder than `$XDG_CACHE_HOME/bliss-jax/compiled` (by default
-below `~/.cache`), or is `off`. `JAX_COMPILATION_CACHE_DIR`, where it is set, is left alone.
+The default folder is `$XDG_CACHE_HOME/bliss-jax/compiled` (`~/.cache` if that variable is not set). The
+variable `BLISS_JAX_COMPILATION_CACHE` names another folder, or is `off`. If `JAX_COMPILATION_CACHE_DIR` is
+set, it takes precedence.
 
-A cache is code: it belongs to one user and is not shared. Code for a CPU holds only on CPUs of its kind, and
-a home may be on machines of many kinds, so each kind has a folder of its own.
+The cache holds executable code, so its folder is private to the user. Code compiled for one kind of CPU may
+not run on another, and a home directory may be shared by several machines. Each kind of CPU therefore has its
+own subfolder.
 """
 
 import hashlib
@@ -15,18 +17,19 @@ from pathlib import Path
 VARIABLE = "BLISS_JAX_COMPILATION_CACHE"
 OFF = "off"
 MIN_COMPILE_SECONDS = "0.1"
-"""What compiles faster is not kept. JAX's default is a second; on a machine with nothing else to do many
-programs of an evaluation take less than that. `benchmarks/pipeline.py` measures what the cache saves."""
+"""Compilation time below which a program is not cached. JAX's default is 1 second, but on an idle machine
+many programs of an evaluation compile faster. `benchmarks/pipeline.py` measures the time that the cache
+saves."""
 
 MAX_BYTES = str(1 << 30)
-"""Least recently used programs are dropped beyond this."""
+"""Size of the cache above which the least recently used programs are deleted."""
 
 
 def use_compilation_cache() -> Path | None:
-    """Tells JAX, which must not have been imported yet, where compiled programs are kept.
+    """Configures JAX's compilation cache. JAX must not have been imported yet.
 
     Returns:
-        The folder, or None where no cache is to be used or JAX has been told already.
+        The folder, or None if the cache is off, cannot be created or is already configured.
     """
     choice = os.environ.get(VARIABLE, "")
     if choice == OFF or "JAX_COMPILATION_CACHE_DIR" in os.environ:
@@ -35,7 +38,7 @@ def use_compilation_cache() -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        return None  # a read-only home: everything works, only slower
+        return None  # e.g. a read-only home; programs are then compiled in every run
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.fspath(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", MAX_BYTES)
@@ -43,13 +46,13 @@ def use_compilation_cache() -> Path | None:
 
 
 def _user_caches() -> Path:
-    """As the XDG Base Directory Specification has it: a relative path is ignored."""
+    """Returns the user's cache folder by the XDG Base Directory Specification: relative paths are ignored."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return named if named.is_absolute() else Path.home() / ".cache"
 
 
 def _cpu() -> str:
-    """A name for CPUs that run the same code, by the instructions they have."""
+    """Returns a name for the kind of CPU, derived from its instruction set and model."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     known = [line for line in lines if line.startswith(("flags", "Features", "model name"))]

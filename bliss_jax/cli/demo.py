@@ -1,7 +1,7 @@
-"""`bliss-jax demo`: the whole of BLISS on a small trained model, without a download.
+"""The work of `bliss-jax demo`: an evaluation with a small trained model that needs no download.
 
-The model `bliss-jax/tiny` embeds the renders of `glyphs` and the names of all characters of a font; all
-scores are measured on the six protocols of `glyphs`, and BLISS with few normal images as well.
+The model `bliss-jax/tiny` embeds the rendered symbols of `glyphs` and the names of all characters of a font.
+All scores are evaluated on the six protocols of `glyphs`, and BLISS also with few normal images.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,17 +38,17 @@ def run_demo(
     say: Callable[[str], None],
     track: Track,
 ) -> tuple[Evaluation, ...]:
-    """Embeds, scores, prints the tables and writes the report.
+    """Embeds the data set, evaluates all scores, prints the tables and writes the report.
 
     Args:
-        folder: Of the report; made if it does not exist.
-        console: Where the tables go.
-        command: What the report names as the command that reproduces it.
-        say: Takes a line about what is done.
+        folder: Folder of the report; created if it does not exist.
+        console: Console for the tables.
+        command: Command line that reproduces the report; the report prints it.
+        say: Prints a line of progress notes.
         track: Opens a progress display.
 
     Returns:
-        One evaluation per protocol with all normal images, then one with few.
+        One evaluation per protocol with all normal images, then one per protocol with few.
 
     Raises:
         OSError: The report cannot be written.
@@ -58,8 +58,8 @@ def run_demo(
     dictionary_name, _, k = dataset_defaults(DATASET)
     dictionary = load_dictionary(dictionary_name)
     say(
-        f"{model.name}, trained on rendered symbols, sees {len(train)} normal and {len(test)} test images "
-        f"of {len(train.class_names)} symbols; the dictionary holds {len(dictionary)} Unicode names."
+        f"{model.name}, trained on rendered symbols: {len(train)} normal and {len(test)} test images of "
+        f"{len(train.class_names)} symbols; a dictionary of {len(dictionary)} Unicode names."
     )
     embeddings = embed_dataset(
         model, train, test, dictionary, dictionary_name=dictionary_name, batch_size=256, track=track
@@ -71,7 +71,7 @@ def run_demo(
     settings = Settings(k=k)
     few = replace(settings, scores=("bliss",), shrinkages=(0.0, N0), shots=SHOTS, draws=DRAWS)
     say(f"Scoring {sum(len(p.splits) for p in protocols)} splits of {len(protocols)} protocols.")
-    # Side by side: what takes the time is compilation, which uses one core.
+    # In parallel, because most of the time is compilation, which uses one core.
     with ThreadPoolExecutor() as pool:
         of_each = pool.map(lambda chosen: _jointly(embeddings, protocols, chosen), (settings, few))
         evaluations = tuple(evaluation for evaluated in of_each for evaluation in evaluated)
@@ -89,9 +89,9 @@ def run_demo(
 def _jointly(
     embeddings: EmbeddingSet, protocols: Sequence[Protocol], settings: Settings
 ) -> list[Evaluation]:
-    """`evaluate` of each protocol, from one evaluation of all their splits: compiled once, not six times.
+    """Evaluates all protocols at once, so that the scores are compiled once instead of six times.
 
-    A few-shot draw is one of all classes, the same for every protocol.
+    A few-shot draw covers all classes, and is the same for every protocol.
     """
     splits = tuple(split for protocol in protocols for split in protocol.splits)
     joint = evaluate(embeddings, Protocol("glyphs", "glyphs", DATASET, splits), settings)

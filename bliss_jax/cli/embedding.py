@@ -1,4 +1,4 @@
-"""What `evaluate` and `embed` share: a data set and its texts as embeddings, in one process or several."""
+"""Embedding of a data set and its texts, in one process or several, for `evaluate` and `embed`."""
 
 import os
 import sys
@@ -17,11 +17,11 @@ from bliss_jax.storage import check_writable
 
 @contextmanager
 def processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool]:
-    """The part of a command in which all processes take part; process 0 goes on alone afterwards.
+    """Runs the part of a command that all processes share. Only process 0 continues afterwards.
 
     Args:
-        options: `distributed` and `heartbeat`; `quiet` becomes true but in process 0.
-        outputs: What process 0 will write.
+        options: Options of the command. `quiet` is set to true in all processes except process 0.
+        outputs: Files that process 0 will write.
 
     Yields:
         Whether this is process 0.
@@ -44,10 +44,10 @@ def processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool
         initialize_distributed(options["heartbeat"])
         first = jax.process_index() == 0
         if first and not options["quiet"]:
-            kept = f"shards that are done stay in {options['cache']}" if options["cache"] else ""
+            kept = f"finished shards stay in {options['cache']}" if options["cache"] else ""
             notes.print(
                 f"{jax.process_count()} processes, {jax.device_count()} devices; if one process dies, all "
-                f"end within about {options['heartbeat']} s: {kept or 'without --cache nothing stays'}"
+                f"end within about {options['heartbeat']} s: {kept or 'without --cache no work is saved'}"
             )
         options["quiet"] = options["quiet"] or not first
         with failing_together():
@@ -58,11 +58,11 @@ def processes(options: dict[str, Any], outputs: Sequence[Path]) -> Iterator[bool
     except LostProcessError as error:
         click.ClickException(str(error)).show()
         sys.stderr.flush()
-        os._exit(1)  # leaving in order would wait for the process that is gone
+        os._exit(1)  # a regular exit would wait for the dead process
 
 
 def jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
-    """function(); with --distributed in process 0 first, and if it fails in one it fails in all."""
+    """Returns function(). With --distributed, process 0 calls it first, and an error ends all processes."""
     if not options["distributed"]:
         return function()
     from bliss_jax.embedding import first_process_first
@@ -71,7 +71,7 @@ def jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
 
 
 def load_data(options: dict[str, Any]) -> tuple[Any, Any]:
-    """The training and the test set that the options name."""
+    """Returns the training set and the test set that the options name."""
     from bliss_jax.datasets import dataset_names, load_dataset
 
     name = options["dataset"] or DATASET
@@ -84,13 +84,13 @@ def load_data(options: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> Any:
-    """Their embeddings with those of the texts; what is left out is listed, with --strict it is an error.
+    """Embeds both sets and the texts. Unreadable images are listed; with --strict they are an error.
 
     Args:
-        options: Of the model and the data.
-        train: The training set.
-        test: The test set.
-        **classes: As `embed_dataset`.
+        options: Options of the model and the data.
+        train: Training set.
+        test: Test set.
+        **classes: `train_classes` and `test_classes` of `embed_dataset`.
     """
     from bliss_jax.embedding import embed_dataset
     from bliss_jax.models import load_model
@@ -110,8 +110,8 @@ def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -
     if not quiet:
         notes.print(
             f"{model.name} on {train.name}; dictionary {dictionary_name}: {len(dictionary)} texts, "
-            f"which hold {len(overlap)} of the {len(train.class_names)} labels"
-            + (" (left out)" if options["exclude_labels"] and overlap else "")
+            f"including {len(overlap)} of the {len(train.class_names)} labels"
+            + (" (excluded)" if options["exclude_labels"] and overlap else "")
         )
     embeddings = embed_dataset(
         model,
@@ -123,20 +123,20 @@ def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -
         prompt=PROMPT if options["prompt"] is None else options["prompt"],
         preprocess=options["preprocess"],
         batch_size=options["batch_size"],
-        skip_unreadable=True,  # so that an error can name those of both sets
+        skip_unreadable=True,  # so that the error below names the images of both sets
         cache=options["cache"],
         track=no_progress if quiet else progress,
         **classes,
     )
     unreadable = embeddings.provenance["dataset"]["unreadable"]
     if unreadable and options["strict"]:
-        raise ValueError(f"{len(unreadable)} images cannot be used:\n" + "\n".join(unreadable))
+        raise ValueError(f"{len(unreadable)} images cannot be read:\n" + "\n".join(unreadable))
     for problem in unreadable:
-        notes.print(f"left out, cannot be read: {problem}")
+        notes.print(f"skipped: {problem}")
     return embeddings
 
 
 def exit_of(embeddings: Any) -> None:
-    """Ends with exit code 3 where images were left out."""
+    """Ends the process with exit code 3 if images were skipped."""
     if embeddings.provenance.get("dataset", {}).get("unreadable"):
         sys.exit(UNREADABLE)

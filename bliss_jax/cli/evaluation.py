@@ -1,4 +1,4 @@
-"""`evaluate`, `embed` and `demo`: benchmarks."""
+"""The commands `evaluate`, `embed` and `demo`."""
 
 import shlex
 import sys
@@ -14,7 +14,7 @@ from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
 from bliss_jax.evaluation import MODEL, dataset_defaults
 from bliss_jax.storage import check_writable
 
-# Heavy imports (jax, transformers, tfds) are inside the commands, so that --help answers at once.
+# Heavy packages (jax, transformers, tfds) are imported inside the commands, so that --help answers at once.
 
 _OF_THE_MODEL = (
     "model",
@@ -41,7 +41,7 @@ json_file_option = click.option(
     "json_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write all results, with what made them.",
+    help="Write all results with their provenance as JSON.",
 )
 
 
@@ -57,59 +57,81 @@ Example:
     "--embeddings",
     type=click.Path(path_type=Path),
     metavar="FILE.npz",
-    help="Score embeddings that `bliss-jax embed` (or you) computed; no model is needed.",
+    help="Evaluate precomputed embeddings (see `bliss-jax embed`) without a model.",
 )
 @click.option(
     "--protocol",
     "protocols",
     multiple=True,
     metavar="NAME|FILE.json",
-    help="one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, cifar+10-cac, glyphs-..., "
-    "or {'name': ..., 'splits': [[ids of the normal classes], ...]}. May be repeated.  "
-    "[default: one-class; glyphs-half-family for glyphs]",
+    help="Protocol to evaluate: one-class, leave-one-out, zoc-6, zoc, cac, cifar+10-zoc, cifar+50-zoc, "
+    "cifar+10-cac, glyphs-..., or a file {'name': ..., 'splits': [[ids of the normal classes], ...]}. May be "
+    "repeated.  [default: one-class; glyphs-half-family for glyphs]",
 )
 @click.option(
     "--normal",
     "own_splits",
     multiple=True,
     metavar="CLASS,...",
-    help="A split of your own: the normal classes, by name or id; all others are anomalous. May be "
-    "repeated, one split each; replaces the default protocol.",
+    help="Normal classes of a custom split, by name or id; all other classes are anomalous. May be repeated "
+    "for several splits. Replaces the default protocol.",
 )
-@click.option("--score", "scores", multiple=True, help="Only these scores. May be repeated.")
-@click.option("--k", type=int, help="Dictionary texts per image.  [default: 10; 1 for glyphs]")
 @click.option(
-    "--lambda", "weight", type=float, default=0.5, show_default=True, help="Weight of their score."
+    "--score",
+    "scores",
+    multiple=True,
+    metavar="NAME",
+    help="Compute only this score. May be repeated.",
+)
+@click.option(
+    "--k", type=int, help="Number of dictionary texts per image.  [default: 10; 1 for glyphs]"
+)
+@click.option(
+    "--lambda",
+    "weight",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Weight of the external text score.",
 )
 @click.option(
     "--shrinkage",
     type=float,
     metavar="N0",
-    help="Also BLISS with variances shrunk as by N0 images.  [default: 20 with --shots]",
+    help="Also evaluate BLISS with shrinkage N0: class variances are shrunk toward the variance pooled over "
+    "all normal classes, with the weight of N0 images.  [default: 20 with --shots]",
 )
 @click.option(
-    "--shots", type=int, multiple=True, help="Few-shot: normal images per class. May be repeated."
+    "--shots",
+    type=int,
+    multiple=True,
+    metavar="N",
+    help="Fit N normal images per class (few-shot). May be repeated.",
 )
-@click.option("--draws", type=int, help="Few-shot draws.  [default: 20 with --shots]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of draws and of NegLabel.")
-@click.option("--per-split", is_flag=True, help="A column for each split.")
+@click.option(
+    "--draws", type=int, help="Number of random few-shot draws.  [default: 20 with --shots]"
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the draws and of NegLabel."
+)
+@click.option("--per-split", is_flag=True, help="Print one column per split.")
 @json_file_option
 @click.option(
     "--report",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write a page with figures of the first protocol, and why images were judged wrong.",
+    help="Write an HTML report on the first protocol, with figures and explanations of misjudged images.",
 )
 @click.option(
     "--csv",
     "csv_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write a line per split.",
+    help="Write the results as CSV, one line per split.",
 )
 @click.pass_context
 def evaluate(ctx: click.Context, **options: Any) -> None:
-    """Measure how well BLISS and its baselines find anomalies on a benchmark."""
+    """Evaluate BLISS and baseline scores on a benchmark."""
     import numpy as np
 
     from bliss_jax.embedding import load_embeddings
@@ -131,7 +153,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     if options["embeddings"] is not None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:
-            raise click.UsageError(f"--embeddings leaves nothing to do for {', '.join(given)}")
+            raise click.UsageError(f"{', '.join(given)} cannot be combined with --embeddings")
         for file in outputs:
             check_writable(file)
         embeddings = load_embeddings(options["embeddings"])
@@ -152,7 +174,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         if len(test) == len(embeddings.test_labels):
             images = test.images
         elif options["report"] is not None:
-            notes.print("no gallery in the report: some test images could not be read")
+            notes.print("the report has no gallery, because some test images could not be read")
     settings = [
         Settings(
             scores=scores,
@@ -183,8 +205,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         console.print(f"Report: {page}", soft_wrap=True)
     if not options["quiet"] and options["embeddings"] is None and options["model"] is None:
         notes.print(
-            f"{MODEL} knows symbols only. For photographs: --model openai/clip-vit-base-patch16, or "
-            "--embeddings FILE.npz."
+            f"{MODEL} was trained on symbols only. For photographs, pass --model "
+            "openai/clip-vit-base-patch16 or --embeddings FILE.npz."
         )
     if options["embeddings"] is None:
         exit_of(embeddings)
@@ -204,10 +226,10 @@ Example:
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE.npz",
-    help="Where to write the embeddings; see bliss_jax/embedding/embedding_set.py for the arrays.",
+    help="Output file. The documentation's page on files describes its arrays.",
 )
 def embed(**options: Any) -> None:
-    """Embed a data set, its labels and a dictionary, for `evaluate --embeddings`."""
+    """Embed a data set, its labels and a dictionary for `evaluate --embeddings`."""
     from bliss_jax.embedding import save_embeddings
 
     if options["output"].suffix != ".npz":
@@ -231,12 +253,12 @@ def embed(**options: Any) -> None:
     default=Path("bliss-demo"),
     show_default=True,
     metavar="DIR",
-    help="Folder of the report.",
+    help="Folder for the report.",
 )
 @json_file_option
-@click.option("--quiet", is_flag=True, help="No progress, no notes.")
+@click.option("--quiet", is_flag=True, help="Print neither progress nor notes.")
 def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
-    """The whole of BLISS on a small trained model, without a download: tables and a report."""
+    """Evaluate BLISS with a small trained model, without a download; print tables and write a report."""
     from bliss_jax.cli.demo import run_demo
     from bliss_jax.evaluation import to_json
 
@@ -255,7 +277,7 @@ def demo(output: Path, json_file: Path | None, quiet: bool) -> None:
 
 
 def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
-    """Options among `names` that stand on the command line."""
+    """Returns the options among `names` that the command line contains."""
     default = click.core.ParameterSource.DEFAULT
     return [
         "--" + name.replace("_", "-")
@@ -265,14 +287,14 @@ def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
 
 
 def _recorded_dataset(embeddings: Any) -> str | None:
-    """The data set that a file of embeddings names in its provenance."""
+    """Returns the data set that the provenance of an embeddings file names."""
     recorded = embeddings.provenance.get("dataset")
     name = recorded.get("name") if isinstance(recorded, dict) else None
     return name if isinstance(name, str) else None
 
 
 def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ...]) -> list[Any]:
-    """The protocols asked for by name or file, and one of the splits given by their normal classes."""
+    """Returns the protocols of --protocol, and one protocol with the splits of --normal."""
     from bliss_jax.datasets import Protocol, load_protocol, normal_against_rest
 
     default = () if options["own_splits"] else (dataset_defaults(dataset).protocol,)
@@ -290,7 +312,7 @@ def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ..
 
 
 def _class_ids(classes: str, class_names: tuple[str, ...]) -> list[int]:
-    """Ids of the classes in a list such as `cat,dog` or `3,5`; a name wins over a number."""
+    """Returns the class ids of a list such as `cat,dog` or `3,5`. A name takes precedence over an id."""
     ids = []
     for word in (word.strip() for word in classes.split(",")):
         if word in class_names:
@@ -301,6 +323,6 @@ def _class_ids(classes: str, class_names: tuple[str, ...]) -> list[int]:
             near = get_close_matches(word, class_names, n=3)
             known = " or ".join(near) if near else ", ".join(class_names[:20])
             raise click.UsageError(
-                f"--normal: {word!r} is no class; expected {known}, or an id below {len(class_names)}"
+                f"--normal: unknown class {word!r}; expected {known}, or an id below {len(class_names)}"
             )
     return ids

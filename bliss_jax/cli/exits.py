@@ -1,12 +1,4 @@
-"""Exit codes, and what leads to which.
-
-0    done
-1    the work could not be done; the message says what was expected
-2    the command line is wrong
-3    done, but some images could not be read; each is listed
-130  interrupted
-141  whoever read the output went away before its end
-"""
+"""Exit codes, and the errors that lead to them."""
 
 import os
 import sys
@@ -17,24 +9,38 @@ from typing import Any
 
 import click
 
+EXIT_CODES = """\
+Exit codes:
+  0    success
+  1    the work failed; the message says what was expected and what was found
+  2    the command line is invalid
+  3    success, but some images could not be read; each is listed
+  130  interrupted
+  141  the reader of the output closed the pipe
+"""
+"""The exit codes as `--help` prints them."""
+
 UNREADABLE = 3
-# What a shell says of a program that SIGINT or SIGPIPE has ended.
+# The codes that shells report for programs ended by SIGINT and SIGPIPE.
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 
 class Group(click.Group):
-    """Turns the library's errors into one line and exit code 1; interrupts and closed pipes end quietly."""
+    """A command group that turns the library's errors into a one-line message and exit code 1.
+
+    Interrupts and closed pipes end a command without a message.
+    """
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Reads the group's own options; its help is printed here."""
+        """Parses the group's options; click also prints its help here."""
         with _ending_quietly():
             return super().make_context(*args, **extra)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds a command by its name; click suggests near misses itself, but not in all releases."""
+        """Finds a command by name and suggests similar names (not all releases of click do so)."""
         name = args[0]
         if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
             near = get_close_matches(name, self.commands)
@@ -43,7 +49,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs a command."""
+        """Runs a command; ValueError and OSError become a message and exit code 1."""
         with _ending_quietly():
             try:
                 return super().invoke(ctx)
@@ -55,10 +61,11 @@ class Group(click.Group):
 
 @contextmanager
 def _ending_quietly() -> Iterator[None]:
+    """Ends the process without a message on a closed pipe or an interrupt."""
     try:
         yield
     except BrokenPipeError:
-        # What is buffered has nowhere to go, and Python would say so when it ends.
+        # Redirects buffered output to the null device; Python would report an error for it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BROKEN_PIPE)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`explain` and `info`: why images have their scores, and what a detector is."""
+"""The commands `explain` and `info`."""
 
 import json
 import sys
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 @detector_argument
 @click.argument("images", nargs=-1, required=True, metavar="FILE...")
 @click.option(
-    "--words", type=click.IntRange(1), default=WORDS, show_default=True, help="Words named."
+    "--words",
+    type=click.IntRange(1),
+    default=WORDS,
+    show_default=True,
+    help="Number of phrases per image.",
 )
-@click.option("--json", "as_json", is_flag=True, help="JSON lines instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @encoder_option
 def explain(
     detector: Path, images: tuple[str, ...], words: int, as_json: bool, model: str | None
 ) -> None:
-    """Say why images have their scores: nearest normal class, both parts, nearest words."""
+    """Explain the scores of images: nearest normal class, both parts of the score, nearest phrases."""
     loaded = load_detector(detector, model)
     from bliss_jax.detection import open_table, score_files, table_columns
 
@@ -45,9 +49,9 @@ def explain(
 
 @click.command(epilog="Example:  bliss-jax info det.safetensors")
 @detector_argument
-@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all facts as JSON.")
 def info(detector: Path, as_json: bool) -> None:
-    """Say what a detector is: classes, dictionary, settings, and what it was made with."""
+    """Describe a detector: classes, dictionary, settings, provenance."""
     loaded = load_detector(detector, None, embeddings_only=True)
     facts = loaded.describe()
     if as_json:

@@ -1,4 +1,4 @@
-"""`fit`: a detector of one's own images."""
+"""The command `fit`."""
 
 import sys
 from pathlib import Path
@@ -21,23 +21,30 @@ from bliss_jax.storage import check_writable
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     metavar="DIR",
-    help="Normal images.",
+    help="Folder of normal images.",
 )
 @click.option(
     "--folders",
     is_flag=True,
-    help="Each folder in DIR is a class, its name the label: DIR/cat/*.jpg, DIR/dog/*.jpg.",
+    help="Take each subfolder of DIR as a class and its name as the label: DIR/cat/*.jpg, DIR/dog/*.jpg.",
 )
 @click.option(
     "--labels",
     metavar="LABEL,...",
-    help="What the images in DIR show. With several labels each image is taken for the one of the largest "
-    "cosine, which is recorded.",
+    help="Label of the images in DIR. With several labels, each image gets the label of the largest cosine, "
+    "which the provenance records.",
 )
 @model_options
-@click.option("--k", type=int, default=10, show_default=True, help="Dictionary texts per image.")
 @click.option(
-    "--lambda", "weight", type=float, default=0.5, show_default=True, help="Weight of their score."
+    "--k", type=int, default=10, show_default=True, help="Number of dictionary texts per image."
+)
+@click.option(
+    "--lambda",
+    "weight",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Weight of the external text score.",
 )
 @click.option(
     "--shrinkage",
@@ -45,7 +52,8 @@ from bliss_jax.storage import check_writable
     default=0.0,
     show_default=True,
     metavar="N0",
-    help="For few images per class: variances drawn toward the classes' common one as by N0 images.",
+    help="For few images per class: shrink class variances toward the variance pooled over all classes, with "
+    "the weight of N0 images. 20 is a good choice.",
 )
 @click.option(
     "--calibration",
@@ -53,10 +61,22 @@ from bliss_jax.storage import check_writable
     default=0.2,
     show_default=True,
     metavar="SHARE",
-    help="Held out of the fit at random, so that --alpha has a meaning: 19 images for 0.05, 99 for 0.01.",
+    help="Share of the images that is held out of the fit to calibrate thresholds. `score --alpha` needs 19 "
+    "held-out images for 0.05 and 99 for 0.01.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
-@click.option("--strict", is_flag=True, help="An image that cannot be read is an error.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the choice of held-out images.",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail if an image cannot be read. By default such images are listed and skipped, and the exit code "
+    "is 3.",
+)
 @quiet_option
 @click.option(
     "-o",
@@ -64,12 +84,12 @@ from bliss_jax.storage import check_writable
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     metavar="FILE",
-    help="The detector, one file of safetensors.",
+    help="Output file for the detector (safetensors).",
 )
 def fit(**options: Any) -> None:
-    """Fit a detector to normal images, and keep it as one file."""
+    """Fit a detector to normal images and write it to a file."""
     if options["folders"] == (options["labels"] is not None):
-        raise click.UsageError("expected either --folders or --labels")
+        raise click.UsageError("expected either --folders or --labels LABEL,...")
     check_writable(options["output"])
     from bliss_jax.detection import Detector, label_files
     from bliss_jax.models import load_model
@@ -97,7 +117,7 @@ def fit(**options: Any) -> None:
             cache=options["cache"],
         )
         if problems and options["strict"]:
-            raise ValueError("what cannot be used:\n" + "\n".join(problems))
+            raise ValueError(f"{len(problems)} files cannot be read:\n" + "\n".join(problems))
     detector = Detector.fit(
         model,
         dataset,
@@ -118,17 +138,19 @@ def fit(**options: Any) -> None:
     detector.save(options["output"])
     unreadable = (*problems, *detector.provenance["images"]["unreadable"])
     for problem in unreadable:
-        notes.print(f"left out: {problem}")
+        notes.print(f"skipped: {problem}")
     if not options["quiet"]:
         facts = detector.describe()
         counts = ", ".join(f"{c['name']} {c['fitted']}" for c in facts["classes"])
         held_out = len(detector.calibration_labels)
         notes.print(
-            f"wrote {options['output']}: images fitted: {counts}; {held_out} held out, "
-            + (f"alpha at least {facts['smallest_alpha']:.3g}" if held_out else "no thresholds"),
+            f"wrote {options['output']}: fitted images: {counts}; calibration images: {held_out}, "
+            + (f"smallest alpha {facts['smallest_alpha']:.3g}" if held_out else "no thresholds"),
         )
         if options["model"] is None:
-            notes.print(f"{MODEL} knows symbols only. For photographs: {_FOR_PHOTOGRAPHS}")
+            notes.print(
+                f"{MODEL} was trained on symbols only. For photographs, pass {_FOR_PHOTOGRAPHS}."
+            )
     if unreadable:
         sys.exit(UNREADABLE)
 

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from bliss_jax.detection import Detector
 
 ENVIRONMENT = (
-    "Compiled programs are kept in ~/.cache/bliss-jax/compiled ($XDG_CACHE_HOME): "
-    "BLISS_JAX_COMPILATION_CACHE names another folder, or is 'off'."
+    "Compiled programs are cached in $XDG_CACHE_HOME/bliss-jax/compiled (default: below ~/.cache). The "
+    "variable BLISS_JAX_COMPILATION_CACHE names another folder, or is 'off'."
 )
 
 quiet_option = click.option(
-    "--quiet", is_flag=True, help="No progress, no notes but on what is left out."
+    "--quiet", is_flag=True, help="Print no progress, and notes on skipped files only."
 )
 
 
@@ -27,50 +27,55 @@ detector_argument = click.argument(
 encoder_option = click.option(
     "--model",
     metavar="NAME|DIR",
-    help="Where the encoder is, if not where it was; its weights are checked.",
+    help="Encoder, if it is not where the detector was fitted. Its weights must be the same.",
 )
 
 WORDS = 5
-"""Named of each image."""
+"""Default number of phrases in an explanation."""
 
 
 def load_detector(path: Path, model: str | None, *, embeddings_only: bool = False) -> "Detector":
-    """The detector in a file, with its encoder from where it was or from where it is said to be."""
+    """Returns the detector in a file, with its recorded encoder or the one that --model names."""
     from bliss_jax.detection import Detector
 
     return Detector.load(path, model, embeddings_only=embeddings_only)
 
 
 def model_options(command: Callable) -> Callable:
-    """The encoder, the texts, and how images go through it."""
+    """Adds the options of the encoder, the texts and the batches."""
     options = [
         click.option(
             "--model",
             metavar="NAME|DIR",
-            help="A CLIP or SigLIP checkpoint: a Hugging Face repository or a directory.  "
-            f"[default: {MODEL}, which knows symbols only]",
+            help="CLIP or SigLIP checkpoint: a Hugging Face repository or a directory.  "
+            f"[default: {MODEL}, trained on symbols only]",
         ),
-        click.option("--revision", help="Commit, tag or branch of the repository."),
+        click.option("--revision", help="Commit, tag or branch of the Hugging Face repository."),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16"]),
             default="float32",
             show_default=True,
-            help="float32 is the reference, bfloat16 the fast path.",
+            help="Precision of the encoder: float32 is the reference, bfloat16 is faster.",
         ),
         click.option(
             "--preprocess",
             type=click.Choice(["clip", "reference"]),
-            help="Statistics: CLIP's, or CIFAR's as in the authors' scripts.  [default: the model's own]",
+            help="Normalisation of images: CLIP's statistics, or CIFAR's as in the authors' scripts.  "
+            "[default: the model's own]",
         ),
-        click.option("--prompt", help="Template.  [default: 'This is a photo of a {label}']"),
+        click.option(
+            "--prompt", help="Prompt template.  [default: 'This is a photo of a {label}']"
+        ),
         click.option(
             "--dictionary",
             metavar="NAME|FILE",
-            help="imagenet1k, wordnet-nouns, unicode-names, or a text file of one phrase per line.  "
+            help="imagenet1k, wordnet-nouns, unicode-names, or a text file with one phrase per line.  "
             "[default: imagenet1k; unicode-names for glyphs]",
         ),
-        click.option("--exclude-labels", is_flag=True, help="Leave labels out of the dictionary."),
+        click.option(
+            "--exclude-labels", is_flag=True, help="Remove the class labels from the dictionary."
+        ),
         click.option(
             "--batch-size",
             type=click.IntRange(1),
@@ -82,46 +87,48 @@ def model_options(command: Callable) -> Callable:
             "--cache",
             type=click.Path(file_okay=False, path_type=Path),
             metavar="DIR",
-            help="Keep embeddings here as they are done: a run that was stopped goes on from them, and "
-            "the next run with the same images and model reads them.",
+            help="Folder for finished embeddings. An interrupted run resumes from them, and later runs with "
+            "the same images and model reuse them.",
         ),
     ]
     return _with(options, command)
 
 
 def model_and_data_options(command: Callable) -> Callable:
-    """`model_options`, and the data set that is evaluated."""
+    """Adds `model_options` and the options of the evaluated data set."""
     options = [
         click.option(
             "--dataset",
             metavar="NAME|DIR",
-            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder "
-            f"DIR/train/CLASS/*.jpg, DIR/test/CLASS/*.jpg.  [default: {DATASET}]",
+            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder with "
+            f"DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg.  [default: {DATASET}]",
         ),
         model_options,
         click.option(
-            "--data-dir", type=click.Path(path_type=Path), help="Where prepared data sets are kept."
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            help="Folder for prepared data sets.  [default: ~/tensorflow_datasets]",
         ),
         click.option(
             "--manual-dir",
             type=click.Path(path_type=Path),
-            help="A folder with the official archive, instead of a download.",
+            help="Folder with the official archive, which replaces the download.",
         ),
         click.option(
             "--strict",
             is_flag=True,
-            help="An image that cannot be read is an error. Without it the run goes on, lists what is left "
-            "out, and ends with exit code 3.",
+            help="Fail if an image cannot be read. By default such images are listed and skipped, and the "
+            "exit code is 3.",
         ),
         click.option(
             "--reference-quirks",
             is_flag=True,
-            help="TinyImageNet without the class that the authors' scripts lose (9,950 test images).",
+            help="TinyImageNet without the class that the authors' scripts omit (9,950 test images).",
         ),
         click.option(
             "--distributed",
             is_flag=True,
-            help="One of several processes that share the work: under SLURM, Open MPI, Kubernetes, on "
+            help="Run as one of several processes that share the work: under SLURM, Open MPI, Kubernetes, on "
             "Cloud TPUs, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set. "
             "See docs/many_machines.md.",
         ),
@@ -131,7 +138,8 @@ def model_and_data_options(command: Callable) -> Callable:
             default=30,
             show_default=True,
             metavar="SECONDS",
-            help="With --distributed: after so long a silence a process is taken for dead, and all end.",
+            help="With --distributed: time without a sign of life after which a process counts as dead and "
+            "all processes end.",
         ),
         quiet_option,
     ]
@@ -139,7 +147,7 @@ def model_and_data_options(command: Callable) -> Callable:
 
 
 def _with(options: Sequence[Callable], command: Callable) -> Callable:
-    """The command with options, listed in their order."""
+    """Adds options to a command; --help lists them in this order."""
     for option in reversed(options):
         command = option(command)
     return command

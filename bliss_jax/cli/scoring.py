@@ -1,4 +1,4 @@
-"""`score`: a row for every file of a folder or a stream, and a page of the most anomalous."""
+"""The command `score`."""
 
 import heapq
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bliss_jax.detection import Detector, ScoredFile
 
 _SHOWN = 24
-"""Images in the report, unless --top says otherwise."""
+"""Number of images in the report without --top."""
 
 
 @click.command(
@@ -40,54 +40,73 @@ _SHOWN = 24
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="scores.csv, .jsonl or .parquet; whole or not at all.  [default: CSV on standard output]",
+    help="Output file: .csv, .jsonl or .parquet.  [default: CSV on standard output]",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="JSON lines on standard output instead of CSV."
+    "--json", "as_json", is_flag=True, help="Print JSON lines instead of CSV on standard output."
 )
 @click.option(
-    "--null", is_flag=True, help="Names on standard input end with a zero byte, not a line."
+    "--null",
+    is_flag=True,
+    help="File names on standard input end with a null byte instead of a newline.",
 )
 @click.option(
-    "--top", type=click.IntRange(1), metavar="N", help="Only the N most anomalous, in order."
+    "--top",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Output only the N most anomalous images, the most anomalous first.",
 )
 @click.option(
     "--alpha",
     type=float,
-    help="Flag anomalies: at most this share of normal images is flagged.",
+    help="Flag anomalies such that, on average, at most this share of the normal images is flagged.",
 )
 @click.option(
     "--fdr",
     is_flag=True,
-    help="With --alpha: at most this share of the flagged images is normal, over the whole run.",
+    help="With --alpha: flag anomalies such that, on average, at most this share of the flagged images is "
+    "normal. Needs all scores, so rows appear at the end.",
 )
 @click.option(
-    "--explain", is_flag=True, help="Name the nearest words of each image, with z-scores."
+    "--explain",
+    is_flag=True,
+    help="Add the dictionary phrases nearest to each image, with z-scores.",
 )
 @click.option(
     "--report",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help=f"Write a page that shows the most anomalous images ({_SHOWN}, or those of --top), and why.",
+    help=f"Write an HTML report on the most anomalous images ({_SHOWN}, or the number of --top).",
 )
 @encoder_option
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Images per call of the encoder.",
+)
 @quiet_option
 def score(**options: Any) -> None:
-    """Score images: a row for each file, also for those that cannot be read.
+    """Score images. The output has one row per file; a file that cannot be read has the reason in its row.
 
-    Folders are walked through; - reads names from standard input, and scores them as they come.
+    Folders are searched recursively. The argument - reads file names from standard input and scores each
+    file as its name arrives.
     """
     paths: tuple[str, ...] = options["paths"]
     if options["fdr"] and options["alpha"] is None:
         raise click.UsageError("--fdr needs --alpha")
     if options["null"] and paths != ("-",):
-        raise click.UsageError("--null is for names on standard input: -")
+        raise click.UsageError("--null needs the argument -, which reads names from standard input")
     if "-" in paths and len(paths) > 1:
-        raise click.UsageError("- stands alone: give paths, or names on standard input")
+        raise click.UsageError(
+            "expected either paths or the single argument -, which reads names from standard input"
+        )
     if options["output"] is not None:
         if options["as_json"]:
-            raise click.UsageError("--json is for standard output; --output takes scores.jsonl")
+            raise click.UsageError(
+                "--json writes to standard output; for a file pass --output FILE.jsonl instead"
+            )
         check_writable(options["output"])
     format = _format(options)
     detector = load_detector(options["detector"], options["model"])
@@ -115,7 +134,7 @@ def score(**options: Any) -> None:
             for row in most if options["top"] is None else most.then_the_others():
                 writer.write(row)
                 if options["output"] is None:
-                    file.flush()  # for whoever waits at the other end of a pipe
+                    file.flush()  # the reader of a pipe may wait for the row
             writer.close()
     if options["report"] is not None:
         from bliss_jax.report import write_score_report
@@ -166,7 +185,7 @@ def _opened(path: Path | None) -> Iterator[BinaryIO]:
 
 
 def _standard_input(null: bool) -> Iterator[str]:
-    """Names on standard input, each as soon as it is there."""
+    """Yields the names on standard input as they arrive."""
     stream = sys.stdin.buffer
     if not null:
         for line in iter(stream.readline, b""):
@@ -174,7 +193,7 @@ def _standard_input(null: bool) -> Iterator[str]:
                 yield os.fsdecode(name)
         return
     rest = b""
-    # read1 gives what has come, without waiting for more.
+    # read1 returns the bytes that have arrived without waiting for more.
     read = getattr(stream, "read1", stream.read)
     while chunk := read(65536):
         *names, rest = (rest + chunk).split(b"\0")
@@ -192,7 +211,7 @@ def _advancing(
 
 
 class _Counted:
-    """Rows as they pass: how many, their scores where a histogram wants them, the first with an error."""
+    """An iterator over rows that counts them, and keeps scores for a histogram and the first errors."""
 
     def __init__(self, rows: "Iterable[ScoredFile]", *, keep_scores: bool):
         self._rows, self._kept = rows, _HISTOGRAM if keep_scores else 0
@@ -215,13 +234,13 @@ class _Counted:
 
 
 _LISTED = 100
-"""Errors that are kept for the end of the run and the report; all are in the rows."""
+"""Number of errors that are printed at the end of the run and in the report."""
 _HISTOGRAM = 1_000_000
-"""Scores that are kept for the report's histogram."""
+"""Number of scores in the report's histogram."""
 
 
 class _Most:
-    """Rows as they pass, of which the most anomalous are kept."""
+    """An iterator over rows that keeps the most anomalous ones."""
 
     def __init__(self, rows: "Iterable[ScoredFile]", number: int):
         self._rows, self._number = rows, number
@@ -238,11 +257,11 @@ class _Most:
             yield row
 
     def rows(self) -> "list[ScoredFile]":
-        """By falling score; of the same score the earlier first."""
+        """Returns the most anomalous rows by decreasing score; ties keep the order of the files."""
         return [row for _, _, row in sorted(self._heap, reverse=True)]
 
     def then_the_others(self) -> "Iterator[ScoredFile]":
-        """The most anomalous, and after them those that have no score."""
+        """Yields the most anomalous rows, then the rows without a score."""
         errors = [row for row in self if row.score is None]
         yield from self.rows()
         yield from errors

@@ -1,4 +1,4 @@
-"""`completion`: what a shell needs to complete the command's words."""
+"""The command `completion`."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -16,7 +16,7 @@ Examples:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell, for its start file."""
+    """Print a completion script to add to the start file of a shell."""
     of_shell = get_completion_class(shell)
-    assert of_shell is not None  # noqa: S101 (the choices above are click's own)
+    assert of_shell is not None  # noqa: S101 (click supports all choices above)
     click.echo(of_shell(ctx.find_root().command, {}, _PROGRAM, _VARIABLE).source())

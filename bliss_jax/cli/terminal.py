@@ -1,4 +1,4 @@
-"""What a person sees: results on standard output, progress and notes on standard error."""
+"""Output for people: tables on standard output, progress and notes on standard error."""
 
 import sys
 import time
@@ -13,29 +13,29 @@ from bliss_jax.storage import replacing
 
 
 class _Console(Console):
-    """Prints names and paths as they are; without colours where it is no terminal, or NO_COLOR is set."""
+    """A console that prints text literally, and without colours on files, on pipes and with NO_COLOR."""
 
     def __init__(self, **options: Any):
-        # Brackets and colons in a name are no markup and no emoji.
+        # Brackets and colons in file and class names are neither markup nor emoji.
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
-        """Leaves a closed pipe to `exits`, where rich would end with code 1."""
+        """Raises BrokenPipeError, which `exits` handles; rich would exit with code 1."""
         raise BrokenPipeError
 
 
 notes = _Console(stderr=True, soft_wrap=True)
-"""Standard error."""
+"""Console on standard error."""
 
 
 def tables() -> Console:
-    """Standard output; a file or a pipe has no width: tables are not folded to that of a terminal."""
+    """Returns a console on standard output. In files and pipes, tables are not wrapped."""
     return _Console(width=None if sys.stdout.isatty() else 250)
 
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with count, rate and remaining time; one line at the end where there is no terminal."""
+    """Shows a progress bar on a terminal, and otherwise prints one line at the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
@@ -60,21 +60,23 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield advance
     seconds = time.perf_counter() - start
     if not notes.is_terminal:
-        notes.print(f"{what}: {done} in {seconds:.1f} s, {done / seconds:.0f}/s with compilation")
+        notes.print(
+            f"{what}: {done} in {seconds:.1f} s, {done / seconds:.0f}/s including compilation"
+        )
 
 
 @contextmanager
 def no_progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Nothing, for --quiet."""
+    """Replaces `progress` with --quiet."""
     yield lambda count: None
 
 
 def write(path: Path, text: str) -> None:
-    """A file, whole or not at all."""
+    """Writes a text file completely or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def printable(text: str) -> str:
-    """Without characters that move a terminal's cursor, or that no encoding has."""
+    """Returns text with escapes in place of control characters and of characters that no encoding has."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

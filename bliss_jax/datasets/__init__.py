@@ -1,4 +1,4 @@
-"""Images with labels behind one interface, and the splits that benchmarks are made of."""
+"""Labelled image data sets with a common interface, and the splits of the benchmarks."""
 
 from bliss_jax import _lazy_exports
 

@@ -1,6 +1,6 @@
-"""The archives data sets are published as, read in place.
+"""Official archives of data sets, read without unpacking them.
 
-Members are read out of the archive file, or from a folder that it was unpacked to; nothing is written.
+Files are read directly from the archive or from the folder it was unpacked to. Nothing is written.
 """
 
 import tarfile
@@ -12,13 +12,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class OfficialArchive:
-    """Where an archive is published, and how to know it.
+    """Address and checksum of a published archive.
 
     Attributes:
-        url: Its address.
-        size: In bytes.
-        sha256: Its checksum.
-        folder: The one folder it unpacks to.
+        url: Address of the archive.
+        size: Size in bytes.
+        sha256: SHA-256 of the archive (hexadecimal).
+        folder: Name of the single folder that the archive unpacks to.
     """
 
     url: str
@@ -28,15 +28,15 @@ class OfficialArchive:
 
     @property
     def file_name(self) -> str:
-        """The last part of the address."""
+        """File name of the archive, the last part of its address."""
         return self.url.rsplit("/", 1)[-1]
 
     def is_in(self, folder: Path) -> bool:
-        """Whether `folder` holds the archive or what it unpacks to."""
+        """Returns whether `folder` contains the archive or the folder it unpacks to."""
         return (folder / self.file_name).is_file() or (folder / self.folder).is_dir()
 
     def url_infos(self) -> dict[str, Any]:
-        """The checksum in the form tfds's builders declare it."""
+        """Returns the size and the checksum in the form that builders of tensorflow-datasets declare."""
         from tensorflow_datasets.core.download.checksums import UrlInfo
         from tensorflow_datasets.core.utils import Size
 
@@ -44,34 +44,32 @@ class OfficialArchive:
         return {self.url: info}
 
     def locate(self, download_manager: Any) -> Path:
-        """The unpacked folder if the user has one in tfds's manual directory, else the archive.
+        """Returns the unpacked folder if it is in the manual directory, and otherwise the archive.
 
         Args:
-            download_manager: A tfds download manager, which takes the archive from the manual
-                directory, from its cache or from its address, and checks its size and SHA-256.
+            download_manager: Download manager of tensorflow-datasets. It takes the archive from the
+                manual directory, from its cache or from its address, and checks size and SHA-256.
         """
         try:
             unpacked = Path(download_manager.manual_dir) / self.folder
-        except (
-            AssertionError
-        ):  # tfds's way to say that there is no manual directory, or an empty one
+        except AssertionError:  # raised if there is no manual directory or it is empty
             unpacked = None
         if unpacked is not None and unpacked.is_dir():
             return unpacked
         return Path(download_manager.download(self.url))
 
     def read_tar(self, location: Path, names: Collection[str]) -> dict[str, bytes]:
-        """Reads files of a tar archive in one pass, or of the folder it was unpacked to.
+        """Reads files from a tar archive in one pass, or from the folder it was unpacked to.
 
         Args:
-            location: As `locate` gives it.
-            names: The files, relative to `folder`.
+            location: The archive or the folder, as `locate` returns it.
+            names: Names of the files, relative to `folder`.
 
         Returns:
-            Their contents by name.
+            The contents by name.
 
         Raises:
-            ValueError: if files are missing, naming them.
+            ValueError: Files are missing; the message lists them.
         """
         if location.is_dir():
             found = {n: (location / n).read_bytes() for n in names if (location / n).is_file()}
@@ -80,9 +78,9 @@ class OfficialArchive:
             with tarfile.open(location) as tar:
                 for member in tar:
                     name = member.name.removeprefix("./").removeprefix(f"{self.folder}/")
-                    # Files alone: a link would be read from where it leads.
+                    # Only regular files, because reading a link would read its target.
                     if name in names and member.isfile() and (content := tar.extractfile(member)):
                         found[name] = content.read()
         if missing := sorted(set(names) - set(found)):
-            raise ValueError(f"{self.folder} lacks {', '.join(missing)}")
+            raise ValueError(f"{self.folder} does not contain {', '.join(missing)}")
         return found

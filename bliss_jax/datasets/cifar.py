@@ -1,13 +1,13 @@
-"""CIFAR-10 and CIFAR-100: tensorflow-datasets' builders, made to work without TensorFlow.
+"""CIFAR-10 and CIFAR-100: builders of tensorflow-datasets (tfds) that work without TensorFlow.
 
-Name, version, features and archive are those of tfds, so that a data set which tfds prepared as
-ArrayRecord is read here, and the other way round. `records.py` says what is replaced, and why.
+Name, version, features and archive equal those of tfds. A data set that tfds prepared as ArrayRecord can
+therefore be read here, and vice versa. `records.py` explains what is replaced and why.
 
-The binary archives hold, per image, one label byte (CIFAR-100: coarse, then fine) and 3,072 bytes of
-pixels, channel by channel, row by row. Images are stored as PNG, as tfds does.
+In the binary archives each image has one label byte (CIFAR-100: a coarse and a fine label byte) and 3,072
+bytes of pixels in the order channel, row, column. Images are stored as PNG, as in tfds.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009;
-https://www.cs.toronto.edu/~kriz/cifar.html. Sizes and SHA-256 are those that tfds pins.
+https://www.cs.toronto.edu/~kriz/cifar.html. The sizes and SHA-256 checksums are those that tfds pins.
 """
 
 import io
@@ -37,11 +37,11 @@ _PIXELS = 32 * 32 * 3
 
 
 class _WithoutTensorFlow:
-    """Replaces what tfds's CIFAR builders do with TensorFlow."""
+    """Methods that replace those of the CIFAR builders of tfds that need TensorFlow."""
 
     ARCHIVE: ClassVar[OfficialArchive]
     IMAGES: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The archive, or the folder it unpacks to."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Provide the archive or the folder it unpacks to."
 
     def _split_generators(self: Any, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         layout = self._cifar_info
@@ -59,8 +59,8 @@ class _WithoutTensorFlow:
         length = len(keys) + _PIXELS
         if len(content) != self.IMAGES[split] * length:
             raise ValueError(
-                f"the {split} files of {self.name} hold {len(content)} bytes, "
-                f"expected {self.IMAGES[split]} images of {length}"
+                f"the {split} files of {self.name} contain {len(content)} bytes, "
+                f"expected {self.IMAGES[split]} images of {length} bytes each"
             )
         for index, row in enumerate(np.frombuffer(content, np.uint8).reshape(-1, length)):
             pixels = row[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0)
@@ -69,14 +69,14 @@ class _WithoutTensorFlow:
 
 
 class Cifar10(_WithoutTensorFlow, tfds.image_classification.Cifar10, skip_registration=True):
-    """CIFAR-10: 50,000 and 10,000 images of 10 classes."""
+    """CIFAR-10: 50,000 training and 10,000 test images of 10 classes."""
 
     ARCHIVE = CIFAR10
     url_infos = CIFAR10.url_infos()
 
 
 class Cifar100(_WithoutTensorFlow, tfds.image_classification.Cifar100, skip_registration=True):
-    """CIFAR-100: 50,000 and 10,000 images of 100 (fine) classes in alphabetical order."""
+    """CIFAR-100: 50,000 training and 10,000 test images of 100 (fine) classes in alphabetical order."""
 
     ARCHIVE = CIFAR100
     url_infos = CIFAR100.url_infos()

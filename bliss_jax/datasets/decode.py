@@ -1,21 +1,21 @@
-"""Image files to uint8 RGB [h, w, 3], with Pillow.
+"""Decodes image files to uint8 RGB [h, w, 3] with Pillow.
 
-What becomes of what is not plain 8-bit RGB; the first three are the rules of transformers' `load_image`
-and of CLIP's own preprocessing, so that the same file gives the same pixels here:
+Images that are not plain 8-bit RGB are treated as follows. The first three rules are those of
+transformers' `load_image` and of CLIP's preprocessing, so a file gives the same pixels in all three.
 
-    EXIF orientation     applied
-    transparency         dropped; colours under transparent pixels show (Pillow's `convert("RGB")`)
-    grey, palette, CMYK  Pillow's `convert("RGB")`, without colour profiles
-    16-bit samples       their high byte (Pillow does so for RGB, but clips grey ones at 255)
-    32-bit samples       refused: they have no fixed range
-    several frames       refused (animated GIF, PNG, WebP, multi-page TIFF), but of a camera's
-                         multi-picture JPEG (MPO) the primary picture is read
-    size                 at most `MAX_PIXELS` and `MAX_BYTES`; larger ones are refused before they are
-                         decoded
-    no regular file      refused without opening it
+    EXIF orientation     is applied
+    transparency         is dropped; colours of transparent pixels become visible (Pillow's
+                         `convert("RGB")`)
+    grey, palette, CMYK  are converted by Pillow's `convert("RGB")`, which ignores colour profiles
+    16-bit samples       keep their high byte (as Pillow does for RGB; Pillow clips grey samples at 255)
+    32-bit samples       are refused because they have no fixed range
+    several frames       are refused (animated GIF, PNG or WebP, multi-page TIFF); exception: the primary
+                         picture of a camera's multi-picture JPEG (MPO) is read
+    large images         are refused before decoding if they exceed `MAX_PIXELS` or `MAX_BYTES`
+    irregular files      (pipes, devices) are refused without opening them
 
-A file's content, not its name, decides its format, and only the formats in `FORMATS` are tried: the rest
-of Pillow's list is rare, and some of it runs other programs (EPS).
+The format is recognised by the content of the file, not by its name. Only the formats in `FORMATS` are
+tried, because the other formats of Pillow are rare and some run other programs (EPS).
 """
 
 import io
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own bound on a decoded image (a quarter of a GiB of RGB), here an error and not a warning."""
+"""Largest number of pixels: the limit of Pillow (a quarter of a GiB of RGB), which itself only warns."""
 
 MAX_BYTES = 8 * MAX_PIXELS
-"""Of a file: so many pixels of four 16-bit samples, uncompressed. Pillow holds a TIFF's tags in memory, in
-about three times the space they take in the file."""
+"""Largest size of a file: `MAX_PIXELS` uncompressed pixels of four 16-bit samples. Pillow keeps the tags of a
+TIFF in memory, where they take about three times their size in the file."""
 
 
 _REGISTERING = threading.Lock()
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be read.
+    """Error for an image that cannot be read.
 
     Attributes:
-        name: Which image: its file, or its position in a named data set.
-        reason: Why not.
+        name: The image: its file, or its position in a named data set.
+        reason: Reason why it cannot be read.
     """
 
     def __init__(self, name: str, reason: str):
@@ -61,18 +61,18 @@ class UnreadableImageError(ValueError):
 
 
 def decode_image(source: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes one image by the rules above.
+    """Decodes one image by the rules in the module's docstring.
 
     Args:
-        source: A file, or its content.
-        name: What an error calls the image.
+        source: An image file, or its content.
+        name: Name of the image in error messages.
 
     Returns:
         RGB, uint8 [h, w, 3], writable.
 
     Raises:
-        UnreadableImageError: if the file is missing, no regular one, damaged, not an image, too large or
-            ambiguous.
+        UnreadableImageError: The file is missing, not a regular file, damaged, not an image, too large,
+            or has several frames or samples without a fixed range.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -85,32 +85,32 @@ def decode_image(source: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
                 return np.array(_to_rgb(image))
     except UnidentifiedImageError:
         raise UnreadableImageError(name, f"not one of {', '.join(_formats())}") from None
-    # Pillow's decoders raise what they come upon: OSError, SyntaxError, struct.error, zlib.error, ...
+    # Pillow's decoders raise errors of many types: OSError, SyntaxError, struct.error, zlib.error, ...
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UnreadableImageError(name, reason or type(error).__name__) from error
 
 
 def _check_file(source: bytes | Path) -> None:
-    """Raises ValueError for what is no regular file, or one of more than `MAX_BYTES`."""
+    """Raises ValueError if the source is not a regular file or exceeds `MAX_BYTES`."""
     if isinstance(source, bytes):
         size = len(source)
     else:
         facts = source.stat()
-        # A pipe or a device would be waited for, perhaps for ever. A folder is refused when it is opened.
+        # Reading a pipe or a device may block for ever. Opening a folder fails later with its own reason.
         if not (stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode)):
             raise ValueError("not a regular file")
         size = facts.st_size
     if size > MAX_BYTES:
-        raise ValueError(f"the file has {size} bytes, at most {MAX_BYTES} are read")
+        raise ValueError(f"the file has {size} bytes, expected at most {MAX_BYTES}")
 
 
 def _formats() -> list[str]:
-    """`FORMATS`, as far as this build of Pillow has them (AVIF came with 11.3)."""
+    """Returns the formats of `FORMATS` that this build of Pillow supports (AVIF since 11.3)."""
     from PIL import Image
 
-    # Images are read in threads, and Pillow registers its formats one after the other: a thread that
-    # came between would find some of them missing.
+    # Pillow registers its formats one after the other. Images are read in several threads, and without
+    # the lock another thread could see an incomplete list.
     with _REGISTERING:
         Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
@@ -120,10 +120,10 @@ def _to_rgb(image: "Image.Image") -> "Image.Image | UInt8[np.ndarray, 'h w 3']":
     from PIL import ImageOps
 
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded")
+        raise ValueError(f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS}")
     if (frames := _frames(image)) != "1":
         raise ValueError(f"{frames} frames, expected a single image")
-    # Pillow gives 16-bit grey as mode "I;16", or as "I" from PGM (and, in older releases, from PNG).
+    # Pillow reads 16-bit grey as mode "I;16", or as "I" from PGM (and from PNG in older releases).
     sixteen_bit = image.mode.startswith("I;16") or (
         image.mode == "I" and image.format in ("PNG", "PPM")
     )
@@ -134,15 +134,15 @@ def _to_rgb(image: "Image.Image") -> "Image.Image | UInt8[np.ndarray, 'h w 3']":
         high_byte = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(high_byte[..., None], 3, axis=-1)
     if image.mode == "P" and "transparency" in image.info:
-        # The same colours as by the direct way, about which Pillow warns.
+        # Direct conversion to RGB gives the same colours, but Pillow warns about it.
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _frames(image: "Image.Image") -> str:
-    """How many frames, of which one is expected."""
+    """Returns the number of frames, as text for a message."""
     if image.format == "TIFF":
-        # Not `n_frames`: it follows the whole chain of pages, in time that grows with its square.
+        # `n_frames` would follow the whole chain of pages, in time quadratic in its length.
         for number in range(1, 4):
             try:
                 image.seek(number)

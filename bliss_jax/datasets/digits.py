@@ -1,7 +1,8 @@
-"""Handwritten digits that scikit-learn ships: a real data set that is there without a download.
+"""Handwritten digits from scikit-learn: a real data set that needs no download.
 
-1,797 grey images of 8 x 8 pixels in 17 levels (Alpaydin and Kaynak 1998, the test part of UCI's "Optical
-Recognition of Handwritten Digits"). It has no official division: here every third image is for testing.
+The data set has 1,797 grey images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak 1998, the test
+part of UCI's "Optical Recognition of Handwritten Digits"). It has no official test split, so every third
+image is used for testing here.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ _WHITE = 16
 
 
 def load_digits(split: str) -> ImageDataset:
-    """The split `"train"` or `"test"`; grey levels are scaled to 0..255 and repeated for R, G and B."""
+    """Loads the split `"train"` or `"test"`; grey levels are scaled to 0..255 and repeated for R, G and B."""
     import sklearn
     from sklearn import datasets
 

@@ -1,15 +1,16 @@
-"""A folder of images per class.
+"""Data sets from folders with one subfolder per class.
 
-    folder/class_name/*.jpg                    one split, called "train"
+    folder/class_name/*.jpg                    one split, named "train"
     folder/{train,test}/class_name/*.jpg       two splits
 
-Class names are the folders' names, sorted; with two splits they are the union of both, so that labels
-mean the same in each, and a class may occur in one split only. Images are sorted by class and file name,
-whatever the file system's order. They are decoded when they are asked for (`decode.py` has the rules).
+The class names are the sorted names of the subfolders. With two splits they are the union of both, so a
+label has the same meaning in each split, and a class may occur in only one of them. Images are sorted by
+class and file name, independently of the order in the file system. An image is decoded when it is
+accessed (`decode.py` has the rules).
 
-Nothing is skipped silently. Whatever is not a class folder with image files in it is an error that lists
-it: other files, nested folders, empty class folders, links that lead out of the folder, sockets and the
-like. Ignored are only names that begin with a dot and `IGNORED_NAMES`, which file browsers leave behind.
+Nothing is skipped silently. Every entry that is not a class folder with image files is listed in an error:
+other files, nested folders, empty class folders, links that point outside the folder, sockets and so on.
+The only exceptions are names that begin with a dot and `IGNORED_NAMES`, which file browsers create.
 """
 
 import os
@@ -44,12 +45,12 @@ class FileImages(LazyImages):
         return len(self._names)
 
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Decodes the file; an error names it relative to the folder."""
+        """Decodes the file; errors give its path relative to the folder."""
         name = self._names[position]
         return decode_image(self._root / name, name)
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """Each file's name, size and time of modification; a file that is gone has its name alone."""
+        """Yields each file's name, size and modification time, or only the name if the file is missing."""
         for name in self._names:
             file = self._root / name
             facts = (f.st_size, f.st_mtime_ns) if (f := _stat(file)) else ()
@@ -64,26 +65,26 @@ def _stat(file: Path) -> os.stat_result | None:
 
 
 def load_folder(folder: Path, split: str) -> ImageDataset:
-    """Lists a folder of images per class.
+    """Lists the images of a folder with one subfolder per class.
 
     Args:
-        folder: In one of the two layouts above.
-        split: `"train"` or `"test"`; a folder without the two subfolders has only `"train"`.
+        folder: A folder in one of the two layouts in the module's docstring.
+        split: `"train"` or `"test"`; a folder without these two subfolders has only `"train"`.
 
     Returns:
         A data set with the folder's name.
 
     Raises:
-        ValueError: if the folder is in neither layout, listing what does not belong.
+        ValueError: The folder has neither layout; the message lists the entries that do not fit.
     """
     root = folder.resolve()
     splits = _split_folders(root)
     if splits and split not in splits:
-        raise ValueError(f"folder {root.name!r} has no subfolder {split!r}")
+        raise ValueError(f"folder {root.name!r} has no subfolder {split!r} for the split")
     if not splits and split != SPLITS[0]:
         raise ValueError(
-            f"split is {split!r}, but folder {root.name!r} has no subfolders train and test: all its "
-            "images are one split, 'train'"
+            f"split is {split!r}, but folder {root.name!r} has no subfolders train and test: all of its "
+            "images belong to the split 'train'"
         )
     problems = _problems_of_splits(root) if splits else []
     files = {
@@ -93,7 +94,7 @@ def load_folder(folder: Path, split: str) -> ImageDataset:
     if problems:
         more = f"\n  ... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise ValueError(
-            f"folder {root.name!r} holds what is not an image in a class folder:\n"
+            f"folder {root.name!r} contains entries that are not images in class folders:\n"
             + "\n".join(problems[:_LISTED])
             + more
         )
@@ -112,7 +113,11 @@ def load_folder(folder: Path, split: str) -> ImageDataset:
 
 
 def _split_folders(root: Path) -> tuple[str, ...]:
-    """The split subfolders; none if class folders lie directly in `root` (one may be named "train")."""
+    """Returns the names of the split subfolders, or () if `root` itself contains the class folders.
+
+    A class may be named "train", so a subfolder is a split only if all subfolders have names of splits and
+    one of them contains a folder.
+    """
     inner = {entry.name: entry for entry in _entries(root) if Path(entry.path).is_dir()}
     if not inner or not inner.keys() <= set(SPLITS):
         return ()
@@ -122,16 +127,16 @@ def _split_folders(root: Path) -> tuple[str, ...]:
 
 
 def _problems_of_splits(root: Path) -> list[str]:
-    """What lies beside the split subfolders, and where one of them leads out."""
+    """Lists the entries beside the split subfolders, and split subfolders that are invalid links."""
     return [
-        f"  {entry.name!r}: {problem or 'beside the folders train and test, not in one'}"
+        f"  {entry.name!r}: {problem or 'not inside the folder train or test'}"
         for entry in _entries(root)
         if (problem := _problem_of_link(entry, root)) or entry.name not in SPLITS
     ]
 
 
 def _files_of_classes(folder: Path, root: Path, problems: list[str]) -> dict[str, list[str]]:
-    """Each class folder's image files, relative to `root`; `problems` gains what does not belong."""
+    """Returns the files of each class folder, relative to `root`, and appends faults to `problems`."""
     classes = {}
     for entry in _entries(folder):
         if problem := _problem_of_class_folder(entry, root):
@@ -150,7 +155,7 @@ def _files_of_classes(folder: Path, root: Path, problems: list[str]) -> dict[str
 
 
 def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """What a folder holds, sorted by name, without litter."""
+    """Returns the entries of a folder, sorted by name, without hidden files and `IGNORED_NAMES`."""
     try:
         with os.scandir(folder) as entries:
             kept = [
@@ -169,7 +174,7 @@ def _problem_of_class_folder(entry: os.DirEntry[str], root: Path) -> str | None:
     if problem := _problem_of_link(entry, root):
         return problem
     if not entry.is_dir():
-        return "beside the class folders, not in one"
+        return "not inside a class folder"
     if not entry.name.isprintable():
         return "a class name with unprintable characters or invalid UTF-8"
     return None
@@ -183,7 +188,7 @@ def _problem_of_file(entry: os.DirEntry[str], root: Path) -> str | None:
     if not entry.is_file():
         return "not a regular file"
     if Path(entry.name).suffix.lower() not in SUFFIXES:
-        return "not an image by its name"
+        return "not the name of an image file"
     return None
 
 
@@ -192,6 +197,6 @@ def _problem_of_link(entry: os.DirEntry[str], root: Path) -> str | None:
         return None
     try:
         target = Path(entry.path).resolve(strict=True)
-    except (OSError, RuntimeError):  # a loop is either, by the version of Python
+    except (OSError, RuntimeError):  # a loop raises either, depending on the version of Python
         return "a broken link"
     return None if target.is_relative_to(root) else "a link that leads out of the folder"

@@ -1,13 +1,14 @@
-"""Scenes of `glyphs`: one large glyph over a textured ground, clutter and noise; and captions for them.
+"""Scenes of the data set `glyphs`: one large glyph on a textured background with clutter and noise.
 
-An image holds far more than its caption says: small glyphs, a texture in two colours, position, size,
-rotation, stroke, face, noise; the caption names the large glyph and only sometimes a colour, the place or
-the ground. Such an imbalance of information is a known origin of CLIP's modality gap (Schrodi et al.,
-"Two effects, one trigger", ICLR 2025; Liang et al., "Mind the gap", NeurIPS 2022).
+An image contains much more information than its caption: small glyphs, a texture in two colours, position,
+size, rotation, stroke width, font face and noise. A caption (`experiments/tiny_model/captions.py`) names
+the large glyph and only sometimes a colour, the position or the background. Such an imbalance of
+information is a known cause of CLIP's modality gap (Schrodi et al., "Two effects, one trigger", ICLR 2025;
+Liang et al., "Mind the gap", NeurIPS 2022).
 
-A scene is drawn in NumPy, many at once: glyph masks made by FreeType are rotated, scaled and moved with
-bilinear interpolation, then laid over the ground one after the other. All randomness comes from uniform
-numbers of one `numpy.random.Generator`.
+Many scenes are rendered at once in NumPy: glyph masks made by FreeType are rotated, scaled and translated
+with bilinear interpolation and then composited onto the background one after the other. All randomness
+comes from uniform numbers of one `numpy.random.Generator`.
 """
 
 import os
@@ -24,12 +25,12 @@ from jaxtyping import Float, Int, UInt8
 
 SIZE = 32
 LARGE, SMALL = 32, 12
-"""Sides of the masks of large and of small glyphs, in pixels."""
+"""Side lengths of the masks of large and small glyphs, in pixels."""
 MAX_CLUTTER = 5
 STROKES = (0, 2, 4)
-"""Widths added to the outline, where a glyph is 96 pixels high."""
+"""Stroke widths that are added to the outline of a glyph 96 pixels high, in pixels."""
 
-# Corners of the shades of each colour: two RGB values between which a shade lies.
+# Lower and upper RGB corner of each colour; every shade is a point in the box between them.
 COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "red": ((150, 0, 0), (255, 60, 50)),
     "orange": ((225, 95, 0), (255, 150, 50)),
@@ -51,36 +52,36 @@ PLACES = (
     ("left side", "middle", "right side"),
     ("lower left corner", "bottom", "lower right corner"),
 )
-# Colours drawn for one scene, of which glyph, ground and texture take one each; and how much glyph and
-# ground differ in luma, of 255, where the draws allow.
+# Number of candidate colours per scene, from which glyph, background and texture take one each, and the
+# least difference in luma (0 to 255) between glyph and background if the candidates allow it.
 _CANDIDATES, _FAR = 18, 70
 _PART = 512
-"""Scenes rendered at once."""
+"""Number of scenes that are rendered at once."""
 TEXTURES = ("plain", "gradient", "striped", "checked", "dotted")
 
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """What is seen in n scenes; the ids point into `symbols`, `faces`, COLOURS, TEXTURES."""
+    """Parameters of n scenes. Ids are positions in `symbols`, `faces`, `COLOURS` and `TEXTURES`."""
 
     symbol: Int[np.ndarray, " n"]
     face: Int[np.ndarray, " n"]
     stroke: Int[np.ndarray, " n"]
     size: Float[np.ndarray, " n"]
-    """Side of the large glyph's box, in pixels."""
+    """Side length of the large glyph's box in pixels."""
     centre: Float[np.ndarray, "n 2"]
-    """(x, y) of its middle, in pixels."""
+    """Centre (x, y) of the large glyph's box in pixels."""
     angle: Float[np.ndarray, " n"]
-    """Of its rotation, in radians."""
+    """Rotation in radians."""
     colour: Int[np.ndarray, "n 3"]
-    """Of the glyph, of the ground, and of the ground's texture."""
+    """Colours of the glyph, of the background and of the background's texture."""
     shade: Int[np.ndarray, "n 3"]
     texture: Int[np.ndarray, " n"]
     period: Float[np.ndarray, " n"]
-    """Of the texture, in pixels."""
+    """Period of the texture in pixels."""
     direction: Float[np.ndarray, " n"]
     clutter: Int[np.ndarray, "n clutter"]
-    """Ids of the small glyphs; -1 where there is none."""
+    """Ids of the small glyphs; -1 marks an absent one."""
     clutter_size: Float[np.ndarray, "n clutter"]
     clutter_centre: Float[np.ndarray, "n clutter 2"]
     clutter_angle: Float[np.ndarray, "n clutter"]
@@ -103,14 +104,17 @@ def draw_scenes(
     num_faces: int,
     num_small: int,
 ) -> Scenes:
-    """Random scenes around the given symbols.
+    """Draws random scenes with the given large glyphs.
 
     Args:
         rng: The only source of randomness.
         symbol: Id of each scene's large glyph.
-        split: "train", "validation" or "test": which shades are used.
-        num_faces: Faces to choose from.
-        num_small: Small glyphs to choose from.
+        split: "train", "validation" or "test"; determines the shades.
+        num_faces: Number of font faces to choose from.
+        num_small: Number of small glyphs to choose from.
+
+    Returns:
+        The parameters of the scenes.
     """
     n = len(symbol)
 
@@ -155,7 +159,11 @@ def _shade(choose, split: str, count: int) -> Int[np.ndarray, "n count"]:
 
 
 def _contrasting(colours: Int[np.ndarray, "n candidates"], shades: Int[np.ndarray, "n candidates"]):
-    """Glyph, ground, texture: the first, the first far from it in luma or else the farthest, the last."""
+    """Chooses the colours of glyph, background and texture from the candidates.
+
+    The glyph takes the first candidate. The background takes the first candidate whose luma is far from the
+    glyph's, or the farthest one if none is far. The texture takes the last candidate.
+    """
     values = palette()[colours, shades].astype(np.float64)
     luma = values @ np.array([0.299, 0.587, 0.114])
     distance = np.abs(luma - luma[:, :1])[:, :-1]
@@ -169,8 +177,8 @@ def _contrasting(colours: Int[np.ndarray, "n candidates"], shades: Int[np.ndarra
 
 @cache
 def palette() -> UInt8[np.ndarray, "colours shades 3"]:
-    """RGB of every shade: points of the box between a colour's corners, from a fixed sequence."""
-    # Weyl's sequence: evenly spread, with no generator to depend on.
+    """Returns the RGB values of every shade: points in the box between the corners of its colour."""
+    # Weyl's sequence spreads evenly and does not depend on a random generator.
     steps = np.arange(1, SHADES + 1)[:, None] * np.sqrt([2.0, 3.0, 5.0])
     steps = steps - np.floor(steps)
     corners = np.asarray(list(COLOURS.values()), np.float64)
@@ -183,10 +191,10 @@ def render(
     large: UInt8[np.ndarray, "symbols faces strokes 32 32"],
     small: UInt8[np.ndarray, "small 12 12"],
 ) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """The images of scenes, from masks made by `glyph_masks`."""
+    """Renders scenes from the masks that `glyph_masks` makes."""
     gradient = _along(scenes.direction, *_CORNERS)
     extent = gradient.min(), gradient.max()
-    # A part at a time: it stays in the cache, and NumPy lets threads run side by side.
+    # A part fits in the processor's cache. NumPy releases the GIL, so the threads run in parallel.
     parts = (scenes[start : start + _PART] for start in range(0, len(scenes), _PART))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(lambda part: _render(part, large, small, extent), parts))
@@ -199,7 +207,7 @@ def _render(
     small: UInt8[np.ndarray, "small 12 12"],
     extent: tuple[float, float],
 ) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """`render` of a part; `extent` is where the gradient of the grounds starts and ends."""
+    """Renders one part. `extent` holds the positions at which the gradients start and end."""
     colours = palette().astype(np.float32)
     image = _ground(scenes, colours[scenes.colour[:, 1:], scenes.shade[:, 1:]], extent)
     for i in range(MAX_CLUTTER):
@@ -222,7 +230,7 @@ def _render(
 def _ground(
     scenes: Scenes, pair: Float[np.ndarray, "n 2 3"], extent: tuple[float, float]
 ) -> Float[np.ndarray, "n 32 32 3"]:
-    """The ground's colour with its texture: a third of the way to the texture's colour."""
+    """Returns the background: its colour, blended by up to 35 % with the texture's colour."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     along, across = _along(scenes.direction, x, y), _along(scenes.direction, y, -x)
     first_end, last_end = extent
@@ -246,13 +254,13 @@ _CORNERS = (
     np.array([[0, SIZE - 1], [0, SIZE - 1]], np.float32),
     np.array([[0, 0], [SIZE - 1, SIZE - 1]], np.float32),
 )
-"""x and y of the corners of an image."""
+"""x and y coordinates of the corners of an image."""
 
 
 def _along(
     direction: Float[np.ndarray, " n"], x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "n h w"]:
-    """How far each point lies in each scene's direction."""
+    """Returns the coordinate of each point along each scene's direction."""
     cos, sin = np.cos(direction)[:, None, None], np.sin(direction)[:, None, None]
     return x * cos + y * sin
 
@@ -263,7 +271,11 @@ def _placed(
     centre: Float[np.ndarray, "n 2"],
     angle: Float[np.ndarray, " n"],
 ) -> Float[np.ndarray, "n 32 32"]:
-    """Masks scaled to `size`, rotated and moved, in [0, 1]; bilinear, 0 outside."""
+    """Scales masks to `size`, rotates and translates them with bilinear interpolation.
+
+    Returns:
+        Coverage in [0, 1]; 0 outside the masks.
+    """
     n, side = masks.shape[:2]
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
     dx = x - centre[:, 0, None, None].astype(np.float32)
@@ -271,7 +283,7 @@ def _placed(
     scale = (side / size).astype(np.float32)
     cos = (np.cos(angle) * scale).astype(np.float32)[:, None, None]
     sin = (np.sin(angle) * scale).astype(np.float32)[:, None, None]
-    # One pixel of nothing around each mask, so that neighbours of the border need no cases.
+    # A border of zeros around each mask, so that points at the edge need no special case.
     padded = np.pad(masks, ((0, 0), (1, 1), (1, 1))).reshape(n, (side + 2) ** 2)
     u = np.clip(cos * dx + sin * dy + side / 2 + 0.5, 0, side + 0.999)
     v = np.clip(cos * dy - sin * dx + side / 2 + 0.5, 0, side + 0.999)
@@ -288,7 +300,7 @@ def _placed(
 
 
 def font_path(face: str) -> Path:
-    """The file of a face that matplotlib ships."""
+    """Returns the file of a font face that matplotlib contains."""
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
@@ -296,7 +308,7 @@ def font_path(face: str) -> Path:
 
 @cache
 def characters(face: str = "DejaVuSans") -> tuple[str, ...]:
-    """The characters of a face that have a Unicode name and leave a mark by themselves, in order."""
+    """Returns the characters of a face that have a Unicode name and are visible on their own, in order."""
     from matplotlib.ft2font import FT2Font
 
     drawn = (chr(code) for code in sorted(FT2Font(str(font_path(face))).get_charmap()))
@@ -310,9 +322,9 @@ def characters(face: str = "DejaVuSans") -> tuple[str, ...]:
 def glyph_masks(
     symbols: Sequence[str], faces: Sequence[str], strokes: Sequence[int], side: int
 ) -> UInt8[np.ndarray, "symbols faces strokes side side"]:
-    """Coverage of each symbol, its larger side scaled to fill the mask.
+    """Renders the coverage of each symbol; the larger side of a symbol fills the mask.
 
-    A symbol that a face lacks is taken from DejaVu Sans.
+    If a face does not contain a symbol, the symbol is taken from DejaVu Sans.
     """
     masks = np.zeros((len(symbols), len(faces), len(strokes), side, side), np.uint8)
     for f, face in enumerate(faces):

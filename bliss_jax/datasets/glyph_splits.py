@@ -1,13 +1,14 @@
-"""The protocols of `glyphs`, in the spirit of the paper's: (normal, anomalous) class ids of each split.
+"""Protocols of the data set `glyphs`, analogous to those of the paper.
 
-glyphs-family             one family normal, all others anomalous                         20 splits
-glyphs-half-family        every other symbol of a family normal, its siblings anomalous:
-                          the hard case                                                   20
-glyphs-leave-sibling-out  a family normal but for one symbol, which is the anomaly; of six
-                          families                                                        53
-glyphs-leave-family-out   all families normal but one                                     20
-glyphs-third              every third symbol anomalous, all others normal                  3
-glyphs-leave-one-out      all symbols normal but one, which is the anomaly; every tenth   26
+                          normal classes               anomalous classes                   splits
+glyphs-family             one family                   all other families                  20
+glyphs-half-family        every other symbol           the other symbols of the family     20
+                          of a family                  (the hard case)
+glyphs-leave-sibling-out  one of six small families    that symbol                         53
+                          without one symbol
+glyphs-leave-family-out   all families but one         that family                         20
+glyphs-third              all other symbols            every third symbol                   3
+glyphs-leave-one-out      all symbols but one          that symbol (every tenth symbol)    26
 """
 
 from bliss_jax.datasets.glyphs import family_classes
@@ -27,7 +28,11 @@ Ids = tuple[int, ...]
 
 
 def glyph_splits(name: str) -> tuple[tuple[Ids, Ids], ...]:
-    """The splits of one of `GLYPH_PROTOCOLS`, each as normal and anomalous class ids."""
+    """Returns the splits of one of `GLYPH_PROTOCOLS`, each as (normal, anomalous) class ids.
+
+    Raises:
+        ValueError: The name is not one of `GLYPH_PROTOCOLS`.
+    """
     families = family_classes()
     everything = tuple(i for ids in families.values() for i in ids)
 

@@ -1,13 +1,13 @@
-"""Glyphs: symbols of the DejaVu fonts in cluttered scenes, named as Unicode names them. No download.
+"""The data set `glyphs`: symbols of the DejaVu fonts in cluttered scenes. It needs no download.
 
-    class       the Unicode name of a symbol in lower case: "white chess king", "umbrella with rain drops"
-    family      what the protocols divide: chess, zodiac, dice, weather, ...
-    image       uint8 [32, 32, 3]: one scene of `glyph_scenes`, whose large glyph is the class
+    class       a symbol, named by its Unicode name in lower case, e.g. "white chess king"
+    family      a group of related symbols, e.g. chess, zodiac, dice; protocols divide the families
+    image       uint8 [32, 32, 3]: a scene of `glyph_scenes` whose large glyph is the class
 
-matplotlib ships the fonts. Everything is rendered from a seed: the same images on every machine with the
-same FreeType, and up to rounding on any other. Training, validation and test images differ in faces,
-shades of colour and seeds; `load_glyphs` opens training and test, the validation set is for choices made
-while training a model (`experiments/tiny_model/train.py`).
+matplotlib contains the fonts. Images are rendered from a seed. They are equal on all machines with the same
+version of FreeType, and equal up to rounding with other versions. Training, validation and test images
+differ in font faces, shades of colour and seeds. The validation set is for choices made while training a
+model (`experiments/tiny_model/train.py`).
 """
 
 import unicodedata
@@ -39,7 +39,7 @@ FAMILIES: dict[str, str] = {
     "letters": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     "digits": "0123456789",
 }
-"""The symbols, by family; their order is that of the class ids."""
+"""Symbols by family, in the order of the class ids."""
 
 FACES = {
     "train": ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif"),
@@ -51,17 +51,17 @@ _SEED = {"train": 1, "validation": 2, "test": 3}
 
 
 def glyph_names() -> tuple[str, ...]:
-    """The class names: Unicode names in lower case, in the order of `FAMILIES`."""
+    """Returns the class names: Unicode names in lower case, in the order of `FAMILIES`."""
     return tuple(glyph_name(symbol) for symbol in "".join(FAMILIES.values()))
 
 
 def glyph_name(symbol: str) -> str:
-    """A symbol's Unicode name in lower case, `WHITE CHESS KING` as `white chess king`."""
+    """Returns a symbol's Unicode name in lower case, e.g. `white chess king`."""
     return unicodedata.name(symbol).lower()
 
 
 def family_classes() -> dict[str, tuple[int, ...]]:
-    """The class ids of each family."""
+    """Returns the class ids of each family."""
     ids, start = {}, 0
     for family, symbols in FAMILIES.items():
         ids[family] = tuple(range(start, start + len(symbols)))
@@ -70,7 +70,7 @@ def family_classes() -> dict[str, tuple[int, ...]]:
 
 
 def load_glyphs(split: str) -> ImageDataset:
-    """The images of "train" (40 of each class), "validation" (10) or "test" (20), rendered now."""
+    """Renders the split "train" (40 images per class), "validation" (10) or "test" (20)."""
     symbols = "".join(FAMILIES.values())
     characters = scenes.characters()
     large = scenes.glyph_masks(symbols, FACES[split], scenes.STROKES, scenes.LARGE)

@@ -1,11 +1,11 @@
-"""The one interface to images: random access, labels, class names.
+"""The common interface to labelled images: random access, labels and class names.
 
-    dataset.images[i]    uint8 [h, w, 3], RGB; the images of one data set may differ in size
+    dataset.images[i]    uint8 [h, w, 3], RGB; the images of a data set may differ in size
     dataset.labels       int32 [images], positions in class_names
 
-Images are either in memory (an array uint8 [images, h, w, 3], a list) or read when they are asked for
-(`LazyImages`): nothing but their number is needed before. Lazy images may be read from several threads
-at once.
+Images are either in memory (an array uint8 [images, h, w, 3] or a list) or read when they are accessed
+(`LazyImages`). Only the number of lazy images must be known in advance. They may be read from several
+threads at once.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from jaxtyping import Integer, UInt8
 from bliss_jax.datasets.decode import UnreadableImageError
 
 SAMPLED = 32
-"""Images that stand for all others where reading them all would cost too much."""
+"""Number of images that are hashed if reading all of them would take too long."""
 
 
 @runtime_checkable
 class Images(Protocol):
-    """What `ImageDataset` asks of its images; arrays, lists and `LazyImages` have it."""
+    """Interface of the images of an `ImageDataset`; arrays, lists and `LazyImages` have it."""
 
     def __len__(self) -> int: ...
 
@@ -35,19 +35,19 @@ class Images(Protocol):
 
 
 class LazyImages(Sequence[np.ndarray]):
-    """Images that are read when they are asked for, one at a time, from any thread."""
+    """Images that are read one at a time when they are accessed, from any thread."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The image at a position in [0, len)."""
+        """Reads the image at a position in [0, len)."""
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """What `content_sha256` takes for the content; here the pixels of `SAMPLED` images of all.
+        """Yields the bytes that `content_sha256` hashes: the pixels of `SAMPLED` evenly spaced images.
 
-        A subclass that can tell its content apart without decoding says so instead.
+        A subclass overrides this if it can identify its content without decoding images.
         """
         for position in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
             try:
@@ -56,7 +56,7 @@ class LazyImages(Sequence[np.ndarray]):
                 yield str(error).encode()
 
     def __getitem__(self, index: SupportsIndex) -> UInt8[np.ndarray, "h w 3"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The image at `index`; negative ones count from the end, slices are `ImageDataset.subset`'s."""
+        """Reads the image at `index`, which may be negative; use `ImageDataset.subset` for slices."""
         return self.read(range(len(self))[operator.index(index)])
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -64,7 +64,7 @@ class LazyImages(Sequence[np.ndarray]):
 
 
 class SelectedImages(LazyImages):
-    """The images at some positions of others."""
+    """Images at selected positions of other images."""
 
     def __init__(self, images: Images, positions: Integer[np.ndarray, " selected"]):
         self._images = images
@@ -74,17 +74,17 @@ class SelectedImages(LazyImages):
         return len(self._positions)
 
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The image at the position's position in the images selected from."""
+        """Reads the selected image from the underlying images."""
         return self._images[int(self._positions[position])]
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """What the images selected from are identified by, and the positions."""
+        """Yields the identity of the underlying images and the selected positions."""
         yield from content_parts(self._images)
         yield np.ascontiguousarray(self._positions, np.int64).tobytes()
 
 
 class ChainedImages(LazyImages):
-    """The images of one source, then those of another."""
+    """Concatenation of two sources of images."""
 
     def __init__(self, first: Images, second: Images):
         self._first = first
@@ -94,22 +94,25 @@ class ChainedImages(LazyImages):
         return len(self._first) + len(self._second)
 
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The image at the position in whichever source holds it."""
+        """Reads the image from the source that contains the position."""
         rest = position - len(self._first)
         return self._first[position] if rest < 0 else self._second[rest]
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """What both sources are identified by."""
+        """Yields the identities of both sources."""
         yield from content_parts(self._first)
         yield from content_parts(self._second)
 
 
 def content_sha256(images: Images) -> str:
-    """SHA-256 of what the images are, without decoding them all.
+    """Returns a SHA-256 that identifies the images, without decoding all of them.
 
-    It covers every pixel of images in memory; of a folder the files' names, sizes and times of
-    modification; of a prepared data set the order of its records and the pixels of `SAMPLED` of them, evenly
-    spaced (the archive it was made from was verified); and of any other images the pixels of as many.
+    The hash covers the number of images and
+      - for images in memory: every pixel;
+      - for a folder: the names, sizes and modification times of the files;
+      - for a prepared data set: the order of the records and the pixels of `SAMPLED` evenly spaced images
+        (the checksum of the archive was verified when it was prepared);
+      - for other lazy images: the pixels of `SAMPLED` evenly spaced images.
     """
     digest = hashlib.sha256()
     for part in content_parts(images):
@@ -118,7 +121,7 @@ def content_sha256(images: Images) -> str:
 
 
 def content_parts(images: Images) -> Iterator[bytes | memoryview]:
-    """The number of images, then what identifies them."""
+    """Yields the number of images and then the bytes that identify them."""
     yield f"{len(images)} images".encode()
     if isinstance(images, LazyImages):
         yield from images.identity()
@@ -128,7 +131,7 @@ def content_parts(images: Images) -> Iterator[bytes | memoryview]:
 
 
 def image_bytes(image: np.ndarray) -> Iterator[bytes | memoryview]:
-    """Shape and pixels of an image, or of an array of them."""
+    """Yields the shape and the pixels of an image or of an array of images."""
     yield str(image.shape).encode()
     yield np.ascontiguousarray(image).data
 
@@ -138,16 +141,16 @@ class ImageDataset:
     """Labelled images.
 
     Attributes:
-        name: The data set's name, such as `"cifar10"`; protocols are looked up by it.
-        images: Random access to RGB images: `len(images)`, `images[i]` uint8 [h, w, 3]. An array uint8
-            [images, h, w, 3] is one too.
-        labels: Position of each image's class in `class_names`, int32 [images]. Other integers are
-            accepted and, being in range, converted without loss. Read-only.
-        class_names: The classes, as prompts spell them.
-        source: Where the images came from, for a result's provenance.
+        name: Name of the data set, e.g. `"cifar10"`; it determines the available protocols.
+        images: RGB images with random access: `len(images)`, `images[i]` uint8 [h, w, 3]. An array uint8
+            [images, h, w, 3] also has this interface.
+        labels: Position of each image's class in `class_names`, int32 [images], read-only. Other integer
+            types are converted, without loss because the values are in range.
+        class_names: Names of the classes, as spelled in prompts.
+        source: Origin of the images, for the provenance of results.
 
     Raises:
-        ValueError: naming the field and what was expected of it.
+        ValueError: A field is invalid; the message names the field and gives the expected values.
     """
 
     name: str
@@ -158,7 +161,7 @@ class ImageDataset:
 
     def __post_init__(self):
         if not self.name.strip():
-            raise ValueError(f"name is {self.name!r}, expected a name")
+            raise ValueError(f"name is {self.name!r}, expected text that is not blank")
         _check_class_names(self.class_names)
         labels = np.asarray(self.labels)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -166,7 +169,9 @@ class ImageDataset:
                 f"labels are {labels.dtype} {list(labels.shape)}, expected integers [images]"
             )
         if len(labels) != len(self.images):
-            raise ValueError(f"{len(labels)} labels for {len(self.images)} images")
+            raise ValueError(
+                f"{len(labels)} labels for {len(self.images)} images, expected one per image"
+            )
         if not len(labels):
             raise ValueError(f"{self.name} has no images")
         classes = len(self.class_names)
@@ -185,25 +190,25 @@ class ImageDataset:
         return len(self.labels)
 
     def subset(self, indices: Iterable[int] | Integer[np.ndarray, " selected"]) -> "ImageDataset":
-        """The images at `indices`, in that order, with the same class names.
+        """Selects the images at `indices`, in that order; class names stay the same.
 
-        An array of images is indexed (which copies), any others are read through this data set when
-        they are asked for.
+        An array of images is indexed, which copies it. Other images are read through this data set when
+        they are accessed.
 
         Args:
             indices: Positions in [0, images); repeats are allowed.
 
         Raises:
-            ValueError: for no, negative, too large or non-integer indices.
+            ValueError: There are no indices, or some are negative, too large or not integers.
         """
         indices = indices if isinstance(indices, np.ndarray) else np.asarray(list(indices))
         if indices.ndim != 1 or not len(indices):
             raise ValueError(
-                f"indices have shape {list(indices.shape)}, expected [selected], not empty"
+                f"indices have shape {list(indices.shape)}, expected [selected] with at least one index"
             )
         if not np.issubdtype(indices.dtype, np.integer):
             raise ValueError(
-                f"indices are {indices.dtype}, expected integers (np.flatnonzero turns a mask into them)"
+                f"indices are {indices.dtype}, expected integers (np.flatnonzero converts a mask)"
             )
         if indices.min() < 0 or indices.max() >= len(self):
             raise ValueError(
@@ -229,7 +234,7 @@ def _check_class_names(names: Sequence[str]) -> None:
 
 
 def _check_images(images: Images) -> None:
-    """Checks what is in memory; what is read later is checked where it is decoded."""
+    """Checks images in memory; lazy images are checked when they are decoded."""
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(

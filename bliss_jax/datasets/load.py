@@ -1,11 +1,11 @@
-"""Data sets by name, or from a folder.
+"""Loads data sets by name or from a folder.
 
-cifar10, cifar100     official training and test set
-tiny-imagenet         training set; the test split is the official validation set
-glyphs                symbols with their Unicode names, rendered from a seed: no download
-digits                handwritten digits that scikit-learn ships: no download
-cifar10+cifar100      for CIFAR+10 and CIFAR+50: the training split is CIFAR-10's, the test split both
-                      test sets, CIFAR-100's fine classes at ids 10 to 109
+cifar10, cifar100     official training and test sets
+tiny-imagenet         official training set; the test split is the official validation set
+glyphs                symbols with their Unicode names, rendered from a seed; no download
+digits                handwritten digits from scikit-learn; no download
+cifar10+cifar100      for CIFAR+10 and CIFAR+50: the training split is that of CIFAR-10; the test split
+                      contains both test sets, and the fine classes of CIFAR-100 have ids 10 to 109
 """
 
 import difflib
@@ -20,13 +20,13 @@ from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
 
 
 class NamedDataset(NamedTuple):
-    """What is known of a data set before it is loaded.
+    """Description of a data set that is available before it is loaded.
 
     Attributes:
-        train: Training images.
-        test: Test images.
-        download: Whether its archive is downloaded.
-        what: What the images show, in one line.
+        train: Number of training images.
+        test: Number of test images.
+        download: Whether the data set must be downloaded.
+        what: Content of the images, in one line.
     """
 
     train: int
@@ -38,22 +38,22 @@ class NamedDataset(NamedTuple):
 _NAMED = {
     "cifar10": NamedDataset(50_000, 10_000, True, "photographs of 32 x 32 pixels"),
     "cifar100": NamedDataset(50_000, 10_000, True, "photographs of 32 x 32 pixels"),
-    "cifar10+cifar100": NamedDataset(50_000, 20_000, True, "CIFAR-10, tested with CIFAR-100's images too"),
+    "cifar10+cifar100": NamedDataset(50_000, 20_000, True, "CIFAR-10; CIFAR-100 is added to the test split"),
     "tiny-imagenet": NamedDataset(100_000, 10_000, True, "photographs of 64 x 64 pixels"),
     "glyphs": NamedDataset(10_360, 5_180, False, "symbols with their Unicode names, rendered from a seed"),
-    "digits": NamedDataset(1_198, 599, False, "digits of 8 x 8 pixels, shipped with scikit-learn"),
+    "digits": NamedDataset(1_198, 599, False, "digits of 8 x 8 pixels from scikit-learn"),
 }  # fmt: skip
 _NAMES = tuple(_NAMED)
 _LOST_CLASS = "African elephant"
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that `load_dataset` knows."""
+    """Returns the names of the data sets that `load_dataset` can load by name."""
     return _NAMES
 
 
 def describe_dataset(name: str) -> NamedDataset:
-    """What is known of a data set of `dataset_names()`."""
+    """Returns the description of a data set of `dataset_names()`."""
     return _NAMED[name]
 
 
@@ -65,28 +65,30 @@ def load_dataset(
     manual_dir: str | Path | None = None,
     reference_quirks: bool = False,
 ) -> ImageDataset:
-    """Opens one split of a data set; its images are decoded when they are asked for.
+    """Opens one split of a data set. Its images are decoded when they are accessed.
 
-    A named data set is downloaded and prepared by tensorflow-datasets the first time (no TensorFlow
-    needed), and later read from `data_dir` without a network. A folder is listed anew every time;
-    `folder.py` describes its layouts and `decode.py` what is read.
+    The first call for a named data set downloads and prepares it with tensorflow-datasets (TensorFlow is
+    not needed). Later calls read it from `data_dir` without a network. A folder is listed at every call;
+    `folder.py` describes its layouts and `decode.py` the supported images.
 
     Args:
-        name_or_folder: One of `dataset_names()`, or a folder of images per class. A string that is a name
-            means the name; a `Path`, or `./cifar10`, means the folder.
+        name_or_folder: One of `dataset_names()`, or a folder with one subfolder per class. A string that
+            equals a name selects the named data set; use a `Path`, or `./cifar10`, for a folder of the
+            same name.
         split: `"train"` or `"test"`.
-        data_dir: Where prepared data sets are kept; by default where tensorflow-datasets keeps them
-            (`TFDS_DATA_DIR`, or `~/tensorflow_datasets`). Not for folders.
-        manual_dir: For machines without a network: a folder with the official archive, whose checksum is
-            verified, or with the folder it unpacks to, whose checksum cannot be. Not for folders.
-        reference_quirks: Leave out of TinyImageNet's test split the class that the reference's scripts
-            lose to a parsing slip (African elephant, n02504458, id 57: 9,950 images remain). Ids and
-            class names stay, and so does every other data set.
+        data_dir: Folder of prepared data sets; by default that of tensorflow-datasets (`TFDS_DATA_DIR`,
+            or `~/tensorflow_datasets`). Only for named data sets.
+        manual_dir: For machines without a network: a folder that contains the official archive, whose
+            checksum is verified, or the folder it unpacks to, whose checksum cannot be verified. Only for
+            named data sets.
+        reference_quirks: Whether to drop, from the test split of TinyImageNet, the class that the
+            reference's scripts lose through a parsing error (African elephant, n02504458, id 57; 9,950
+            images remain). Ids and class names do not change. Other data sets are not affected.
 
     Raises:
-        ValueError: for an unknown name or split, a folder in neither layout, an archive that is not the
-            official one.
-        ConnectionError: if an archive cannot be downloaded; says how to provide it.
+        ValueError: The name or the split is unknown, the folder has neither layout, or the archive is not
+            the official one.
+        ConnectionError: The archive cannot be downloaded; the message explains how to provide it.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(map(repr, SPLITS))}")
@@ -100,10 +102,12 @@ def load_dataset(
         near = difflib.get_close_matches(str(name_or_folder).lower(), _NAMES, n=2, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(
-            f"{str(name_or_folder)!r} is neither a folder nor a data set: {', '.join(_NAMES)}{hint}"
+            f"{str(name_or_folder)!r} is neither a folder nor one of the data sets {', '.join(_NAMES)}{hint}"
         )
     if data_dir is not None or manual_dir is not None:
-        raise ValueError("data_dir and manual_dir are for named data sets, not for folders")
+        raise ValueError(
+            "data_dir and manual_dir are only for named data sets; omit them for a folder"
+        )
     return load_folder(folder, split)
 
 
@@ -135,7 +139,7 @@ def _load_named(
 
 
 def _cifar_plus(cifar10: ImageDataset, cifar100: ImageDataset, split: str) -> ImageDataset:
-    """CIFAR-10 with CIFAR-100's classes after its own; only the test split has images of them."""
+    """Appends the classes of CIFAR-100 to those of CIFAR-10, and its images to the test split."""
     class_names = cifar10.class_names + cifar100.class_names
     if split == "train":
         return ImageDataset(
@@ -153,4 +157,4 @@ def _cifar_plus(cifar10: ImageDataset, cifar100: ImageDataset, split: str) -> Im
 def _without_lost_class(dataset: ImageDataset) -> ImageDataset:
     lost = dataset.class_names.index(_LOST_CLASS)
     kept = dataset.subset(np.flatnonzero(dataset.labels != lost))
-    return replace(kept, source=f"{dataset.source}, without {_LOST_CLASS} (the reference's quirk)")
+    return replace(kept, source=f"{dataset.source}, without {_LOST_CLASS} (quirk of the reference)")

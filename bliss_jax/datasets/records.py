@@ -1,21 +1,21 @@
-"""Data sets that tensorflow-datasets prepares, read without TensorFlow.
+"""Prepares data sets with tensorflow-datasets and reads them, both without TensorFlow.
 
-tensorflow-datasets (tfds) downloads an archive, checks its size and SHA-256, and writes its images once
-as ArrayRecord files, which are then read in any order. Three of its parts need TensorFlow or an
-undeclared package, and the builders of this package go around them:
+tensorflow-datasets (tfds) downloads an archive, verifies its size and SHA-256, and writes its images once
+as ArrayRecord files, which have random access. Three parts of tfds need TensorFlow or an undeclared
+package. The builders of this package avoid them:
 
-- Extracting archives and opening their files goes through `tf.io.gfile`: the builders take only the
-  download, and read the archive in place (`archives.py`). So nothing is ever unpacked on disk.
-- Encoding an array as PNG runs a TensorFlow graph: the builders hand over encoded bytes (the archive's
-  own JPEGs; PNGs that Pillow wrote), and reading hands the stored bytes to `decode_image`.
-- Looking up a builder's checksums imports `importlib_resources`, which tfds does not declare for the
-  Python versions in use: the builders state their checksums themselves.
+- tfds extracts archives and opens their files with `tf.io.gfile`. The builders use only its download and
+  read the archive in place (`archives.py`). Nothing is unpacked on disk.
+- tfds encodes an array as PNG with a TensorFlow graph. The builders provide encoded bytes (the JPEGs of the
+  archive, or PNGs written by Pillow), and reading passes the stored bytes to `decode_image`.
+- tfds imports `importlib_resources` to look up the checksums of a builder, but does not declare it for the
+  supported Python versions. The builders state their checksums themselves.
 
-The public bucket of prepared data sets is never asked (`try_download_gcs=False`, and tfds from 4.9.8 on
-no longer asks it for metadata either), so that a prepared data set loads without a network.
+The public bucket of prepared data sets is never accessed (`try_download_gcs=False`; since 4.9.8 tfds does
+not read metadata from it either), so a prepared data set loads without a network.
 
-tfds stores examples in an order of its own (by a hash of their keys). Here they come in the archive's
-order, by the examples' feature `id`.
+tfds stores examples in its own order (by a hash of their keys). This module restores the order of the
+archive from the feature `id` of the examples.
 """
 
 import contextlib
@@ -36,15 +36,15 @@ from bliss_jax.datasets.image_dataset import ImageDataset, LazyImages
 
 _FILE_FORMAT = "array_record"
 _SHARDS = 16
-"""Files written per split. Reading one record takes array_record longer the more its file holds: 61 us of
-50,000, 10 us of 3,000. (tfds ignores the bounds on their size that one may give it.)"""
+"""Number of files per split. array_record needs longer to read a record from a file with more records: 61 us
+with 50,000 records, 10 us with 3,000. (tfds ignores the limits on the size of a file that it accepts.)"""
 
 _INDEXED_AT_ONCE = 1000
-"""Records held in memory while their ids and labels are read."""
+"""Number of records that are in memory at once while their ids and labels are read."""
 
 
 class RecordImages(LazyImages):
-    """The images of a prepared split; the readers beneath are safe for threads."""
+    """Images of a prepared split. The underlying readers are thread-safe."""
 
     def __init__(self, records: Any, order: Int[np.ndarray, " images"], name: str):
         self._records = records
@@ -55,12 +55,12 @@ class RecordImages(LazyImages):
         return len(self._order)
 
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Decodes one record's image."""
+        """Decodes the image of one record."""
         content = self._records[int(self._order[position])]["image"]
         return decode_image(content, f"{self._name} {position}")
 
     def identity(self) -> Iterator[bytes | memoryview]:
-        """The order of the records, and the pixels of a few."""
+        """Yields the order of the records and the pixels of `SAMPLED` images."""
         yield np.ascontiguousarray(self._order, np.int64).tobytes()
         yield from super().identity()
 
@@ -73,23 +73,25 @@ def load_prepared(
     data_dir: Path | None,
     manual_dir: Path | None,
 ) -> ImageDataset:
-    """Prepares a data set unless that was done before, and opens one split.
+    """Opens one split of a data set, and prepares the data set first if necessary.
 
     Args:
-        name: What the data set is called here.
-        builder_class: A tfds builder; its `ARCHIVE` is the `OfficialArchive` it reads.
+        name: Name of the data set in this package.
+        builder_class: A tfds builder; its `ARCHIVE` is the `OfficialArchive` that it reads.
         split: `"train"` or `"test"`.
-        data_dir: Where prepared data sets are kept; tfds's default (`~/tensorflow_datasets`, or
-            `TFDS_DATA_DIR`) if None.
-        manual_dir: A folder with the archive, or with what it unpacks to, to use instead of a download.
+        data_dir: Folder of prepared data sets; None means the default of tfds (`TFDS_DATA_DIR`, or
+            `~/tensorflow_datasets`).
+        manual_dir: A folder that contains the archive or the folder it unpacks to, used instead of a
+            download.
 
     Returns:
-        The split in the archive's order; its images are decoded when they are asked for.
+        The split in the order of the archive. Its images are decoded when they are accessed.
 
     Raises:
-        ValueError: if the archive is not the official one, or the data set was prepared in a file format
+        ValueError: The archive is not the official one, or the data set was prepared in a file format
             without random access.
-        ConnectionError: if the archive can neither be found nor downloaded; says how to provide it.
+        ConnectionError: The archive is not available locally and cannot be downloaded; the message
+            explains how to provide it.
     """
     builder = builder_class(data_dir=data_dir, file_format=_FILE_FORMAT)
     if not builder.is_prepared():
@@ -98,8 +100,8 @@ def load_prepared(
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise ValueError(
-            f"{builder.info.full_name} was prepared in a file format without random access; "
-            f"give another data_dir, where it is prepared as {_FILE_FORMAT}"
+            f"{builder.info.full_name} was prepared in a file format without random access, expected "
+            f"{_FILE_FORMAT}; choose another data_dir, where it will be prepared again"
         ) from error
     order, labels = _index(records)
     return ImageDataset(
@@ -116,7 +118,7 @@ def _prepare(
 ) -> None:
     if manual_dir is not None and not archive.is_in(manual_dir):
         raise ValueError(
-            f"manual_dir holds neither {archive.file_name!r} nor a folder {archive.folder!r}"
+            f"manual_dir contains neither {archive.file_name!r} nor a folder {archive.folder!r}"
         )
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir,
@@ -125,21 +127,21 @@ def _prepare(
         num_shards=_SHARDS,
     )
     try:
-        # tfds prints what it does; standard output is for results.
+        # tfds prints its progress, but standard output is for results.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=config, file_format=_FILE_FORMAT)
     except NonMatchingChecksumError as error:
-        raise ValueError(f"not the official archive: {error}") from error
+        raise ValueError(f"the archive is not the official archive: {error}") from error
     except (RequestException, tfds.download.DownloadError) as error:
         raise ConnectionError(
             f"cannot download {archive.url}: {error}\n"
-            f"Put {archive.file_name!r} (SHA-256 {archive.sha256}) in a folder of your own and give that "
-            "folder as manual_dir."
+            f"Put {archive.file_name!r} (SHA-256 {archive.sha256}) into a folder and pass that folder as "
+            "manual_dir."
         ) from error
 
 
 def _index(records: Any) -> tuple[Int[np.ndarray, " images"], Int[np.ndarray, " images"]]:
-    """The records' positions in the order of their ids, and their labels in that order."""
+    """Returns the positions of the records in the order of their ids, and the labels in that order."""
     ids, labels = [], []
     for start in range(0, len(records), _INDEXED_AT_ONCE):
         keys = range(start, min(start + _INDEXED_AT_ONCE, len(records)))

@@ -3,11 +3,11 @@
 `zoc`: Esmaeilpour, Liu, Robertson, Shu, "Zero-shot out-of-distribution detection based on the pre-trained
 model CLIP", AAAI 2022 (https://github.com/sesmae/ZOC), used by BLISS.
 `cac`: Miller, Sünderhauf, Milford, Dayoub, "Class anchor clustering", WACV 2021
-(https://github.com/dimitymiller/cac-openset), the files as they are there now.
+(https://github.com/dimitymiller/cac-openset), the current files of the repository.
 
-Ids are positions in the data set's class names: CIFAR-10's own order, CIFAR-100's fine labels in
-alphabetical order, TinyImageNet's sorted wnids. Tables that list normal classes hold one row per split;
-those of CIFAR+10 and CIFAR+50 list the anomalous CIFAR-100 classes.
+Ids are positions in the class names of the data set: the official order of CIFAR-10, the alphabetically
+sorted fine labels of CIFAR-100, the sorted wnids of TinyImageNet. Each row is one split. Rows list the
+normal classes, except those of CIFAR+10 and CIFAR+50, which list the anomalous CIFAR-100 classes.
 """
 
 Rows = tuple[tuple[int, ...], ...]
@@ -39,7 +39,7 @@ TINY_IMAGENET_ZOC: Rows = (
 )
 
 CIFAR_PLUS_NORMAL = (0, 1, 8, 9)
-"""CIFAR-10's vehicles: the normal classes of every CIFAR+10 and CIFAR+50 split."""
+"""Normal classes of every CIFAR+10 and CIFAR+50 split: the vehicles of CIFAR-10."""
 
 CIFAR_PLUS_50_ZOC: Rows = (
     (4, 30, 55, 72, 95, 1, 32, 67, 73, 91, 6, 7, 14, 18, 24, 3, 42, 43, 88, 97, 15, 19, 21, 31, 38,

@@ -214,9 +214,7 @@ def dictionary_study(
             range, or there are no repeats.
     """
     total = len(embeddings.dictionary)
-    if sizes is None:
-        steps = (step * 10**power for power in range(1, 9) for step in (1, 2, 5))
-        sizes = (*(size for size in steps if k <= size < total), total)
+    sizes = default_sizes(total, k) if sizes is None else sizes
     grid = _grid(embeddings, (weight,), (k,), shrinkage)
     _check_values("sizes", sizes)
     if not all(k <= size <= total for size in sizes):
@@ -226,6 +224,12 @@ def dictionary_study(
     axis = ("dictionary", "texts in the dictionary", sizes)
     settings = {"k": k, "lambda": weight, "shrinkage": shrinkage, "repeats": repeats, "seed": seed}
     return _study(axis, aurocs, grid, embeddings, protocol, settings)
+
+
+def default_sizes(total: int, k: int) -> tuple[int, ...]:
+    """Returns those of 10, 20, 50, 100, ... that are at least k and less than `total`, and `total`."""
+    steps = (step * 10**power for power in range(1, 9) for step in (1, 2, 5))
+    return (*(size for size in steps if k <= size < total), total)
 
 
 def dictionary_subsets(

@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     system. An existing file at `path` stays unchanged until then, and also if the block fails.
 
     Raises:
-        ValueError: no file can be created at `path` (see `check_writable`).
+        ValueError: No file can be created at `path` (see `check_writable`).
     """
     check_writable(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -51,7 +51,7 @@ def unseal(kind: str, content: bytes) -> tuple[dict[str, Any], dict[str, np.ndar
         The description and the arrays that were given to `seal`.
 
     Raises:
-        ValueError: the content is not a sealed file of this kind, or it is damaged.
+        ValueError: The content is not a sealed file of this kind, or it is damaged.
     """
     try:
         text, sha256 = _entry(kind, content)

@@ -59,7 +59,7 @@ def load_dictionary(name_or_path: str | os.PathLike[str]) -> tuple[str, ...]:
         The phrases, in order.
 
     Raises:
-        ValueError: the argument is neither a known name nor a file (the message suggests similar
+        ValueError: The argument is neither a known name nor a file (the message suggests similar
             names); or the file is not UTF-8 or contains a control character (the message gives the
             file and the line), or contains no phrase.
     """
@@ -115,7 +115,7 @@ def exclude_labels(dictionary: Sequence[str], labels: Sequence[str]) -> tuple[st
     """Removes the phrases that equal a label (see `find_overlap`) and keeps the order of the others.
 
     Raises:
-        ValueError: no phrase remains.
+        ValueError: No phrase remains.
     """
     excluded = {_comparison_key(label) for label in labels}
     rest = tuple(phrase for phrase in dictionary if _comparison_key(phrase) not in excluded)

@@ -36,7 +36,7 @@ def fill_prompt(
         One prompt per label, in order.
 
     Raises:
-        ValueError: the template does not contain `{label}` exactly once, or contains another brace;
+        ValueError: The template does not contain `{label}` exactly once, or contains another brace;
             there are no labels; a label is blank or not a string; or labels are repeated (the message
             lists all of them).
     """

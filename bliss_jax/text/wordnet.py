@@ -25,7 +25,7 @@ def read_noun_synsets(data_noun: bytes) -> dict[int, tuple[str, ...]]:
         A mapping from each synset's byte offset to its lemmas, in the order of the file.
 
     Raises:
-        ValueError: a line does not begin with its own byte offset, so the file is damaged.
+        ValueError: A line does not begin with its own byte offset, so the file is damaged.
     """
     synsets = {}
     offset = 0
@@ -59,7 +59,7 @@ def phrases_of_wnids(
         wnids: Identifiers of synsets, e.g. "n01440764".
 
     Raises:
-        ValueError: a wnid is not a noun synset of this WordNet.
+        ValueError: A wnid is not a noun synset of this WordNet.
     """
     phrases: list[str] = []
     for wnid in wnids:

@@ -1,4 +1,4 @@
-"""fit, score, explain, info on folders of one's own images: rows, files, pages and exit codes."""
+"""The commands fit, score, explain and info on folders of images: rows, files, reports and exit codes."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def picture(rng, tint):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """normal/{red,blue}/*.png; new/ with images, folders in it, and what cannot be read."""
+    """Returns a folder with normal/{red,blue}/*.png and new/, which has subfolders and an unreadable file."""
     root = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
     for name, tint in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
@@ -60,7 +60,7 @@ def rows_of(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_fit_is_the_detectors_fit(own, detector):
+def test_fit_writes_the_detector_of_detector_fit(own, detector):
     by_hand = bj.Detector.fit(
         bj.load_model("bliss-jax/untrained"), own / "normal", dictionary=own / "words.txt"
     )
@@ -73,7 +73,7 @@ def test_fit_is_the_detectors_fit(own, detector):
     assert "blue (2" in run("info", detector).stdout
 
 
-def test_a_row_for_every_file_with_the_detectors_scores(own, detector):
+def test_score_prints_one_row_per_file_with_the_detectors_scores(own, detector):
     result = run("score", detector, own / "new", "--quiet", "--alpha", 0.2)
     assert result.exit_code == 3
     assert "cannot be scored" in result.stderr
@@ -95,7 +95,7 @@ def test_a_row_for_every_file_with_the_detectors_scores(own, detector):
     assert bad["anomaly"] == ""
 
 
-def test_all_formats_say_the_same(own, detector, tmp_path):
+def test_all_output_formats_hold_the_same_values(own, detector, tmp_path):
     import pyarrow.parquet
 
     for name in ("s.csv", "s.jsonl", "s.parquet"):
@@ -120,14 +120,14 @@ def test_all_formats_say_the_same(own, detector, tmp_path):
     assert [json.loads(line) for line in printed.splitlines()] == lines
 
 
-def test_top_names_the_most_anomalous_and_then_what_cannot_be_read(own, detector):
+def test_top_prints_the_most_anomalous_images_and_then_the_unreadable_files(own, detector):
     every = rows_of(run("score", detector, own / "new", "--quiet").stdout)
     top = rows_of(run("score", detector, own / "new", "--quiet", "--top", 4).stdout)
     best = sorted((r for r in every if r["score"]), key=lambda r: -float(r["score"]))[:4]
     assert top == [*best, *(r for r in every if not r["score"])]
 
 
-def test_fdr_flags_by_the_whole_run(own, detector):
+def test_fdr_flags_by_benjamini_hochberg_over_the_whole_run(own, detector):
     rows = rows_of(run("score", detector, own / "new", "--quiet", "--alpha", 0.3, "--fdr").stdout)
     scored = [row for row in rows if row["score"]]
     p = np.array([float(row["p_value"]) for row in scored], np.float32)
@@ -136,7 +136,7 @@ def test_fdr_flags_by_the_whole_run(own, detector):
     assert run("score", detector, own / "new", "--fdr").exit_code == 2
 
 
-def test_a_page_shows_the_most_anomalous_and_escapes_every_name(own, tmp_path):
+def test_the_report_shows_the_most_anomalous_images_and_escapes_every_name(own, tmp_path):
     script = "<script>alert(1)</script>"
     images = tmp_path / "images" / script.replace("/", "\u2215")
     images.mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_a_page_shows_the_most_anomalous_and_escapes_every_name(own, tmp_path):
     assert "<script" not in page
 
 
-def test_labels_name_the_images_of_one_folder(own, tmp_path):
+def test_fit_labels_assigns_each_image_the_label_of_the_largest_cosine(own, tmp_path):
     det = tmp_path / "det.safetensors"
     one = ["--images", own / "normal" / "red", "--dictionary", own / "words.txt", *UNTRAINED]
     assert run("fit", *one, "--labels", "red thing", "-o", det).exit_code == 0
@@ -190,7 +190,7 @@ def test_labels_name_the_images_of_one_folder(own, tmp_path):
         assert run("fit", *both, *wrong, "-o", det).exit_code == 2
 
 
-def test_a_fit_goes_on_without_images_that_cannot_be_read(own, tmp_path):
+def test_fit_lists_and_skips_unreadable_images_and_strict_makes_them_an_error(own, tmp_path):
     folder = tmp_path / "normal" / "red"
     folder.mkdir(parents=True)
     for file in sorted((own / "normal" / "red").iterdir())[:10]:
@@ -200,14 +200,14 @@ def test_a_fit_goes_on_without_images_that_cannot_be_read(own, tmp_path):
     arguments += ["--dictionary", own / "words.txt", "-o", tmp_path / "det"]
     result = run(*arguments)
     assert result.exit_code == 3
-    assert "left out: cannot read image 'red/bad.png'" in result.stderr
+    assert "skipped: cannot read image 'red/bad.png'" in result.stderr
     assert len(bj.Detector.load(tmp_path / "det").provenance["images"]["unreadable"]) == 1
     (tmp_path / "det").unlink()
     assert run(*arguments, "--strict").exit_code == 1
     assert not (tmp_path / "det").exists()
 
 
-def test_explain_says_why(own, detector):
+def test_explain_prints_the_detectors_explanation(own, detector):
     files = [own / "new" / "01.png", own / "new" / "broken.png"]
     result = run("explain", detector, *files, "--words", 3, "--json")
     assert result.exit_code == 3
@@ -222,8 +222,8 @@ def test_explain_says_why(own, detector):
     assert f"nearest normal class: {expected.nearest_class}" in printed.stdout
 
 
-def test_names_come_from_standard_input_and_rows_as_they_are_done(own, detector):
-    """The row of a name is there while the next name is not."""
+def test_names_on_standard_input_are_scored_as_they_arrive(own, detector):
+    """The row of a name is printed before the next name is written."""
     names = [str(own / "new" / f"{i:02d}.png") for i in (1, 2, 4)]
     child = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "bliss_jax.cli", "score", str(detector), "-", "--json", "--quiet"],
@@ -238,7 +238,7 @@ def test_names_come_from_standard_input_and_rows_as_they_are_done(own, detector)
     assert child.wait(60) == 0
 
 
-def test_strange_names_go_in_and_out(own, detector, tmp_path):
+def test_unusual_file_names_are_scored_and_printed_unchanged(own, detector, tmp_path):
     content = (own / "new" / "01.png").read_bytes()
     names = [b"new\nline.png", b"\xff\xfe.png", b"-dash.png", b'quo"te, comma.png', b" blank .png"]
     for name in names:
@@ -266,7 +266,7 @@ def test_strange_names_go_in_and_out(own, detector, tmp_path):
     assert run("score", detector, tmp_path, "--quiet", "-o", parquet).exit_code == 0
 
 
-def test_errors_leave_an_earlier_file_as_it_was(own, detector, tmp_path):
+def test_errors_leave_an_earlier_output_file_unchanged(own, detector, tmp_path):
     out = tmp_path / "scores.csv"
     out.write_text("earlier")
     damaged = tmp_path / "det.safetensors"
@@ -274,7 +274,7 @@ def test_errors_leave_an_earlier_file_as_it_was(own, detector, tmp_path):
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     for wrong, message in [
-        ([damaged, own / "new"], "det.safetensors is no detector that can be used: it is damaged"),
+        ([damaged, own / "new"], "det.safetensors is not a usable detector: it is damaged"),
         ([tmp_path / "none", own / "new"], "No such file"),
         (
             [detector, own / "new", "--alpha", 0.001],
@@ -289,7 +289,7 @@ def test_errors_leave_an_earlier_file_as_it_was(own, detector, tmp_path):
     assert [file.name for file in tmp_path.glob(".*")] == []
 
 
-def test_a_path_that_is_not_there_is_a_row(detector, tmp_path):
+def test_a_missing_file_gets_a_row_with_the_reason(detector, tmp_path):
     result = run("score", detector, tmp_path / "none.png", "--quiet")
     assert result.exit_code == 3
     assert rows_of(result.stdout)[0]["error"] == "No such file or directory"

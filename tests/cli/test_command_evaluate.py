@@ -1,4 +1,4 @@
-"""The command line as a person meets it: exit codes, files, and what is said where."""
+"""The commands evaluate and embed: results, messages, files and exit codes."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def embeddings(words, tmp_path_factory):
     return file
 
 
-def test_the_default_is_the_model_and_the_data_that_come_with_the_library():
+def test_the_default_model_and_data_set_need_no_download():
     result = run("evaluate", *QUICK, "--normal", "die face-1,die face-2")
     assert result.exit_code == 0, result.output
     assert "bliss-jax/tiny on glyphs; dictionary unicode-names" in result.stderr
@@ -43,20 +43,20 @@ def test_the_default_is_the_model_and_the_data_that_come_with_the_library():
     assert "are random" not in result.stdout
 
 
-def test_an_untrained_model_is_said_to_know_nothing(words):
+def test_the_table_says_that_the_weights_of_an_untrained_model_are_random(words):
     result = run("evaluate", *UNTRAINED, "--dictionary", words, *QUICK)
     assert result.exit_code == 0, result.output
-    assert "are random: these numbers show that the machinery runs" in result.stdout
-    assert "hold 1 of the 10 labels" in result.stderr
+    assert "are random, so these numbers only show that the program runs" in result.stdout
+    assert "including 1 of the 10 labels" in result.stderr
 
 
-def test_embedding_and_evaluating_is_evaluating(embeddings, words, tmp_path):
+def test_embed_and_evaluate_embeddings_equal_a_direct_evaluation(embeddings, words, tmp_path):
     direct, from_file = tmp_path / "direct.json", tmp_path / "file.json"
     result = run("evaluate", *UNTRAINED, "--dictionary", words, *QUICK, "--json", direct)
     assert result.exit_code == 0, result.output
     result = run("evaluate", "--embeddings", embeddings, *QUICK, "--json", from_file)
     assert result.exit_code == 0, result.output
-    assert "are random" in result.stdout, "the file says which model made it"
+    assert "are random" in result.stdout, "the provenance of the file names the model"
     rows = [json.loads(file.read_text())["rows"] for file in (direct, from_file)]
     assert rows[0] == rows[1]
     [provenance] = json.loads(from_file.read_text())["provenance"]["evaluations"]
@@ -65,7 +65,7 @@ def test_embedding_and_evaluating_is_evaluating(embeddings, words, tmp_path):
     assert provenance["embeddings"]["dataset"]["name"] == "digits"
 
 
-def test_several_protocols_shots_and_a_file_of_ones_own(embeddings, tmp_path):
+def test_several_protocols_shots_and_a_protocol_file_are_evaluated_together(embeddings, tmp_path):
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"name": "even", "splits": [[0, 2, 4, 6, 8]]}))
     out, table = tmp_path / "r.json", tmp_path / "r.csv"
@@ -94,7 +94,7 @@ def test_several_protocols_shots_and_a_file_of_ones_own(embeddings, tmp_path):
     assert "0,2,4,6,8" in result.stdout
 
 
-def test_the_name_of_a_protocol_is_printed_as_it_is(embeddings, tmp_path):
+def test_the_name_of_a_protocol_is_printed_literally(embeddings, tmp_path):
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"name": "[bold]even[/odd] :cat:", "splits": [[0, 2, 4, 6, 8]]}))
     result = run("evaluate", "--embeddings", embeddings, *QUICK, "--protocol", own)
@@ -102,7 +102,7 @@ def test_the_name_of_a_protocol_is_printed_as_it_is(embeddings, tmp_path):
     assert "[bold]even[/odd] :cat: (family custom)" in result.stdout
 
 
-def test_images_that_cannot_be_read_are_listed_or_with_strict_an_error(words, tmp_path):
+def test_unreadable_images_are_listed_and_strict_makes_them_an_error(words, tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for name in ("a", "b"):
@@ -119,19 +119,19 @@ def test_images_that_cannot_be_read_are_listed_or_with_strict_an_error(words, tm
 
     strict = run(*arguments, "--strict")
     assert strict.exit_code == 1
-    assert "4 images cannot be used" in strict.stderr
-    assert all(name in strict.stderr for name in bad), "those of both sets"
+    assert "4 images cannot be read" in strict.stderr
+    assert all(name in strict.stderr for name in bad), "the error names the images of both sets"
     assert not out.exists()
 
     result = run(*arguments)
     assert result.exit_code == 3, result.output
-    assert result.stderr.count("left out, cannot be read") == 4, "also with --quiet"
+    assert result.stderr.count("skipped: cannot read image") == 4, "also with --quiet"
     with np.load(out) as arrays:
         assert len(arrays["train_labels"]) == len(arrays["test_labels"]) == 4
         listed = json.loads(str(arrays["provenance"]))["dataset"]["unreadable"]
     assert [any(name in line for line in listed) for name in bad] == [True] * 4
     again = run("evaluate", "--embeddings", out, *QUICK, "--normal", "a")
-    assert again.exit_code == 0, "nothing is left out of what the file holds"
+    assert again.exit_code == 0, "the file holds no unreadable images"
 
     for file in (tmp_path / "images" / "test").rglob("*.png"):
         file.write_bytes(b"no image")
@@ -140,7 +140,7 @@ def test_images_that_cannot_be_read_are_listed_or_with_strict_an_error(words, tm
     assert "Traceback" not in none.output
 
 
-def test_splits_by_class_name_and_id(embeddings, tmp_path):
+def test_normal_accepts_class_names_and_ids(embeddings, tmp_path):
     out = tmp_path / "r.json"
     result = run(
         "evaluate", "--embeddings", embeddings, *QUICK, "--json", out,
@@ -152,7 +152,7 @@ def test_splits_by_class_name_and_id(embeddings, tmp_path):
     assert [split["normal"] for split in rows[0]["splits"]] == [[0, 2, 4], [9]]
 
 
-def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
+def test_exclude_labels_removes_labels_from_the_dictionary(words, tmp_path):
     file = tmp_path / "e.npz"
     result = run("embed", *UNTRAINED, "--dictionary", words, "--exclude-labels", "-o", file)
     assert result.exit_code == 0, result.output
@@ -164,7 +164,7 @@ def test_excluding_labels_takes_them_out_of_the_dictionary(words, tmp_path):
     assert found["labels_excluded"]
 
 
-def test_quiet_says_nothing_but_the_result(embeddings, words):
+def test_quiet_prints_only_the_result(embeddings, words):
     result = run("evaluate", *UNTRAINED, "--dictionary", words, "--quiet", *QUICK)
     assert result.exit_code == 0
     assert result.stderr == ""
@@ -177,24 +177,28 @@ def test_quiet_says_nothing_but_the_result(embeddings, words):
         (["--dataset", "cifar11"], 1, "did you mean cifar10"),
         (["--model", "no/such-dir", "--dataset", "digits"], 1, "no/such-dir"),
         (["--protocol", "zoc6"], 1, "did you mean zoc-6"),
-        (["--protocol", "zoc-6"], 1, "has splits of cifar10, not of 'digits'"),
+        (["--protocol", "zoc-6"], 1, "has splits for cifar10, but not for 'digits'"),
         (["--score", "blis"], 1, "did you mean bliss"),
-        (["--prompt", "a {labl}"], 1, "a prompt template must hold {label}"),
+        (["--prompt", "a {labl}"], 1, "a prompt template must contain {label}"),
         (["--dictionary", "imagenet"], 1, "imagenet1k"),
         (["--embeddings", "missing.npz"], 1, "missing.npz"),
         (["--draws", "3"], 2, "--draws needs --shots"),
         (["--shots", "1", "--draws", "0"], 1, "draws: expected at least 1, got 0"),
-        (["--prompt", ""], 1, "a prompt template must hold {label}"),
+        (["--prompt", ""], 1, "a prompt template must contain {label}"),
         (["--lambda", "nan"], 1, "weight: expected a finite number, got nan"),
         (["--json", "no/such/folder/r.json"], 1, "there is no folder no/such/folder"),
-        (["--normal", "one,tow"], 2, "'tow' is no class; expected two"),
-        (["--normal", "10"], 2, "'10' is no class"),
-        (["--normal", "one,one"], 1, "repeat"),
+        (["--normal", "one,tow"], 2, "unknown class 'tow'; expected two"),
+        (["--normal", "10"], 2, "unknown class '10'"),
+        (["--normal", "one,one"], 1, "more than once"),
         (["--dtype", "float64"], 2, "float64"),
-        (["--embeddings", "x.npz", "--model", "m", "--k", "3"], 2, "nothing to do for --model"),
+        (
+            ["--embeddings", "x.npz", "--model", "m", "--k", "3"],
+            2,
+            "--model cannot be combined with --embeddings",
+        ),
     ],
 )
-def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message):
+def test_invalid_arguments_end_with_a_message_and_an_exit_code(arguments, code, message):
     data = [] if {"--dataset", "--embeddings"} & {*arguments} else UNTRAINED[2:]
     result = run("evaluate", *data, *arguments)
     assert result.exit_code == code
@@ -202,7 +206,7 @@ def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message):
     assert "Traceback" not in result.output
 
 
-def test_a_report_shows_the_images_that_were_scored(words, tmp_path):
+def test_the_report_shows_the_scored_images(words, tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for number, name in enumerate(("anomalous", "normal")):
@@ -225,20 +229,20 @@ def test_a_report_shows_the_images_that_were_scored(words, tmp_path):
     assert "0.png" in result.stderr
     result = run(*arguments)
     assert result.exit_code == 3, result.output
-    assert "left out, cannot be read: cannot read image 'test/normal/0.png'" in result.stderr
-    assert "no gallery in the report: some test images could not be read" in result.stderr
+    assert "skipped: cannot read image 'test/normal/0.png'" in result.stderr
+    assert "the report has no gallery, because some test images could not be" in result.stderr
     assert 'id="gallery"' not in page.read_text()
 
 
-def test_a_report_of_a_protocol_that_uses_some_of_the_classes(words, tmp_path):
-    protocol = ("--protocol", "glyphs-leave-sibling-out")  # 53 of 259
+def test_the_report_of_a_protocol_with_some_of_the_classes_has_a_gallery(words, tmp_path):
+    protocol = ("--protocol", "glyphs-leave-sibling-out")  # 53 of 259 classes
     arguments = ("evaluate", "--dictionary", words, *protocol, *QUICK, "--report", tmp_path)
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "index.html").read_text().count('data-name="') == 24
 
 
-def test_what_is_written_can_be_read_by_others(embeddings, tmp_path):
+def test_output_files_have_the_permissions_of_the_umask(embeddings, tmp_path):
     out = tmp_path / "r.json"
     mask = os.umask(0o022)
     try:
@@ -249,11 +253,11 @@ def test_what_is_written_can_be_read_by_others(embeddings, tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(embeddings, tmp_path):
+def test_an_output_file_that_cannot_be_written_is_an_error_before_the_work(embeddings, tmp_path):
     for command, option, name in [("evaluate", "--csv", "r.csv"), ("embed", "-o", "e.npz")]:
         result = run(command, option, tmp_path / "missing" / name)
         assert result.exit_code == 1
         assert "there is no folder" in result.stderr
-        assert "done" not in result.stderr, "it is refused before the work, not after it"
+        assert "done" not in result.stderr, "the error comes before the work"
     assert run("embed", "-o", tmp_path / "e.txt").exit_code == 2
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""One grammar for all commands: help, examples, exit codes, pipes, interrupts, colours."""
+"""Conventions of all commands: help, examples, exit codes, pipes, interrupts, colours."""
 
 import json
 import os
@@ -31,10 +31,10 @@ def program(*arguments: str, **options):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example_of_its_own_options(name):
+def test_the_help_of_every_command_has_valid_examples(name):
     result = run(name, "--help")
     assert result.exit_code == 0
-    # One line each: one that help had folded could not be pasted into a shell.
+    # Each example is on one line; a wrapped one could not be pasted into a shell.
     examples = re.findall(r"bliss-jax [^\n]*", result.stdout.split("Example", 1)[1])
     assert examples
     for example in examples:
@@ -44,12 +44,12 @@ def test_every_command_has_help_with_an_example_of_its_own_options(name):
             assert not context.args
 
 
-def test_what_says_how_far_it_is_can_be_quiet():
+def test_commands_with_progress_have_the_option_quiet():
     quiet = [name for name in COMMANDS if "--quiet" in run(name, "--help").stdout]
     assert quiet == ["demo", "embed", "evaluate", "fit", "score"]
 
 
-def test_help_needs_no_jax():
+def test_help_imports_no_heavy_package():
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom bliss_jax.cli import main\n"
         f"for name in {COMMANDS}:\n"
@@ -59,12 +59,12 @@ def test_help_needs_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)  # noqa: S603
 
 
-def test_the_exit_codes_are_in_the_help():
+def test_the_help_lists_the_exit_codes():
     codes = re.findall(r"^    (\d+) +\w", run("--help").stdout, flags=re.MULTILINE)
     assert codes == ["0", "1", "2", "3", "130", "141"]
 
 
-def test_catalogues_hold_what_the_registries_hold():
+def test_the_catalogue_commands_print_the_registries():
     for command, names in [
         ("models", model_names()),
         ("datasets", dataset_names()),
@@ -84,7 +84,7 @@ def test_catalogues_hold_what_the_registries_hold():
     assert {"dataset": "cifar10", "protocol": "zoc-6", **facts} in of_cifar
 
 
-def test_data_sets_have_the_images_that_the_catalogue_says():
+def test_data_sets_have_the_numbers_of_images_that_the_catalogue_states():
     from bliss_jax.datasets.cifar import Cifar10, Cifar100
     from bliss_jax.datasets.tiny_imagenet import TinyImagenet, class_table
 
@@ -117,20 +117,20 @@ def test_data_sets_have_the_images_that_the_catalogue_says():
         (["fit", "-o", "x"], "--images"),
     ],
 )
-def test_a_command_line_that_is_wrong_ends_with_2_and_the_near_misses(wrong, message):
+def test_an_invalid_command_line_ends_with_2_and_suggestions(wrong, message):
     result = run(*wrong)
     assert result.exit_code == 2
     assert message in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts_call_the_program(shell):
+def test_completion_scripts_name_the_program_and_its_variable(shell):
     script = run("completion", shell).stdout
     assert "bliss-jax" in script
     assert "_BLISS_JAX_COMPLETE" in script
 
 
-def test_completion_completes():
+def test_completion_completes_a_command_name():
     asked = {
         "COMP_WORDS": "bliss-jax pro",
         "COMP_CWORD": "1",
@@ -144,8 +144,8 @@ def test_completion_completes():
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["models", "--json"], ["--help"]])
-def test_a_pipe_that_nobody_reads_ends_quietly(arguments):
-    """A table, a document and a help text: rich, click and the group would each end in their own way."""
+def test_a_closed_pipe_ends_with_141_and_no_message(arguments):
+    """A table, a JSON document and a help text, which rich, click and the group handle in different ways."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "bliss_jax.cli", *arguments]
@@ -157,7 +157,7 @@ def test_a_pipe_that_nobody_reads_ends_quietly(arguments):
 
 def test_an_interrupt_ends_with_130_and_no_traceback(tmp_path):
     code = "import signal, time, click\nfrom bliss_jax.cli import main\n"
-    # A program that is started in the background may have been told to ignore interrupts.
+    # A program that is started in the background may ignore interrupts.
     code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "@click.command()\ndef wait():\n    print('here', flush=True)\n    time.sleep(60)\n"
     code += "main.add_command(wait)\nmain()\n"
@@ -176,7 +176,7 @@ COLOUR = rb"\x1b\[[0-9;]*\b(3[0-7]|38|9[0-7])\b"
 
 
 def progress_on_a_terminal(**variables: str) -> bytes:
-    """What a progress bar writes to a terminal."""
+    """Returns the output of a progress bar on a terminal."""
     code = (
         "from bliss_jax.cli.terminal import progress\n"
         "with progress('images', 3) as advance:\n    advance(3)\n"
@@ -192,7 +192,7 @@ def progress_on_a_terminal(**variables: str) -> bytes:
         return terminal.read(65536)
 
 
-def test_colours_are_for_terminals_without_no_color():
+def test_output_has_colours_only_on_terminals_without_no_color():
     assert re.search(COLOUR, progress_on_a_terminal())
     without = progress_on_a_terminal(NO_COLOR="1")
     assert b"3/3" in without
@@ -201,8 +201,8 @@ def test_colours_are_for_terminals_without_no_color():
     assert b"\x1b" not in program("--help").stdout
 
 
-def test_names_are_printed_as_they_are(capsys):
-    """Brackets would be styles to rich, and what stands between colons a picture."""
+def test_names_are_printed_literally(capsys):
+    """By default rich reads brackets as styles and words between colons as emoji."""
     from rich.table import Table
 
     name = "[bold]a[/x] :cat: [/]"

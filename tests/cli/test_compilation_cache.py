@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and that a damaged one is compiled anew."""
+"""The folder of the compilation cache, and its behaviour on damaged entries."""
 
 import os
 import subprocess
@@ -25,14 +25,14 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     names = ("COMPILATION_CACHE_DIR", "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     for name in (*names, "COMPILATION_CACHE_MAX_SIZE"):
-        monkeypatch.setenv(f"JAX_{name}", "x")  # so that it is taken back after the test
+        monkeypatch.setenv(f"JAX_{name}", "x")  # so that monkeypatch removes it after the test
         monkeypatch.delenv(f"JAX_{name}")
 
 
-def test_the_folder_is_the_users_own(tmp_path, monkeypatch):
+def test_the_cache_folder_is_private_to_the_user(tmp_path, monkeypatch):
     folder = use_compilation_cache()
     assert folder.parent == tmp_path / "xdg" / "bliss-jax" / "compiled"
-    assert folder.stat().st_mode & 0o077 == 0, "compiled programs are code"
+    assert folder.stat().st_mode & 0o077 == 0, "compiled programs are executable code"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
@@ -40,24 +40,24 @@ def test_the_folder_is_the_users_own(tmp_path, monkeypatch):
     assert folder.parent == tmp_path / "home" / ".cache" / "bliss-jax" / "compiled"
 
 
-def test_it_can_be_moved_and_switched_off(tmp_path, monkeypatch):
+def test_the_cache_can_be_moved_and_switched_off(tmp_path, monkeypatch):
     monkeypatch.setenv("BLISS_JAX_COMPILATION_CACHE", str(tmp_path / "mine"))
     assert use_compilation_cache().parent == tmp_path / "mine"
-    assert use_compilation_cache() is None, "JAX has been told: it is left alone"
+    assert use_compilation_cache() is None, "JAX_COMPILATION_CACHE_DIR takes precedence"
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("BLISS_JAX_COMPILATION_CACHE", "off")
     assert use_compilation_cache() is None
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
-def test_where_nothing_can_be_written_there_is_no_cache(tmp_path, monkeypatch):
+def test_there_is_no_cache_if_its_folder_cannot_be_created(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BLISS_JAX_COMPILATION_CACHE", str(tmp_path / "file"))
     assert use_compilation_cache() is None
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
-def test_damaged_programs_are_compiled_anew(tmp_path):
+def test_damaged_entries_are_compiled_again(tmp_path):
     environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": ""}
 
     def run():

@@ -1,8 +1,8 @@
-"""The main job once, end to end: real CIFAR-10 images, tfds, a CLIP B/32 checkpoint, the command line.
+"""The main job end to end: real CIFAR-10 images, tfds, a CLIP B/32 checkpoint, the command line.
 
-The checkpoint is transformers' own B/32 with random weights (no trained ones can be shipped), its tokenizer
-OpenAI's. So what can be stated is that the chain runs, that it gives the same numbers twice, and that an
-encoder which has learned nothing about words is at chance.
+The checkpoint is transformers' B/32 with random weights, because trained ones cannot be shipped; its
+tokenizer is OpenAI's. The test therefore states that the pipeline runs, that it is reproducible, and that an
+encoder without trained weights is at chance.
 """
 
 import json
@@ -20,7 +20,7 @@ TRAIN, TEST = 150, 150
 
 @pytest.fixture(scope="module")
 def cifar10_archive(shared, tmp_path_factory):
-    """CIFAR-10's official archive with fewer images: the first 30 of each training batch, 150 to test."""
+    """Returns CIFAR-10's archive with fewer images: 30 of each training batch, and 150 test images."""
     from bliss_jax.datasets.cifar import CIFAR10, Cifar10
 
     with np.load(shared / "data" / "cifar10_lossless_subset.npz") as file:
@@ -43,7 +43,7 @@ def cifar10_archive(shared, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(shared, tmp_path_factory):
-    """CLIP B/32 as transformers initialises it, saved by `save_pretrained`, with OpenAI's tokenizer."""
+    """Returns a directory with CLIP B/32 as transformers initialises it and OpenAI's tokenizer."""
     import torch
     from random_checkpoints import save_preprocessor
     from transformers import CLIPConfig, CLIPModel
@@ -85,7 +85,7 @@ def test_the_main_job_end_to_end(cifar10_archive, checkpoint, tmp_path):
 
     table, first = evaluate("first")
     _, second = evaluate("second")
-    assert first["rows"] == second["rows"], "the same numbers twice"
+    assert first["rows"] == second["rows"], "results must be reproducible"
 
     [provenance] = first["provenance"]["evaluations"]
     assert provenance["protocol"] == {
@@ -100,8 +100,8 @@ def test_the_main_job_end_to_end(cifar10_archive, checkpoint, tmp_path):
     assert made_with["prompt"] == "This is a photo of a {label}"
     assert provenance["images"] == {"train": TRAIN, "test": TEST}
 
-    # What compares images with words is at chance, and the table says so. Images alone are not: colours
-    # survive a random encoder, and cars are not frogs.
+    # Scores that compare images with texts are at chance, and the table says so. Scores of images alone are
+    # not at chance: a random encoder preserves colours, and cars and frogs differ in colour.
     [bliss] = [row for row in first["rows"] if row["score"] == "bliss"]
     assert abs(bliss["auroc"] - 0.5) < 0.1
     at_chance = [row["score"] for row in first["rows"] if row["near_chance"]]

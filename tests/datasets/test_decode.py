@@ -1,4 +1,4 @@
-"""Decoding against transformers' `load_image` and plain Pillow; refusals by name."""
+"""Decoded pixels equal those of transformers' `load_image` and Pillow; unreadable images are refused."""
 
 import io
 import struct
@@ -64,7 +64,7 @@ def orientation(value: int) -> Image.Exif:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pixels_are_those_of_transformers_load_image(variant, tmp_path):
+def test_pixels_equal_those_of_transformers_load_image(variant, tmp_path):
     from transformers.image_utils import load_image
 
     file = tmp_path / "image"
@@ -79,17 +79,17 @@ def test_pixels_are_those_of_transformers_load_image(variant, tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_variant_warns(variant):
+def test_decoding_emits_no_warning(variant):
     with warnings.catch_warnings(action="error"):
         decode_image(VARIANTS[variant](), "image")
 
 
-def test_orientation_is_applied():
+def test_the_exif_orientation_is_applied():
     turned = decode_image(VARIANTS["orientation 6"](), "image")
     np.testing.assert_array_equal(turned, np.rot90(RGB, -1))
 
 
-def test_transparency_is_dropped_and_hidden_colours_show():
+def test_transparency_is_dropped_and_hidden_colours_become_visible():
     hidden = np.dstack([RGB, np.zeros((9, 7), np.uint8)])
     image = decode_image(encode(Image.fromarray(hidden, "RGBA"), "PNG"), "image")
     np.testing.assert_array_equal(image, RGB)
@@ -108,14 +108,14 @@ def test_sixteen_bit_grey_keeps_its_high_byte(content):
     np.testing.assert_array_equal(decode_image(content, "image"), np.stack([expected] * 3, axis=-1))
 
 
-def test_sixteen_bit_grey_is_turned_too():
+def test_the_exif_orientation_is_applied_to_sixteen_bit_grey():
     content = encode(Image.fromarray(GREY16), "PNG", exif=orientation(6))
     expected = np.rot90((GREY16 >> 8).astype(np.uint8), -1)
     np.testing.assert_array_equal(decode_image(content, "image")[..., 0], expected)
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
-    """A PNG by the specification, of kinds that Pillow does not write."""
+    """Encodes a PNG of a kind that Pillow cannot write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -134,7 +134,7 @@ def test_sixteen_bit_rgb_keeps_its_high_byte():
     np.testing.assert_array_equal(image, samples >> 8)
 
 
-def test_of_a_multi_picture_jpeg_the_primary_picture_is_read():
+def test_the_primary_picture_of_a_multi_picture_jpeg_is_read():
     first, second = Image.fromarray(RGB), Image.fromarray(255 - RGB)
     content = encode(first, "MPO", save_all=True, append_images=[second])
     expected = np.asarray(Image.open(io.BytesIO(encode(first, "JPEG"))))
@@ -169,13 +169,16 @@ REFUSED = {
     "postscript": (encode(Image.fromarray(RGB), "EPS"), "not one of"),
     "pdf": (encode(Image.fromarray(RGB), "PDF"), "not one of"),
     "bomb": (png(20_000, 20_000, 8, 2, b"\0"), "exceeds limit|at most"),
-    "small bomb": (png(10_000, 10_000, 8, 2, b"\0"), "10000 x 10000 pixels, at most 89478485"),
+    "small bomb": (
+        png(10_000, 10_000, 8, 2, b"\0"),
+        "10000 x 10000 pixels, expected at most 89478485",
+    ),
 }
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_read_is_named_with_its_reason(kind, tmp_path):
+def test_an_unreadable_image_is_refused_with_its_name_and_reason(kind, tmp_path):
     content, reason = REFUSED[kind]
     file = tmp_path / "cat.jpg"
     file.write_bytes(content)
@@ -187,27 +190,27 @@ def test_what_cannot_be_read_is_named_with_its_reason(kind, tmp_path):
         assert isinstance(caught.value, ValueError)
 
 
-def test_a_bomb_stays_refused_where_pillow_was_told_to_allow_it(monkeypatch):
+def test_a_decompression_bomb_is_refused_even_if_pillows_limit_is_disabled(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(UnreadableImageError, match="20000 x 20000 pixels"):
         decode_image(REFUSED["bomb"][0], "bomb.png")
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused_with_the_reason(tmp_path):
     with pytest.raises(UnreadableImageError, match="No such file"):
         decode_image(tmp_path / "gone.jpg", "gone.jpg")
     with pytest.raises(UnreadableImageError, match="Is a directory"):
         decode_image(tmp_path, "folder")
 
 
-def test_names_that_would_garble_a_terminal_are_escaped():
+def test_control_characters_in_names_are_escaped_in_errors():
     with pytest.raises(UnreadableImageError) as caught:
         decode_image(b"", "a\nb\x1b[31m\udcff.jpg")
     assert str(caught.value).isprintable()
 
 
-def test_a_truncated_file_is_never_a_picture_of_part_of_it():
-    """Whatever the cut, the image is either whole or refused."""
+def test_a_truncated_jpeg_is_never_decoded_in_part():
+    """A JPEG cut at any length is refused; trailing bytes do not change the image."""
     whole = decode_image(JPEG, "whole")
     for length in range(0, len(JPEG) - 2, 37):
         with pytest.raises(UnreadableImageError):
@@ -220,8 +223,8 @@ def test_only_the_listed_formats_are_tried():
     assert {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"} <= set(decode._formats())
 
 
-def test_the_first_images_of_a_process_can_be_read_from_many_threads(tmp_path):
-    """Pillow registers its formats when the first image is opened, which eight threads do at once."""
+def test_eight_threads_can_read_the_first_images_of_a_process(tmp_path):
+    """Pillow registers its formats when the first image is opened, here by eight threads at once."""
     for number in range(16):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
     program = (

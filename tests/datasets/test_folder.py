@@ -1,4 +1,4 @@
-"""Folders of images per class: both layouts, the order, and what is refused."""
+"""Folders with one subfolder per class: layouts, order of the images, and errors for other entries."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from bliss_jax.datasets import ImageDataset, UnreadableImageError, load_dataset
 
 
 def write(file: Path, value: int) -> None:
-    """A one-colour image, recognisable by its value."""
+    """Writes an image in which every pixel has the given value."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((3, 4, 3), value, np.uint8)).save(file)
 
@@ -41,7 +41,7 @@ def test_classes_and_files_are_sorted_by_name(pets):
     assert dataset.source == "folder (5 files)"
 
 
-def test_the_order_is_not_the_file_systems(pets, monkeypatch):
+def test_the_order_does_not_depend_on_the_file_system(pets, monkeypatch):
     expected = values(load_dataset(pets))
     scandir = os.scandir
 
@@ -59,7 +59,7 @@ def test_the_order_is_not_the_file_systems(pets, monkeypatch):
     assert values(load_dataset(pets)) == expected
 
 
-def test_a_folder_may_be_given_as_text_relative_or_through_a_link(pets, monkeypatch):
+def test_a_folder_may_be_a_string_a_relative_path_or_a_link(pets, monkeypatch):
     expected = values(load_dataset(pets))
     monkeypatch.chdir(pets.parent)
     (pets.parent / "link").symlink_to(pets)
@@ -72,7 +72,7 @@ def test_a_folder_may_be_given_as_text_relative_or_through_a_link(pets, monkeypa
     assert values(dataset) == expected
 
 
-def test_two_splits_share_the_classes_of_both(tmp_path):
+def test_both_splits_have_the_union_of_their_classes(tmp_path):
     for value, name in enumerate(
         ["train/dog/a.png", "train/cat/a.png", "test/dog/a.png", "test/emu/a.png"]
     ):
@@ -84,23 +84,23 @@ def test_two_splits_share_the_classes_of_both(tmp_path):
     assert test.source == "folder (2 files, split test)"
 
 
-def test_with_two_splits_the_same_faults_are_listed(tmp_path):
+def test_invalid_entries_beside_and_inside_the_split_folders_are_listed(tmp_path):
     write(tmp_path / "elsewhere" / "cat" / "a.png", 9)
     root = tmp_path / "pets"
     write(root / "train" / "cat" / "a.png", 0)
     write(root / "loose.png", 9)
     (root / "test").symlink_to(tmp_path / "elsewhere")
     write(root / "train" / "b.png", 9)
-    with pytest.raises(ValueError, match="'pets' holds what is not") as caught:
+    with pytest.raises(ValueError, match="'pets' contains entries that are not") as caught:
         load_dataset(root)
     assert str(caught.value).splitlines()[1:] == [
-        "  'loose.png': beside the folders train and test, not in one",
+        "  'loose.png': not inside the folder train or test",
         "  'test': a link that leads out of the folder",
-        "  'train/b.png': beside the class folders, not in one",
+        "  'train/b.png': not inside a class folder",
     ]
 
 
-def test_train_may_be_a_class(tmp_path):
+def test_a_class_may_be_named_train(tmp_path):
     for value, name in enumerate(["bus/a.png", "train/a.png"]):
         write(tmp_path / "both" / name, value)
     write(tmp_path / "alone" / "train" / "a.png", 7)
@@ -108,7 +108,7 @@ def test_train_may_be_a_class(tmp_path):
     assert load_dataset(tmp_path / "alone").class_names == ("train",)
 
 
-def test_a_split_that_is_not_there_is_refused(pets, tmp_path):
+def test_a_missing_split_is_refused(pets, tmp_path):
     with pytest.raises(ValueError, match="'pets' has no subfolders train and test"):
         load_dataset(pets, "test")
     write(tmp_path / "half" / "train" / "cat" / "a.png", 0)
@@ -116,7 +116,7 @@ def test_a_split_that_is_not_there_is_refused(pets, tmp_path):
         load_dataset(tmp_path / "half", "test")
 
 
-def test_what_file_browsers_leave_behind_is_ignored(pets):
+def test_files_that_file_browsers_create_are_ignored(pets):
     expected = values(load_dataset(pets))
     for name in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", ".git/config"):
         (pets / name).parent.mkdir(exist_ok=True)
@@ -124,7 +124,7 @@ def test_what_file_browsers_leave_behind_is_ignored(pets):
     assert values(load_dataset(pets)) == expected
 
 
-def test_whatever_does_not_belong_is_listed(pets, tmp_path):
+def test_invalid_entries_are_listed_with_a_reason(pets, tmp_path):
     write(tmp_path / "elsewhere" / "x.png", 9)
     (pets / "labels.csv").write_text("")
     write(pets / "loose.png", 9)
@@ -137,31 +137,31 @@ def test_whatever_does_not_belong_is_listed(pets, tmp_path):
     (pets / "fox").symlink_to(tmp_path / "elsewhere")
     (pets / "gnu\n").mkdir()
     with pytest.raises(
-        ValueError, match="'pets' holds what is not an image in a class folder"
+        ValueError, match="'pets' contains entries that are not images in class folders"
     ) as caught:
         load_dataset(pets)
     assert str(caught.value).splitlines()[1:] == [
         "  'cat/more': a folder within a class folder",
-        "  'cat/notes.txt': not an image by its name",
+        "  'cat/notes.txt': not the name of an image file",
         "  'dog/broken.png': a broken link",
         "  'dog/out.png': a link that leads out of the folder",
         "  'dog/pipe.png': not a regular file",
         "  'emu': a class folder without images",
         "  'fox': a link that leads out of the folder",
         "  'gnu\\n': a class name with unprintable characters or invalid UTF-8",
-        "  'labels.csv': beside the class folders, not in one",
-        "  'loose.png': beside the class folders, not in one",
+        "  'labels.csv': not inside a class folder",
+        "  'loose.png': not inside a class folder",
     ]
 
 
-def test_of_many_faults_ten_are_listed_and_the_rest_counted(pets):
+def test_the_first_ten_invalid_entries_are_listed_and_the_others_counted(pets):
     for i in range(25):
         (pets / "cat" / f"{i:02d}.txt").write_text("")
     with pytest.raises(ValueError, match=r"'cat/09\.txt'.*\n  \.\.\. and 15 more$"):
         load_dataset(pets)
 
 
-def test_links_within_the_folder_are_followed(pets):
+def test_links_inside_the_folder_are_followed(pets):
     (pets / "cat" / "z.png").symlink_to("../dog/b.png")
     (pets / "puppy").symlink_to("dog")
     dataset = load_dataset(pets)
@@ -169,7 +169,7 @@ def test_links_within_the_folder_are_followed(pets):
     assert values(dataset) == [1, 3, 4, 0, 2, 0, 2, 0]
 
 
-def test_a_link_chain_that_leaves_the_folder_and_a_loop_are_refused(pets, tmp_path):
+def test_a_chain_of_links_out_of_the_folder_and_a_loop_are_refused(pets, tmp_path):
     (tmp_path / "pets_not").mkdir()
     write(tmp_path / "pets_not" / "x.png", 9)
     (pets / "cat" / "y.png").symlink_to("z.png")
@@ -185,7 +185,7 @@ def test_a_link_chain_that_leaves_the_folder_and_a_loop_are_refused(pets, tmp_pa
         load_dataset(pets)
 
 
-def test_hostile_file_names_are_read_and_reported_escaped(tmp_path):
+def test_unusual_file_names_are_read_and_are_escaped_in_errors(tmp_path):
     names = [b"-rf.png", b"new\nline.png", b"not utf8 \xff.png", "näme.png".encode(), b"$(x).png"]
     for value, name in enumerate(sorted(names)):
         write(tmp_path / "cat" / os.fsdecode(name), value)
@@ -199,7 +199,7 @@ def test_hostile_file_names_are_read_and_reported_escaped(tmp_path):
         assert str(caught.value).isascii() or "näme" in str(caught.value)
 
 
-def test_a_damaged_image_is_named_when_it_is_read_and_the_others_are_not_affected(pets):
+def test_reading_a_damaged_or_deleted_image_names_it_and_leaves_the_others_readable(pets):
     (pets / "dog" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (pets / "cat" / "10.png").unlink()
     (pets / "cat" / "10.png").symlink_to("2.png")
@@ -212,13 +212,13 @@ def test_a_damaged_image_is_named_when_it_is_read_and_the_others_are_not_affecte
     assert [int(dataset.images[i][0, 0, 0]) for i in (0, 1, 3)] == [3, 3, 2]
 
 
-def test_content_not_name_decides_the_format(tmp_path):
+def test_the_content_of_a_file_determines_its_format(tmp_path):
     write(tmp_path / "cat" / "real.png", 5)
     (tmp_path / "cat" / "real.png").rename(tmp_path / "cat" / "called.jpg")
     assert values(load_dataset(tmp_path)) == [5]
 
 
-def test_threads_read_what_one_reader_reads(tmp_path):
+def test_several_threads_read_the_same_images_as_one(tmp_path):
     for value in range(200):
         write(tmp_path / "cat" / f"{value:03d}.png", value)
     dataset = load_dataset(tmp_path)
@@ -231,19 +231,19 @@ def test_folders_without_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="has no class folders"):
         load_dataset(tmp_path)
     write(tmp_path / "a.png", 0)
-    with pytest.raises(ValueError, match=r"'a\.png': beside the class folders"):
+    with pytest.raises(ValueError, match=r"'a\.png': not inside a class folder"):
         load_dataset(tmp_path)
-    with pytest.raises(ValueError, match="neither a folder nor a data set"):
+    with pytest.raises(ValueError, match="neither a folder nor one of the data sets"):
         load_dataset(tmp_path / "a.png")
 
 
-def test_options_of_named_data_sets_are_refused(pets):
-    with pytest.raises(ValueError, match="for named data sets"):
+def test_options_for_named_data_sets_are_refused_for_folders(pets):
+    with pytest.raises(ValueError, match="data_dir and manual_dir are only for named data sets"):
         load_dataset(pets, data_dir=pets)
 
 
 @pytest.mark.shared_data
-def test_real_jpegs_come_out_as_pillow_decodes_them(shared, tmp_path):
+def test_real_jpegs_equal_those_that_pillow_decodes(shared, tmp_path):
     import tarfile
 
     with tarfile.open(shared / "data" / "cifar10_test_jpeg.tar.gz") as tar:

@@ -1,4 +1,4 @@
-"""The data set `glyphs`: names, renders, and the protocols on it."""
+"""The data set `glyphs`: class names, rendering and protocols."""
 
 import unicodedata
 
@@ -20,18 +20,18 @@ def scenes(n=6, split="train", seed=0, small=1):
     return gs.draw_scenes(rng, np.zeros(n, np.int32), split, num_faces=1, num_small=small)
 
 
-def test_classes_are_unicode_names_and_no_symbol_occurs_twice():
+def test_class_names_are_the_unicode_names_of_distinct_symbols():
     names = glyph_names()
     assert len(set(SYMBOLS)) == len(SYMBOLS) == len(names)
     assert [unicodedata.lookup(name) for name in names] == list(SYMBOLS)
 
 
-def test_every_symbol_is_drawn_by_every_symbol_face():
+def test_the_first_face_of_each_split_contains_every_symbol():
     for split in SPLITS:
         assert not set(SYMBOLS) - set(gs.characters(FACES[split][0])), split
 
 
-def test_splits_share_no_face_shade_or_seed():
+def test_splits_share_no_face_and_no_shade():
     faces = [face for split in SPLITS for face in FACES[split]]
     assert len(set(faces)) == len(faces)
     shades = {split: set(np.unique(scenes(200, split).shade)) for split in SPLITS}
@@ -40,36 +40,37 @@ def test_splits_share_no_face_shade_or_seed():
     assert not shades["validation"] & shades["test"]
 
 
-@pytest.mark.parametrize(("split", "per_class"), [("validation", 10), ("test", 20)])
-def test_images_of_all_classes_the_same_every_time(split, per_class):
-    first, second = load_glyphs(split), load_glyphs(split)
+def test_rendering_is_deterministic():
+    first, second = load_glyphs("validation"), load_glyphs("validation")
     np.testing.assert_array_equal(np.asarray(first.images), np.asarray(second.images))
-    assert np.asarray(first.images).shape == (per_class * len(SYMBOLS), 32, 32, 3)
-    assert (np.bincount(first.labels) == per_class).all()
-    assert first.class_names == glyph_names()
+    assert (np.bincount(first.labels) == 10).all()
 
 
-def test_a_named_data_set():
-    assert load_dataset("glyphs", "test").name == "glyphs"
+def test_the_test_split_has_twenty_images_of_each_class():
+    dataset = load_dataset("glyphs", "test")
+    assert dataset.name == "glyphs"
+    assert np.asarray(dataset.images).shape == (20 * len(SYMBOLS), 32, 32, 3)
+    assert (np.bincount(dataset.labels) == 20).all()
+    assert dataset.class_names == glyph_names()
 
 
-def test_a_mask_at_its_own_size_is_placed_as_it_is():
+def test_a_mask_placed_at_its_own_size_is_unchanged():
     mask = np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8)
     there = gs._placed(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.zeros(1))
     np.testing.assert_allclose(there, mask / 255, atol=1e-5)
 
 
-def test_a_mask_is_moved_and_turned():
+def test_a_mask_is_translated_and_rotated():
     mask = np.zeros((1, 32, 32), np.uint8)
     mask[0, 4, 20] = 255
     moved = gs._placed(mask, np.array([32.0]), np.array([[18.0, 17.0]]), np.zeros(1))
     assert np.unravel_index(moved[0].argmax(), (32, 32)) == (5, 22)
-    # A quarter turn clockwise (y points down): right of the middle goes below it.
+    # A quarter turn clockwise (y points down) moves a point from right of the centre to below it.
     turned = gs._placed(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.array([np.pi / 2]))
     assert np.unravel_index(turned[0].argmax(), (32, 32)) == (20, 27)
 
 
-def test_a_scene_without_noise_and_clutter_has_the_glyphs_colour_where_the_glyph_is():
+def test_a_plain_scene_has_the_colours_of_the_glyph_and_the_background():
     import dataclasses
 
     plain = dataclasses.replace(
@@ -88,26 +89,26 @@ def test_a_scene_without_noise_and_clutter_has_the_glyphs_colour_where_the_glyph
         assert (image == ground).all(axis=-1).any()
 
 
-def test_the_glyph_can_be_told_from_the_ground():
+def test_glyph_and_background_differ_in_luma():
     drawn = scenes(2000)
     luma = gs.palette() @ np.array([0.299, 0.587, 0.114])
     glyph, ground = (luma[drawn.colour[:, i], drawn.shade[:, i]] for i in range(2))
     assert np.abs(glyph - ground).min() > 30
 
 
-def test_noise_is_centred():
+def test_noise_has_mean_zero():
     assert abs(scenes(300).noise.mean()) < 0.1
 
 
 @pytest.mark.parametrize("name", GLYPH_PROTOCOLS)
-def test_protocols_name_classes_of_the_data_set_once(name):
+def test_the_splits_of_a_protocol_contain_only_classes_of_the_data_set(name):
     protocol = load_protocol(name, dataset="glyphs", num_classes=len(SYMBOLS))
     assert protocol.family == "glyphs"
     for split in protocol.splits:
         assert max(split.normal + split.anomalous) < len(SYMBOLS)
 
 
-def test_what_the_protocols_divide():
+def test_each_protocol_divides_the_families_as_documented():
     families = list(family_classes().values())
     assert [normal for normal, _ in glyph_splits("glyphs-family")] == families
     for (normal, anomalous), family in zip(
@@ -127,12 +128,12 @@ def test_what_the_protocols_divide():
     assert list(counts.values()) == [20, 20, 53, 20, 3, 26]
 
 
-def test_protocols_of_glyphs_are_refused_elsewhere():
+def test_protocols_of_glyphs_are_refused_for_other_data_sets():
     with pytest.raises(ValueError, match="glyphs"):
         load_protocol("glyphs-third", dataset="cifar10", num_classes=10)
 
 
-def test_the_dictionary_is_the_names_of_the_fonts_characters():
+def test_the_dictionary_unicode_names_has_the_names_of_the_visible_characters():
     dictionary = load_dictionary("unicode-names")
     assert [unicodedata.lookup(name) for name in dictionary] == list(gs.characters())
     assert len(find_overlap(dictionary, glyph_names())) == len(SYMBOLS)

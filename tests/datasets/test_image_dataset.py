@@ -1,4 +1,4 @@
-"""The interface to images: what it checks, what a subset is."""
+"""The interface to labelled images: validation of the fields, subsets and lazy images."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def make(**changes) -> ImageDataset:
 
 
 class Squares(LazyImages):
-    """Image i has side i + 1 and value i; image 3 cannot be read."""
+    """Lazy images: image i has side length i + 1 and value i; image 3 cannot be read."""
 
     def __len__(self):
         return 6
@@ -34,14 +34,14 @@ class Squares(LazyImages):
         return np.full((position + 1, position + 1, 3), position, np.uint8)
 
 
-def test_an_array_and_a_list_are_images():
+def test_images_may_be_an_array_or_a_list():
     assert len(make()) == 6
     ragged = [np.zeros((i + 1, 2, 3), np.uint8) for i in range(6)]
     assert make(images=ragged).images[5].shape == (6, 2, 3)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int16])
-def test_labels_become_int32_without_loss_and_cannot_be_written(dtype):
+def test_labels_are_copied_to_a_read_only_int32_array(dtype):
     labels = np.array([0, 1, 2, 0, 1, 2], dtype)
     dataset = make(labels=labels)
     assert dataset.labels.dtype == np.int32
@@ -73,12 +73,12 @@ def test_labels_become_int32_without_loss_and_cannot_be_written(dtype):
         ({"class_names": ("a", "", "c")}, "a class name is ''"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(unchecked, changes, message):
+def test_invalid_fields_are_refused(unchecked, changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
 
-def test_a_subset_has_the_images_and_labels_at_the_indices_in_their_order():
+def test_a_subset_has_the_images_and_labels_at_the_indices_in_order():
     dataset = make()
     for indices in ([4, 0, 4], np.array([4, 0, 4]), (i for i in (4, 0, 4)), range(4, -1, -4)):
         subset = dataset.subset(indices)
@@ -88,7 +88,7 @@ def test_a_subset_has_the_images_and_labels_at_the_indices_in_their_order():
         assert (subset.name, subset.class_names) == (dataset.name, dataset.class_names)
 
 
-def test_a_subset_of_lazy_images_reads_nothing_until_asked():
+def test_a_subset_of_lazy_images_reads_an_image_only_when_it_is_accessed():
     subset = make(images=Squares()).subset([3, 5]).subset([1, 0, 1])
     assert len(subset.images) == 3
     assert subset.images[0].shape == (6, 6, 3)
@@ -99,7 +99,7 @@ def test_a_subset_of_lazy_images_reads_nothing_until_asked():
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
-        ([], "not empty"),
+        ([], "at least one index"),
         ([0, 6], "from 0 to 6, expected positions in the 6 images"),
         ([-1], "from -1 to -1"),
         (np.array([0.0]), "indices are float64"),
@@ -107,12 +107,12 @@ def test_a_subset_of_lazy_images_reads_nothing_until_asked():
         (np.zeros((2, 2), int), r"shape \[2, 2\]"),
     ],
 )
-def test_indices_that_name_no_images_are_refused(unchecked, indices, message):
+def test_invalid_indices_of_a_subset_are_refused(unchecked, indices, message):
     with pytest.raises(ValueError, match=message):
         make().subset(indices)
 
 
-def test_lazy_images_index_like_a_sequence():
+def test_lazy_images_support_negative_indices_and_raise_index_errors():
     images = Squares()
     assert images[-1].shape == images[np.int64(5)].shape == (6, 6, 3)
     for beyond in (6, -7):
@@ -125,7 +125,7 @@ def test_lazy_images_refuse_slices(unchecked):
         Squares()[1:2]
 
 
-def test_chained_images_are_one_source_after_the_other():
+def test_chained_images_are_the_concatenation_of_both_sources():
     chained = ChainedImages(SelectedImages(pixels(), np.array([5, 1])), Squares())
     assert len(chained) == 8
     np.testing.assert_array_equal(chained[0], pixels()[5])

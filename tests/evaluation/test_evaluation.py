@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import reference
 from reference import random_embeddings
+from scipy.special import logsumexp, softmax
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bliss_jax import scores
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
-from bliss_jax.evaluation import SCORES, Settings, evaluate, score_split
+from bliss_jax.evaluation import SCORES, Settings, evaluate, score_split, training_rows
 from bliss_jax.evaluation import runner as evaluation
 from bliss_jax.evaluation.results import to_csv, to_json
+from bliss_jax.scores import neglabel_score
 
 C, D, M = 5, 24, 120
 PROTOCOL = Protocol(
@@ -97,108 +98,135 @@ def test_metrics_of_bliss_equal_numpy_and_scikit_learn_on_every_split(embeddings
             assert result.interval[0] <= result.auroc <= result.interval[1]
 
 
-def test_every_score_equals_its_function_on_the_normal_classes_alone(embeddings, evaluated):
+def scores_in_numpy(e, split) -> dict[str, np.ndarray]:
+    """Every score of the test images but BLISS, from the equations in the modules of `bliss_jax.scores`."""
+    normal = np.array(split.normal)
+    arrays = (e.test_embeddings, e.label_embeddings[normal], e.mcm_label_embeddings[normal])
+    x, labels, mcm_labels = (np.asarray(a, np.float64) for a in arrays)
+    of_class = [e.train_embeddings[e.train_labels == c].astype(np.float64) for c in normal]
+    train, means = np.concatenate(of_class), [own.mean(axis=0) for own in of_class]
+    centred = np.concatenate([own - mean for own, mean in zip(of_class, means, strict=True)])
+    within = centred.T @ centred / len(centred)
+    inverse = np.linalg.inv(within + 1e-3 * np.trace(within) / D * np.eye(D))
+    internal, external, _ = reference.bliss(
+        x, e.label_embeddings, e.dictionary_embeddings, e.train_embeddings, e.train_labels, normal
+    )
+    cosines = x @ labels.T
+    texts = np.concatenate([labels, e.something_embedding[None]])
+    # In float32 as in the library, because probabilities near 1 are equal to 1 there.
+    p, with_something = (
+        softmax((100 * x @ t.T).astype(np.float32), axis=1) for t in (labels, texts)
+    )
+    return {
+        "internal": internal.min(axis=1),
+        "external": external.min(axis=1),
+        "max_cosine": -cosines.max(axis=1),
+        "msp": -p.max(axis=1),
+        "mcm": -softmax(x @ mcm_labels.T, axis=1).max(axis=1),
+        "max_logit": -100 * cosines.max(axis=1),
+        "energy": -logsumexp(100 * cosines, axis=1) / 100,
+        "entropy": -(p * np.log(p)).sum(axis=1),
+        "clip_ad": with_something[:, -1],
+        "mahalanobis": np.min(
+            [np.einsum("nd,de,ne->n", x - m, inverse, x - m) for m in means], axis=0
+        ),
+        "knn": -np.sort(x @ train.T, axis=1)[:, -10:].mean(axis=1),
+    }
+
+
+@pytest.mark.parity
+def test_every_score_uses_the_normal_classes_alone(embeddings, evaluated):
+    """The AUROCs equal those of the equations in NumPy (and of `neglabel_score`, whose groups are random)."""
     e = embeddings
     assert [row.score for row in evaluated.rows] == ["bliss", *SCORES]
     assert [row.settings.get("shrinkage") for row in evaluated.rows[:3]] == [0.0, 20.0, None]
     for number, split in enumerate(PROTOCOL.splits):
-        normal = np.array(split.normal)
-        chosen = np.isin(e.train_labels, normal)
-        train = e.train_embeddings[chosen]
-        moments = scores.fit_moments(
-            train, np.searchsorted(normal, e.train_labels[chosen]), num_classes=len(normal)
-        )
-        x, labels, words = e.test_embeddings, e.label_embeddings[normal], e.dictionary_embeddings
-        by_hand = {
-            "internal": scores.internal_class_score(x, labels, moments).min(axis=1),
-            "external": scores.external_text_score(x, words, moments).min(axis=1),
-            "max_cosine": scores.max_cosine_score(x, labels),
-            "msp": scores.msp_score(x, labels),
-            "mcm": scores.mcm_score(x, e.mcm_label_embeddings[normal]),
-            "max_logit": scores.max_logit_score(x, labels),
-            "energy": scores.energy_score(x, labels),
-            "entropy": scores.entropy_score(x, labels),
-            "clip_ad": scores.clip_ad_score(x, labels, e.something_embedding),
-            "mahalanobis": scores.mahalanobis_score(x, moments),
-            "knn": scores.knn_score(x, train),
-            "neglabel": scores.neglabel_score(x, labels, words, jax.random.key(0)),
-        }
+        by_hand = scores_in_numpy(e, split)
+        by_hand["neglabel"] = neglabel_score(
+            e.test_embeddings, e.label_embeddings, e.dictionary_embeddings, jax.random.key(0),
+            np.isin(np.arange(C), split.normal),
+        )  # fmt: skip
         counted, anomalous = in_split(e, split)
-        for row in evaluated.rows:
-            if row.score == "bliss":
-                score = scores.bliss_score(
-                    x, labels, words, moments, shrinkage=row.settings["shrinkage"]
-                )
-            else:
-                score = by_hand[row.score]
-            expected = roc_auc_score(anomalous[counted], np.asarray(score)[counted])
+        for row in evaluated.rows[2:]:
+            expected = roc_auc_score(anomalous[counted], np.asarray(by_hand[row.score])[counted])
             assert row.splits[number].auroc == pytest.approx(expected, abs=2e-3), row.score
 
 
 def test_score_split_returns_the_scores_behind_the_aurocs(embeddings, evaluated):
     split = PROTOCOL.splits[1]
-    of_images = score_split(embeddings, split, ALL)
+    chosen = ("bliss", "mcm", "mahalanobis", "knn", "neglabel")
+    of_images = score_split(embeddings, split, replace(ALL, scores=chosen))
     counted, anomalous = in_split(embeddings, split)
     np.testing.assert_array_equal(of_images.rows, np.flatnonzero(counted))
     np.testing.assert_array_equal(of_images.is_anomaly, anomalous[counted])
-    assert list(of_images.scores)[:3] == ["bliss", "bliss, shrinkage 20", "internal"]
-    for row, score in zip(evaluated.rows, of_images.scores.values(), strict=True):
+    assert list(of_images.scores) == ["bliss", "bliss, shrinkage 20", *chosen[1:]]
+    rows = [row for row in evaluated.rows if row.score in chosen]
+    for row, score in zip(rows, of_images.scores.values(), strict=True):
         expected = roc_auc_score(of_images.is_anomaly, score)
         assert row.splits[1].auroc == pytest.approx(expected, abs=2e-3), row.score
 
 
-def test_few_shot_draws_depend_only_on_the_seed_and_differ_from_each_other(embeddings):
-    settings = Settings(scores=("bliss", "knn"), shrinkages=(0.0, 20.0), shots=4, draws=6, seed=1)
-    rows = evaluate(embeddings, PROTOCOL, settings).rows
+@pytest.mark.parity
+def test_few_shot_draws_equal_numpy_and_depend_only_on_the_seed(embeddings):
+    e, n0 = embeddings, (0.0, 20.0)
+    settings = Settings(scores=("bliss", "knn"), shrinkages=n0, shots=4, draws=6, seed=1)
+    rows = evaluate(e, PROTOCOL, settings).rows
+    assert rows == evaluate(e, PROTOCOL, settings).rows
+    other = evaluate(e, PROTOCOL, replace(settings, seed=2)).rows
+    assert rows[0].splits[0].draws != other[0].splits[0].draws
     assert [(row.score, row.settings.get("shrinkage")) for row in rows] == [
         ("bliss", 0.0),
         ("bliss", 20.0),
         ("knn", None),
     ]
-    again = evaluate(embeddings, PROTOCOL, settings).rows
-    assert rows == again
-    other = evaluate(embeddings, PROTOCOL, replace(settings, seed=2)).rows
-    assert rows[0].splits[0].draws != other[0].splits[0].draws
-    draws = rows[0].splits[0].draws
-    assert len(draws) == 6
-    assert len(set(draws)) > 1
-    assert rows[0].splits[0].auroc == pytest.approx(np.mean(draws))
     assert rows[2].settings["k"] == 8, "k of knn: the smallest split has two classes of four images"
+    drawn = training_rows(e, np.ones(C, bool), shots=4, draws=6, seed=1)
+    for i, split in enumerate(PROTOCOL.splits):
+        counted, anomalous = in_split(e, split)
+        for row, shrinkage in zip(rows, n0, strict=False):
+            expected = []
+            for chosen in drawn:
+                *_, score = reference.bliss(
+                    e.test_embeddings, e.label_embeddings, e.dictionary_embeddings,
+                    e.train_embeddings[chosen], e.train_labels[chosen], split.normal,
+                    shrinkage=shrinkage,
+                )  # fmt: skip
+                expected.append(roc_auc_score(anomalous[counted], score[counted]))
+            assert row.splits[i].draws == pytest.approx(expected, abs=1e-5)
+            assert row.splits[i].auroc == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_as_many_shots_as_images_use_the_whole_training_set(embeddings):
+def test_as_many_shots_as_images_select_the_whole_training_set(embeddings):
     e = embeddings
     keep = np.concatenate([np.flatnonzero(e.train_labels == c)[:15] for c in range(C)])
     e = replace(e, train_embeddings=e.train_embeddings[keep], train_labels=e.train_labels[keep])
-    shots = evaluate(e, PROTOCOL, Settings(scores=("bliss",), shots=15, draws=2)).rows[0]
-    whole = evaluate(e, PROTOCOL, Settings(scores=("bliss",))).rows[0]
-    for drawn, full in zip(shots.splits, whole.splits, strict=True):
-        assert drawn.auroc == pytest.approx(full.auroc, abs=1e-3)
-        assert np.ptp(drawn.draws) < 1e-3
+    [whole] = training_rows(e, np.ones(C, bool), shots=None, draws=1, seed=0)
+    for rows in training_rows(e, np.ones(C, bool), shots=15, draws=3, seed=0):
+        np.testing.assert_array_equal(np.sort(rows), whole)
 
 
-def test_other_splits_and_weights_of_the_same_shape_compile_nothing(embeddings):
+def test_other_splits_and_weights_of_the_same_shape_compile_nothing(embeddings, evaluated):
     compiled = evaluation._evaluate_draws._cache_size
-    settings = Settings(scores=("bliss",), k=3)
-    evaluate(embeddings, PROTOCOL, settings)
     before = compiled()
     other = Protocol("other", "custom", None, PROTOCOL.splits[::-1])
-    evaluate(embeddings, other, replace(settings, weight=0.7))
+    reverse = evaluate(embeddings, other, replace(ALL, weight=0.7))
     assert compiled() == before
+    of_split = [[split.auroc for split in e.rows[2].splits] for e in (evaluated, reverse)]
+    assert of_split[0] == of_split[1][::-1]
 
 
-def test_anomalous_classes_need_no_training_images(embeddings):
-    """CIFAR+10 is fitted on CIFAR-10 only. The scores are those that depend on training images."""
+def test_anomalous_classes_need_no_training_images(embeddings, evaluated):
+    """CIFAR+10 is fitted on CIFAR-10 only, because the anomalous classes have no training images."""
     e = embeddings
-    keep = np.isin(e.train_labels, [0, 1])
+    keep = np.isin(e.train_labels, PROTOCOL.splits[0].normal)
     without = replace(
         e, train_embeddings=e.train_embeddings[keep], train_labels=e.train_labels[keep]
     )
     one = Protocol("one", "custom", None, PROTOCOL.splits[:1])
-    settings = Settings(scores=("bliss", "mahalanobis", "knn"))
-    both = evaluate(e, one, settings).rows, evaluate(without, one, settings).rows
-    for with_all, few in zip(*both, strict=True):
-        assert few.auroc == pytest.approx(with_all.auroc, abs=2e-3)
+    rows = evaluate(without, one, Settings(scores=("bliss", "knn"))).rows
+    expected = {row.score: row for row in evaluated.rows[1:]} | {"bliss": evaluated.rows[0]}
+    for row in rows:
+        assert row.auroc == pytest.approx(expected[row.score].splits[0].auroc, abs=2e-3), row.score
 
 
 def test_scores_that_lack_an_input_are_listed_with_the_reason(embeddings):
@@ -211,7 +239,7 @@ def test_scores_that_lack_an_input_are_listed_with_the_reason(embeddings):
 
 
 def test_one_image_per_class_gives_finite_scores_and_no_mahalanobis_distance(embeddings):
-    fitted = ("bliss", "external", "mahalanobis", "knn")
+    fitted = ("bliss", "mahalanobis", "knn")
     result = evaluate(embeddings, PROTOCOL, Settings(scores=fitted, shots=1, draws=2))
     assert result.left_out == {"mahalanobis": "a covariance needs more than one image per class"}
     assert all(np.isfinite(split.auroc) for row in result.rows for split in row.splits)

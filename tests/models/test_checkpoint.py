@@ -1,9 +1,9 @@
-"""What a checkpoint's files say, and where they come from."""
+"""Tests of reading a checkpoint's configuration files and of fetching its files."""
 
 import json
 
 import pytest
-from random_checkpoints import save_preprocessor, save_tiny_clip, tiny_clip_model, tiny_siglip_model
+from random_checkpoints import clip_config, save_preprocessor, save_tiny_clip, siglip_config
 
 from bliss_jax.models import Preprocessing, checkpoint
 from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing, weight_patterns
@@ -14,13 +14,13 @@ HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 @pytest.fixture
 def clip(tmp_path):
-    tiny_clip_model().config.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(clip_config()))
     return tmp_path, read_config(tmp_path, "float32")
 
 
 @pytest.fixture
 def siglip(tmp_path):
-    tiny_siglip_model().config.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(siglip_config()))
     return tmp_path, read_config(tmp_path, "float32")
 
 
@@ -30,7 +30,7 @@ def preprocessing(checkpoint, fields, file="preprocessor_config.json"):
     return read_preprocessing(directory, config)
 
 
-def test_old_configurations_get_transformers_defaults(tmp_path):
+def test_missing_fields_have_the_defaults_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     config = read_config(tmp_path, "bfloat16")
     assert config.dtype == "bfloat16"
@@ -47,8 +47,8 @@ def test_old_configurations_get_transformers_defaults(tmp_path):
     hash(config)
 
 
-def test_openai_s_own_layout_of_config_json(tmp_path):
-    """Their files repeat the towers under `*_config_dict`, null or filled, and end text with 2."""
+def test_the_config_json_of_openai_is_read(tmp_path):
+    """OpenAI's files repeat the towers as `*_config_dict`, null or filled, and have eos_token_id 2."""
     towers = {
         "text_config": {"eos_token_id": 2, "num_hidden_layers": 12},
         "vision_config": {"image_size": 336, "hidden_size": 1024, "num_attention_heads": 16},
@@ -77,7 +77,7 @@ def test_openai_s_own_layout_of_config_json(tmp_path):
         ),
     ],
 )
-def test_configurations_that_cannot_be_run_are_refused(tmp_path, text, message):
+def test_unsupported_configurations_are_refused(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path, "float32")
@@ -115,11 +115,11 @@ def test_preprocessing_of_siglip(siglip):
     assert preprocessing(siglip, {"resample": 2}) == expected
 
 
-def test_preprocessing_as_transformers_5_saves_it(siglip):
+def test_the_processor_config_of_transformers_5_is_read(siglip):
     fields = {"image_processor": {"resample": 3, **HALVES}, "processor_class": "SiglipProcessor"}
     expected = Preprocessing(32, "squash", "bicubic", *STATS["siglip"])
     assert preprocessing(siglip, fields, "processor_config.json") == expected
-    # Where both exist, the older file decides, as in transformers.
+    # If both files exist, the older one decides, as in transformers.
     assert preprocessing(siglip, {"resample": 2}).resample == "bilinear"
 
 
@@ -137,13 +137,13 @@ def test_preprocessing_as_transformers_5_saves_it(siglip):
     ],
     ids=str,
 )
-def test_preprocessing_that_is_not_supported_is_refused(clip, fields):
+def test_unsupported_preprocessing_is_refused(clip, fields):
     name = "size" if "do_center_crop" in fields else next(iter(fields))
     with pytest.raises(ValueError, match=rf"not supported with a tower for 32 x 32.*: {name} "):
         preprocessing(clip, fields)
 
 
-def test_preprocessing_must_be_known(clip):
+def test_a_missing_or_unreadable_processor_is_refused(clip):
     with pytest.raises(ValueError, match=r"no preprocessor_config.json in .* are unknown"):
         read_preprocessing(*clip)
     for file in ("processor_config.json", "preprocessor_config.json"):
@@ -153,7 +153,7 @@ def test_preprocessing_must_be_known(clip):
                 read_preprocessing(*clip)
 
 
-def test_which_weights_are_fetched():
+def test_safetensors_are_preferred_and_pickles_refused():
     everything = ["model.safetensors", "flax_model.msgpack", "pytorch_model.bin", "tf_model.h5"]
     assert weight_patterns("a/b", everything) == ["model.safetensors"]
     index = "model.safetensors.index.json"
@@ -165,8 +165,7 @@ def test_which_weights_are_fetched():
         weight_patterns("a/b", ["tf_model.h5"])
 
 
-def test_fetching_asks_for_no_more_than_is_needed(tmp_path, monkeypatch):
-    """Against a hub that is a directory: what is downloaded, at which commit, in which order."""
+def test_fetching_downloads_only_the_needed_files(tmp_path, monkeypatch):
     import huggingface_hub
 
     commit, asked = tmp_path / ("c" * 40), []
@@ -193,14 +192,13 @@ def test_fetching_asks_for_no_more_than_is_needed(tmp_path, monkeypatch):
         ("owner/name", commit.name, checkpoint.DESCRIPTIONS),
         ("owner/name", commit.name, ["model.safetensors"]),
     ]
-    # Complete in the cache: the hub is not asked again.
+    # A complete snapshot in the cache causes no further request.
     (commit / "model.safetensors").touch()
     assert fetch("owner/name", "v1") == commit
     assert len(asked) == 2
 
 
-def test_the_cache_suffices_offline(tmp_path, monkeypatch):
-    """In the layout of huggingface_hub's own cache, with the hub out of reach."""
+def test_a_complete_cache_suffices_offline(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     repository, commit = tmp_path / "models--owner--name", "d" * 40

@@ -1,12 +1,11 @@
-"""A checkpoint written is the checkpoint read, by this library and by transformers."""
+"""Tests of saving a checkpoint: this library and transformers read the saved parameters."""
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from flax.traverse_util import unflatten_dict
 from random_checkpoints import torch_embeddings
 
 from bliss_jax.models import Preprocessing, encode_image, encode_text
@@ -15,7 +14,7 @@ from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
 from bliss_jax.models.export import save_checkpoint
 from bliss_jax.models.layers import VisionConfig
 from bliss_jax.models.preprocessing import STATS
-from bliss_jax.models.weights import flatten, load_params
+from bliss_jax.models.weights import expected_shapes, flatten, load_params
 
 TOWER = {
     "hidden_size": 32,
@@ -36,17 +35,17 @@ PREPROCESSING = Preprocessing(24, mean=STATS["reference"][0], std=STATS["referen
 
 @pytest.fixture(scope="module")
 def params():
-    def drawn(leaf):
-        return jnp.asarray(rng.normal(size=leaf.shape) * 0.3, jnp.float32)
-
     rng = np.random.default_rng(0)
-    shapes = CONFIG.module().init(
-        jax.random.key(0), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 12), jnp.int32)
+    return unflatten_dict(
+        {
+            name: jnp.asarray(rng.normal(size=shape) * 0.3, jnp.float32)
+            for name, shape in expected_shapes(CONFIG).items()
+        },
+        sep="/",
     )
-    return jax.tree.map(drawn, shapes["params"])
 
 
-def test_what_is_written_is_what_is_read(params, tmp_path):
+def test_a_saved_checkpoint_loads_unchanged(params, tmp_path):
     save_checkpoint(tmp_path, CONFIG, params, PREPROCESSING)
     config = read_config(tmp_path, "float32")
     assert config == CONFIG
@@ -58,12 +57,14 @@ def test_what_is_written_is_what_is_read(params, tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.torch
 def test_transformers_computes_the_same_embeddings(params, tmp_path):
+    import torch
     from transformers import CLIPModel
 
     save_checkpoint(tmp_path, CONFIG, params, PREPROCESSING)
     model, report = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
-    # The temperature of the loss is no part of an encoder.
+    # The logit scale belongs to the loss and not to the encoder.
     assert set(report["missing_keys"]) <= {"logit_scale"}
     assert not report["unexpected_keys"]
     rng = np.random.default_rng(1)
@@ -77,7 +78,7 @@ def test_transformers_computes_the_same_embeddings(params, tmp_path):
     np.testing.assert_allclose(found, text, atol=2e-6, rtol=0)
 
 
-def test_half_precision_is_rounding_alone(params, tmp_path):
+def test_half_precision_only_rounds_the_parameters(params, tmp_path):
     save_checkpoint(tmp_path, CONFIG, params, PREPROCESSING, dtype="float16")
     for name, leaf in flatten(load_params(tmp_path, CONFIG)[0]).items():
         expected = np.asarray(flatten(params)[name]).astype(np.float16).astype(np.float32)
@@ -85,7 +86,7 @@ def test_half_precision_is_rounding_alone(params, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e6])
-def test_a_value_the_file_cannot_hold_is_named(params, tmp_path, value):
+def test_a_value_that_the_file_cannot_hold_is_refused_by_name(params, tmp_path, value):
     damaged = {**params, "damaged": jnp.full(2, value)}
     with pytest.raises(ValueError, match="damaged is not finite in float16"):
         save_checkpoint(tmp_path, CONFIG, damaged, PREPROCESSING, dtype="float16")

@@ -1,13 +1,17 @@
-"""The same parameters and embeddings as transformers' own `FlaxCLIPModel`.
+"""Tests against transformers' own `FlaxCLIPModel`: the same parameters and the same embeddings.
 
-Releases after 4.57 have no Flax models: an environment with transformers 4.57 runs this file.
+transformers 4.57 is the last release with Flax models, so this file runs in an environment with it.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_checkpoints import clip_model, random_inputs
+from random_checkpoints import (
+    published_clip_config,
+    random_inputs,
+    save_random_checkpoint,
+)
 
 from bliss_jax.models import encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
@@ -15,6 +19,7 @@ from bliss_jax.models.weights import flatten, load_params
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [
+    pytest.mark.torch,
     pytest.mark.flax_clip_model,
     pytest.mark.skipif(
         not hasattr(transformers, "FlaxCLIPModel"),
@@ -25,18 +30,18 @@ pytestmark = [
 
 @pytest.fixture(params=["B/32", "L/14"])
 def saved(request, tmp_path):
-    """One random model, as PyTorch and as Flax write it, and the Flax model itself."""
-    model = clip_model(request.param)
-    model.save_pretrained(tmp_path / "torch")
-    # Its code relies on implicit promotion, which the other tests forbid.
+    """Returns a directory with one random model as PyTorch and as Flax, the Flax model, and inputs."""
+    config = published_clip_config(request.param)
+    save_random_checkpoint(tmp_path / "torch", config)
+    # The code of FlaxCLIPModel relies on implicit promotion, which conftest.py forbids.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         flax_model = transformers.FlaxCLIPModel.from_pretrained(tmp_path / "torch", from_pt=True)
     flax_model.save_pretrained(tmp_path / "flax")
     assert not list((tmp_path / "flax").glob("*.safetensors"))
-    return tmp_path, flax_model, random_inputs(model, n=2)
+    return tmp_path, flax_model, random_inputs(config, n=2)
 
 
-def test_its_tree_is_our_tree_and_its_file_is_read(saved):
+def test_parameter_trees_are_equal_and_the_msgpack_file_loads(saved):
     directory, flax_model, _ = saved
     config = read_config(directory / "flax", "float32")
     params, digest = load_params(directory / "flax", config)
@@ -47,7 +52,7 @@ def test_its_tree_is_our_tree_and_its_file_is_read(saved):
     assert load_params(directory / "torch", config)[1] == digest
 
 
-def test_its_embeddings_are_our_embeddings(saved):
+def test_embeddings_are_equal(saved):
     directory, flax_model, (pixels, tokens) = saved
     config = read_config(directory / "flax", "float32")
     params, _ = load_params(directory / "flax", config)

@@ -1,4 +1,4 @@
-"""The table of named checkpoints."""
+"""Tests of the registry of named checkpoints."""
 
 import re
 
@@ -8,14 +8,14 @@ from bliss_jax.models import REGISTRY, UNTRAINED, model_names
 from bliss_jax.models.registry import TINY, near_misses
 
 
-def test_names_are_repositories_each_once():
+def test_names_are_distinct_repositories():
     assert len(model_names()) == len(set(model_names())) == len(REGISTRY)
     for name, entry in REGISTRY.items():
         assert entry.repository == name
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", name)
 
 
-def test_revisions_are_whole_commits_or_say_that_they_can_move():
+def test_revisions_are_full_commits_or_main():
     for name, entry in REGISTRY.items():
         if name in (TINY, UNTRAINED):
             assert entry.revision is None
@@ -39,7 +39,7 @@ def test_revisions_are_whole_commits_or_say_that_they_can_move():
         ("google/siglip2-base-patch16-384", "siglip2", 768, 384, 16, "squash"),
     ],
 )
-def test_known_models(name, family, dim, image, patch, geometry):
+def test_sizes_of_well_known_models(name, family, dim, image, patch, geometry):
     entry = REGISTRY[name]
     assert (entry.family, entry.embedding_dim, entry.patch_size) == (family, dim, patch)
     assert (entry.image_size, entry.preprocessing.geometry) == (image, geometry)
@@ -54,12 +54,12 @@ def test_known_models(name, family, dim, image, patch, geometry):
         ("bliss-jax/untrain", "bliss-jax/untrained"),
     ],
 )
-def test_near_misses(given, meant):
+def test_near_misses_resemble_the_given_name(given, meant):
     assert meant in near_misses(given)
     assert near_misses("zzzzzz") == []
 
 
-def test_a_known_hash_belongs_to_a_revision_that_cannot_move():
+def test_a_known_hash_belongs_to_a_fixed_revision():
     known = {name: entry for name, entry in REGISTRY.items() if entry.weights_sha256 is not None}
     assert TINY in known
     for entry in known.values():

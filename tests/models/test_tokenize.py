@@ -1,6 +1,5 @@
-"""Token ids: OpenAI's for CLIP, sentencepiece's for SigLIP, Gemma's for SigLIP 2."""
+"""Tests of token ids against OpenAI's tokenizer, sentencepiece and Gemma's tokenizer."""
 
-import io
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_bpe import OpenAIBPE
-from random_checkpoints import tiny_clip_model, tiny_siglip_model
+from random_checkpoints import clip_config, save_siglip_tokenizer, siglip_config
 
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.tokenize import load_tokenizer, lower_case
@@ -41,13 +40,13 @@ HARD = (
 
 @pytest.fixture(scope="module")
 def clip(shared, tmp_path_factory):
-    """OpenAI's tokenizer in Hugging Face's form, and the oracle over OpenAI's own file."""
+    """Returns OpenAI's tokenizer in Hugging Face's format, the oracle with OpenAI's file, and a directory."""
     directory = tmp_path_factory.mktemp("clip")
     files = shared / "data" / "clip_bpe"
     shutil.copy(files / "hf_vocab.json", directory / "vocab.json")
     shutil.copy(files / "hf_merges.txt", directory / "merges.txt")
-    config = tiny_clip_model(text={"vocab_size": 49408, "eos_token_id": 49407}).config
-    config.save_pretrained(directory)
+    config = clip_config(text={"vocab_size": 49408, "eos_token_id": 49407})
+    (directory / "config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(directory, read_config(directory, "float32"))
     return tokenizer, OpenAIBPE(files / "bpe_simple_vocab_16e6.txt.gz"), directory
 
@@ -64,7 +63,7 @@ def assert_openai_ids(clip, text):
 @pytest.mark.parity
 @pytest.mark.shared_data
 @pytest.mark.parametrize("text", HARD)
-def test_clip_ids_are_openai_s(clip, text):
+def test_clip_ids_equal_openais(clip, text):
     assert_openai_ids(clip, text)
 
 
@@ -73,19 +72,19 @@ def test_clip_ids_are_openai_s(clip, text):
 @settings(max_examples=300, deadline=None)
 @given(
     st.text(
-        # Unassigned and private characters: what they are depends on the version of Unicode.
+        # The properties of unassigned and private characters depend on the version of Unicode.
         st.characters(exclude_categories=["Cs", "Cn", "Co"])
         | st.sampled_from("abcXYZ  '\u2019&;#0123\t\n.é<|>"),
         max_size=30,
     )
 )
-def test_clip_ids_of_any_text_are_openai_s(clip, text):
+def test_clip_ids_of_any_text_equal_openais(clip, text):
     assert_openai_ids(clip, text)
 
 
 @pytest.mark.parity
 @pytest.mark.shared_data
-def test_clip_ids_are_transformers_own_where_no_entity_is_written(clip):
+def test_clip_ids_without_entities_equal_those_of_transformers(clip):
     tokenizer, _, directory = clip
     texts = [text for text in HARD if "&" not in text and "Σ" not in text]
     assert len(texts) > 12
@@ -101,7 +100,7 @@ def test_clip_ids_are_transformers_own_where_no_entity_is_written(clip):
 
 
 @pytest.mark.shared_data
-def test_texts_that_do_not_fit_are_refused_or_cut_on_request(clip, unchecked):
+def test_long_texts_are_refused_or_truncated_on_request(clip, unchecked):
     tokenizer, _, _ = clip
     fits, too_long = "cat " * 75, "cat " * 76 + "!"
     assert tokenizer([fits])[0, -1] == 49407
@@ -115,18 +114,18 @@ def test_texts_that_do_not_fit_are_refused_or_cut_on_request(clip, unchecked):
 
 
 @pytest.mark.shared_data
-def test_a_tokenizer_larger_than_the_vocabulary_is_noticed(clip):
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(clip):
     _, _, directory = clip
     other = directory / "small"
     shutil.copytree(directory, other, ignore=shutil.ignore_patterns("*form", "small"))
-    tiny_clip_model(text={"vocab_size": 500}).config.save_pretrained(other)
+    (other / "config.json").write_text(json.dumps(clip_config(text={"vocab_size": 500})))
     tokenizer = load_tokenizer(other, read_config(other, "float32"))
     with pytest.raises(ValueError, match="token id 49407, but the model's vocabulary ends at 499"):
         tokenizer(["a"])
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
-    tiny_clip_model().config.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(clip_config()))
     config = read_config(tmp_path, "float32")
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no tokenizer in .* or vocab.json and merges.txt or"):
@@ -146,29 +145,15 @@ SENTENCES = (
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """SigLIP's tokenizer over a small sentencepiece model with the special ids of the real one."""
+    """Returns SigLIP's tokenizer over a small sentencepiece model, and that model."""
     import sentencepiece
 
-    directory, model = tmp_path_factory.mktemp("siglip"), io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 20),
-        model_writer=model,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    (directory / "spiece.model").write_bytes(model.getvalue())
-    special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    fields = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True, **special}
-    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
-    config = tiny_siglip_model(text={"max_position_embeddings": 64}).config
-    config.save_pretrained(directory)
+    directory = tmp_path_factory.mktemp("siglip")
+    model = save_siglip_tokenizer(directory, SENTENCES * 20, 60)
+    config = siglip_config(text={"max_position_embeddings": 64})
+    (directory / "config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(directory, read_config(directory, "float32"))
-    return tokenizer, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return tokenizer, sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 @pytest.mark.parity
@@ -176,14 +161,14 @@ def siglip(tmp_path_factory):
     "text",
     [*SENTENCES, "", "  ", "?!", "A Photo,  of (a) CAT's dog!", "été 日本 👩", "a_b-c", "a\tb\n"],
 )
-def test_siglip_ids_are_sentencepiece_s_of_canonical_text(siglip, text):
+def test_siglip_ids_equal_sentencepieces_of_the_cleaned_text(siglip, text):
     tokenizer, oracle = siglip
     canonical = text.lower().translate(str.maketrans("", "", string.punctuation))
     expected = [*oracle.encode(re.sub(r"\s+", " ", canonical).strip()), 1]
     assert tokenizer([text])[0].tolist() == expected + [1] * (64 - len(expected))
 
 
-def test_siglip_texts_are_cut_with_their_end(siglip):
+def test_truncated_siglip_texts_keep_their_end(siglip):
     tokenizer, oracle = siglip
     text = "the lazy dog " * 40
     with pytest.raises(ValueError, match="more than the context of 64"):
@@ -193,7 +178,7 @@ def test_siglip_texts_are_cut_with_their_end(siglip):
 
 @pytest.fixture(scope="module")
 def siglip2(tmp_path_factory):
-    """A tokenizer built like Gemma's, with the settings of SigLIP 2's checkpoints."""
+    """Returns a small tokenizer like Gemma's, with the settings of SigLIP 2's checkpoints."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     directory = tmp_path_factory.mktemp("siglip2")
@@ -221,11 +206,11 @@ def siglip2(tmp_path_factory):
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(fields))
     text = {"vocab_size": len(vocabulary), "max_position_embeddings": 64}
-    tiny_siglip_model(text=text).config.save_pretrained(directory)
+    (directory / "config.json").write_text(json.dumps(siglip_config(text=text)))
     return load_tokenizer(directory, read_config(directory, "float32")), vocabulary
 
 
-def test_siglip2_ids_are_gemma_s_of_lower_case_text(siglip2):
+def test_siglip2_ids_equal_gemmas_of_lower_case_text(siglip2):
     tokenizer, vocabulary = siglip2
     expected = {
         "a Cat": ["a", "▁cat", "<eos>"],
@@ -238,7 +223,7 @@ def test_siglip2_ids_are_gemma_s_of_lower_case_text(siglip2):
         assert row.tolist() == ids + [0] * (64 - len(ids))
 
 
-def test_siglip2_texts_are_cut_with_their_end(siglip2):
+def test_truncated_siglip2_texts_keep_their_end(siglip2):
     tokenizer, vocabulary = siglip2
     with pytest.raises(ValueError, match="has 65 tokens, more than the context of 64"):
         tokenizer(["x" * 64])
@@ -246,7 +231,7 @@ def test_siglip2_texts_are_cut_with_their_end(siglip2):
     assert cut == [vocabulary["x"]] * 63 + [1]
 
 
-def test_lower_case_is_that_of_the_tokenizers_library():
+def test_lower_case_equals_that_of_the_tokenizers_library():
     from tokenizers import normalizers
 
     lower = normalizers.Lowercase()

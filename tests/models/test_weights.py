@@ -1,4 +1,4 @@
-"""Checkpoints: every format gives the same parameters, and nothing that does not fit is loaded."""
+"""Tests of reading weights: all formats give the same parameters, and invalid files are refused."""
 
 import hashlib
 import json
@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
-from random_checkpoints import tiny_clip_model, tiny_siglip_model
+from random_checkpoints import (
+    clip_config,
+    random_tensors,
+    save_random_checkpoint,
+    siglip_config,
+    split_into_shards,
+)
 from safetensors.numpy import load_file, save_file
 
 from bliss_jax.models.checkpoint import read_config
@@ -27,7 +33,7 @@ from bliss_jax.models.weights import (
 
 @pytest.fixture
 def saved(tmp_path):
-    tiny_clip_model().save_pretrained(tmp_path)
+    save_random_checkpoint(tmp_path, clip_config())
     return tmp_path
 
 
@@ -50,8 +56,8 @@ def test_every_format_gives_the_same_parameters_and_hash(saved, tmp_path_factory
     assert has_weights(saved)
 
     sharded = tmp_path_factory.mktemp("sharded")
-    tiny_clip_model().save_pretrained(sharded, max_shard_size="40KB")
-    assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 2
+    save_random_checkpoint(sharded, clip_config())
+    assert len(split_into_shards(sharded)) == 4
     assert has_weights(sharded)
     found, found_digest = load(sharded)
     assert_same(found, params)
@@ -69,7 +75,7 @@ def test_every_format_gives_the_same_parameters_and_hash(saved, tmp_path_factory
 
 
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float64"])
-def test_stored_precision_is_converted_to_the_asked_one(saved, stored):
+def test_stored_dtypes_are_converted_to_the_requested_one(saved, stored):
     exact, exact_digest = load(saved)
     rewrite(saved, lambda t: {name: tensor.astype(jnp.dtype(stored)) for name, tensor in t.items()})
     params, digest = load(saved)
@@ -81,7 +87,7 @@ def test_stored_precision_is_converted_to_the_asked_one(saved, stored):
     assert_same(params, rounded)
 
 
-def test_under_bfloat16_only_kernels_are_stored_in_it(saved):
+def test_with_bfloat16_only_kernels_are_bfloat16(saved):
     exact, digest = load(saved)
     params, fast_digest = load(saved, "bfloat16")
     assert fast_digest == digest
@@ -103,7 +109,7 @@ def test_position_ids_of_old_checkpoints_are_ignored(saved):
     assert found[1] == expected[1]
 
 
-def test_one_error_lists_everything_that_does_not_fit(saved):
+def test_one_error_lists_all_tensors_that_do_not_fit(saved):
     def spoil(tensors):
         del tensors["logit_scale"]
         del tensors["vision_model.pre_layrnorm.bias"]
@@ -124,7 +130,7 @@ def test_one_error_lists_everything_that_does_not_fit(saved):
         assert line in str(error.value)
 
 
-def test_another_depth_is_found(saved):
+def test_a_wrong_number_of_layers_is_refused(saved):
     config = json.loads((saved / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = 3
     (saved / "config.json").write_text(json.dumps(config))
@@ -147,7 +153,7 @@ def test_damaged_files_are_named(saved, name, damage):
 
 
 def in_the_hub_s_cache(directory, blobs):
-    """A checkpoint's weight files as in the hub's cache: links to files named after their content."""
+    """Moves weight files to the layout of the hub's cache: links to files named after their content."""
     blobs.mkdir()
     links = [file for file in directory.iterdir() if file.suffix in (".safetensors", ".msgpack")]
     for link in links:
@@ -166,9 +172,9 @@ def flip(file, position, bit=1):
 @pytest.mark.parametrize("kind", ["whole", "sharded", "flax"])
 def test_a_flipped_byte_in_the_hub_s_cache_is_found_and_named(kind, tmp_path):
     snapshot = tmp_path / "snapshot"
-    tiny_clip_model().save_pretrained(
-        snapshot, max_shard_size="40KB" if kind == "sharded" else "1GB"
-    )
+    save_random_checkpoint(snapshot, clip_config())
+    if kind == "sharded":
+        split_into_shards(snapshot)
     if kind == "flax":
         tree = unflatten_dict(read_tensors(snapshot), sep="/")
         (snapshot / "flax_model.msgpack").write_bytes(msgpack_serialize(tree))
@@ -177,7 +183,7 @@ def test_a_flipped_byte_in_the_hub_s_cache_is_found_and_named(kind, tmp_path):
     params, digest = load(snapshot)
     damaged = links[-1]
     blob = damaged.resolve()
-    flip(blob, -1)  # in a number: the file stays readable, and all its sizes are right
+    flip(blob, -1)  # a byte of a number: the file stays readable and all sizes stay valid
     with pytest.raises(ValueError, match="its SHA-256 is") as error:
         load(snapshot)
     assert str(error.value).startswith(f"{damaged} is damaged")
@@ -192,7 +198,7 @@ def test_every_flipped_byte_of_a_file_in_the_hub_s_cache_is_found(saved, tmp_pat
     links = in_the_hub_s_cache(saved, tmp_path_factory.mktemp("cache") / "blobs")
     blob = links[0].resolve()
     rng = np.random.default_rng(0)
-    for position in rng.integers(0, blob.stat().st_size, 100).tolist():
+    for position in rng.integers(0, blob.stat().st_size, 20).tolist():
         bit = 1 << int(rng.integers(8))
         flip(blob, position, bit)
         with pytest.raises(ValueError, match="its SHA-256 is"):
@@ -200,8 +206,8 @@ def test_every_flipped_byte_of_a_file_in_the_hub_s_cache_is_found(saved, tmp_pat
         flip(blob, position, bit)
 
 
-def test_what_is_deleted_as_told_counts_as_missing(saved, tmp_path_factory):
-    """So that it is fetched again."""
+def test_a_deleted_blob_counts_as_missing_weights(saved, tmp_path_factory):
+    """`fetch` then downloads the file again."""
     links = in_the_hub_s_cache(saved, tmp_path_factory.mktemp("cache") / "blobs")
     assert has_weights(saved)
     links[0].resolve().unlink()
@@ -231,14 +237,15 @@ def test_pickles_are_never_opened(saved, name):
         load(saved)
 
 
-def test_no_weights_at_all(saved):
+def test_a_directory_without_weights_is_refused(saved):
     (saved / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no weights in .*expected model.safetensors"):
         load(saved)
 
 
 def test_a_missing_shard_is_named(tmp_path):
-    tiny_clip_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    save_random_checkpoint(tmp_path, clip_config())
+    split_into_shards(tmp_path)
     shard = sorted(tmp_path.glob("model-*"))[1]
     shard.unlink()
     assert not has_weights(tmp_path)
@@ -247,7 +254,8 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path):
-    tiny_clip_model().save_pretrained(tmp_path, max_shard_size="40KB")
+    save_random_checkpoint(tmp_path, clip_config())
+    split_into_shards(tmp_path)
     first, second, *_ = sorted(tmp_path.glob("model-*"))
     save_file(load_file(first) | load_file(second), second)
     with pytest.raises(ValueError, match=r"two tensors in .* are named"):
@@ -272,21 +280,19 @@ def test_invalid_indices_are_named(saved, text):
 
 
 def test_stacked_attention_weights_are_split(tmp_path):
-    model = tiny_siglip_model()
-    model.save_pretrained(tmp_path)
+    save_random_checkpoint(tmp_path, siglip_config())
     attention = flatten(load(tmp_path)[0]["vision_model"]["head"]["attention"])
-    stacked = model.vision_model.head.attention
+    stacked = random_tensors(siglip_config())
+    weight, bias = (
+        stacked[f"vision_model.head.attention.in_proj_{part}"] for part in ("weight", "bias")
+    )
     for index, part in enumerate("qkv"):
         rows = slice(32 * index, 32 * (index + 1))
-        np.testing.assert_array_equal(
-            attention[f"{part}_proj/kernel"], stacked.in_proj_weight.detach().numpy()[rows].T
-        )
-        np.testing.assert_array_equal(
-            attention[f"{part}_proj/bias"], stacked.in_proj_bias.detach().numpy()[rows]
-        )
+        np.testing.assert_array_equal(attention[f"{part}_proj/kernel"], weight[rows].T)
+        np.testing.assert_array_equal(attention[f"{part}_proj/bias"], bias[rows])
 
 
-def test_the_hash_sees_names_dtypes_shapes_and_every_byte():
+def test_the_hash_depends_on_names_dtypes_shapes_and_every_byte():
     tensors = {"a/kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": np.float32([1])}
     digest = fingerprint(tensors)
     assert digest == fingerprint(dict(reversed(tensors.items())))
@@ -303,7 +309,7 @@ def test_the_hash_sees_names_dtypes_shapes_and_every_byte():
     assert len({digest, *map(fingerprint, others)}) == 5
 
 
-def test_expected_shapes_are_those_of_the_tree(saved):
+def test_expected_shapes_equal_those_of_the_loaded_parameters(saved):
     params, _ = load(saved)
     shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
     assert expected_shapes(read_config(saved, "float32")) == shapes

@@ -1,12 +1,12 @@
-"""A plain statement of the tokenizer that OpenAI trained CLIP with, without its `ftfy` step.
+"""An independent implementation of the tokenizer of OpenAI's CLIP, without its `ftfy` step.
 
-1. HTML entities are resolved twice, blanks collapsed, everything lower-cased.
-2. The text is cut into contractions, runs of letters, single numerals, and runs of anything else.
-3. Each piece is written as UTF-8, each byte as one printable letter, the last marked as the end of
-   a word.
+1. HTML entities are resolved twice, whitespace is collapsed, and letters are lower-cased.
+2. The text is split into contractions, runs of letters, single numerals, and runs of other characters.
+3. Each piece is encoded as UTF-8. Each byte becomes one printable letter, and the last is marked as the end
+   of a word.
 4. In each piece the pair of symbols that was learned first is merged, until no learned pair is left.
 
-Of ftfy only the composition of accents (NFC) is stated, before step 1.
+Of ftfy's repairs only the composition of accents (NFC) is applied, before step 1.
 """
 
 import gzip
@@ -55,7 +55,7 @@ class OpenAIBPE:
 
 
 def join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    """Every occurrence of the pair, from the left, as one symbol."""
+    """Replaces each occurrence of the pair, from the left, by one symbol."""
     joined, i = [], 0
     while i < len(symbols):
         here = tuple(symbols[i : i + 2]) == pair

@@ -1,4 +1,4 @@
-"""A report on a small set whose names are hostile to HTML."""
+"""A report on a small data set whose names contain HTML markup."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ class Report:
 
 
 def write_example(folder: Path) -> Report:
+    """Writes the report with all figures and a gallery."""
     names = (SCRIPT, "cat & dog", "a \"b\" 'c'", "d", "ü", "f")
     embeddings = replace(
         clusters(names),
