@@ -37,11 +37,12 @@ from benchmarks.measure import (
 )
 from benchmarks.synthetic import embeddings
 from bliss_jax.scores import similarity
-from bliss_jax.scores.blocks import map_blocks
+from bliss_jax.scores.blocks import map_images
 from bliss_jax.scores.text_statistics import VARIANCE_CHUNK
-from bliss_jax.scores.top_k import CHUNK_SIZE, IMAGE_BLOCK
+from bliss_jax.scores.top_k import default_sizes
 
 DIM, K = 512, 10
+CHUNK_SIZE, IMAGE_BLOCK = default_sizes()
 _MB = 1e6
 
 
@@ -254,7 +255,7 @@ def _product(
 
         return lax.scan(add_chunk, jnp.zeros(len(images), images.dtype), begins)[0]
 
-    return map_blocks(of_images, images, rows=IMAGE_BLOCK)
+    return map_images(of_images, images, IMAGE_BLOCK)
 
 
 def _made_up_moments(classes: int) -> bj.ClassMoments:
@@ -262,4 +263,4 @@ def _made_up_moments(classes: int) -> bj.ClassMoments:
     shift = jax.random.normal(jax.random.key(0), (classes, DIM)) / DIM**0.5
     mean = 0.87 * jnp.eye(1, DIM) + 0.3 * shift
     cov = jnp.broadcast_to(jnp.eye(DIM) * (0.15 / DIM), (classes, DIM, DIM))
-    return bj.ClassMoments(jnp.full(classes, 500, jnp.int32), mean, jnp.array(cov))
+    return bj.ClassMoments(jnp.full(classes, 500.0), mean, jnp.array(cov))

@@ -260,7 +260,7 @@ def _from_what_is_kept(
 
     @jax.jit
     def of_shrinkage(x, labels, texts, moments, shrinkage, nearest):
-        prepared = bj.prepare_bliss(labels, texts, moments, None, shrinkage)
+        prepared = bj.prepare_bliss(labels, texts, moments, shrinkage=shrinkage)
         return bj.bliss_score_prepared(x, prepared, nearest=nearest)
 
     labels, n0 = changes["labels"]["label_embeddings"], changes["shrinkage"]["shrinkage"]

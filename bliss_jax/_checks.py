@@ -55,7 +55,7 @@ def as_array(name: str, value: Any) -> jax.Array:
             "jax_enable_x64 to compute in float64",
             stacklevel=4,
         )
-    return jnp.asarray(value)
+    return value if isinstance(value, jax.Array) else jnp.asarray(value)
 
 
 def accumulation_dtype(*values: Any) -> np.dtype:
@@ -71,9 +71,9 @@ def accumulation_dtype(*values: Any) -> np.dtype:
 class _Check(NamedTuple):
     kind: str
     """Key of `_VIOLATIONS`."""
-    limit: float
+    limit: float | int
     """Tolerance or bound of the check."""
-    arrays: tuple[jax.Array, ...]
+    arrays: tuple[Array, ...]
     message: Callable[..., str]
     """Takes the arrays as NumPy arrays and returns the error message."""
 
@@ -124,7 +124,7 @@ class ValueChecks:
         )
         return array
 
-    def normal_mask(self, normal: Any, num_classes: int, count: Any = None) -> jax.Array:
+    def normal_mask(self, normal: Any, num_classes: int, count: Any = None) -> Array:
         """Checks the mask of normal classes and returns it; None stands for all classes.
 
         Args:
@@ -135,13 +135,13 @@ class ValueChecks:
         Raises:
             ValueError: the mask is not a bool [num_classes] array.
         """
-        mask = jnp.ones(num_classes, bool) if normal is None else as_array("normal", normal)
+        mask = np.ones(num_classes, bool) if normal is None else as_array("normal", normal)
         if mask.shape != (num_classes,) or mask.dtype != jnp.bool_:
             raise ValueError(
                 f"normal: expected a bool [{num_classes}] array, one entry per class, got {mask.dtype} "
                 f"{list(mask.shape)}"
             )
-        counts = jnp.ones(num_classes, jnp.int32) if count is None else jnp.asarray(count)
+        counts = np.ones(num_classes, np.int32) if count is None else count
 
         def message(mask: np.ndarray, counts: np.ndarray) -> str:
             if not mask.any():
@@ -172,7 +172,7 @@ class ValueChecks:
             raise ValueError(
                 f"{name}: expected an integer [{length}] array, got {array.dtype} {list(array.shape)}"
             )
-        counted = jnp.ones(array.shape, bool) if where is None else where
+        counted = np.ones(array.shape, bool) if where is None else where
 
         def message(labels: np.ndarray, counted: np.ndarray) -> str:
             found = labels[counted]
@@ -196,7 +196,9 @@ class ValueChecks:
 
         self._pending.append(_Check("moments", _MOMENTS_TOLERANCE, (count, mean, cov), message))
 
-    def add(self, kind: str, limit: float, message: Callable[..., str], *arrays: jax.Array) -> None:
+    def add(
+        self, kind: str, limit: float | int, message: Callable[..., str], *arrays: jax.Array
+    ) -> None:
         """Adds a check of another kind, see `_VIOLATIONS`."""
         self._pending.append(_Check(kind, limit, arrays, message))
 
@@ -223,21 +225,33 @@ def _violated(checks: list[_Check]) -> np.ndarray | list[bool]:
         return []
     kinds = tuple((check.kind, check.limit) for check in checks)
     arrays = tuple(check.arrays for check in checks)
-    try:
-        with jax.ensure_compile_time_eval():
-            return np.asarray(_count_violations(arrays, kinds)) > 0
-    except Exception:
-        # Inside some transformations (`shard_map` under `jax.set_mesh`) JAX cannot compute with concrete
-        # arrays, and arrays on different devices cannot enter one program. Their values can be read.
-        return [
-            bool(_VIOLATIONS[kind](np, limit, *map(np.asarray, of_check)))
-            for (kind, limit), of_check in zip(kinds, arrays, strict=True)
-        ]
+    devices = {_devices(array) for of_check in arrays for array in of_check} - {None}
+    if len(devices) <= 1 and is_concrete(_identity(np.zeros((), bool))):
+        return np.asarray(_count_violations(arrays, kinds)) > 0
+    # While JAX traces a function that closes over concrete arrays, it computes nothing, and arrays on different
+    # devices cannot enter one program. But the values can be read.
+    return [
+        bool(_VIOLATIONS[kind](np, limit, *map(np.asarray, of_check)))
+        for (kind, limit), of_check in zip(kinds, arrays, strict=True)
+    ]
+
+
+@jax.jit
+def _identity(x: jax.Array) -> jax.Array:
+    """Returns its argument; as a tracer if JAX is tracing."""
+    return x
+
+
+def _devices(array: Any) -> Any:
+    """Returns the devices that an array is committed to; None if it may enter a program on any device."""
+    if not isinstance(array, jax.Array) or not array.committed:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    return frozenset(array.sharding.device_set)
 
 
 @partial(jax.jit, static_argnames="kinds")
 def _count_violations(
-    arrays: tuple[tuple[jax.Array, ...], ...], kinds: tuple[tuple[str, float], ...]
+    arrays: tuple[tuple[Array, ...], ...], kinds: tuple[tuple[str, float | int], ...]
 ) -> jax.Array:
     return jnp.stack(
         [
@@ -255,18 +269,18 @@ def _norms(xp: Any, x: Any) -> Any:
 
 def _mean_squared_norm(xp: Any, mean: Any, cov: Any) -> Any:
     """Returns E|x|^2 = tr C + |m|^2 of each class."""
-    return xp.trace(cov, axis1=1, axis2=2) + xp.sum(mean * mean, axis=1)
+    return xp.einsum("cdd->c", cov) + xp.sum(mean * mean, axis=1)
 
 
-def _normal_violations(xp: Any, limit: float, mask: Any, count: Any) -> Any:
+def _normal_violations(xp: Any, limit: float | int, mask: Any, count: Any) -> Any:
     return xp.sum(mask & (count == 0)) + xp.where(xp.any(mask), 0, 1)
 
 
-def _label_violations(xp: Any, limit: float, labels: Any, counted: Any) -> Any:
+def _label_violations(xp: Any, limit: float | int, labels: Any, counted: Any) -> Any:
     return xp.sum(counted & ((labels < 0) | (labels >= limit)))
 
 
-def _moments_violations(xp: Any, limit: float, count: Any, mean: Any, cov: Any) -> Any:
+def _moments_violations(xp: Any, limit: float | int, count: Any, mean: Any, cov: Any) -> Any:
     squared = _mean_squared_norm(xp, mean, cov)
     return xp.sum((count > 0) & ~(xp.abs(squared - 1) <= limit))
 
@@ -355,7 +369,7 @@ def static_integer(name: str, value: Any, minimum: int, maximum: int | None = No
         )
     outside = maximum is not None and isinstance(value, int) and value > maximum
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum or outside:
-        allowed = f"at least {minimum}" if maximum is None else f"in {minimum}..{maximum}"
+        allowed = f"of at least {minimum}" if maximum is None else f"in {minimum}..{maximum}"
         raise ValueError(f"{name}: expected an integer {allowed}, got {_describe(value)}")
 
 

@@ -46,7 +46,10 @@ _DESCRIBED = (
 def encode_detector(state: DetectorState) -> bytes:
     """Returns the content of a detector's file. Equal detectors give equal bytes."""
     arrays = {name: np.asarray(getattr(state, name)) for name in _ARRAYS}
-    arrays |= {name: np.asarray(getattr(state.moments, name)) for name in _MOMENTS}
+    arrays |= {
+        name: np.asarray(getattr(state.moments, name)).astype(dtype)
+        for name, dtype in _MOMENTS.items()
+    }
     description = {name: getattr(state, name) for name in _DESCRIBED}
     description["provenance"] = dict(state.provenance)
     return seal(KIND, {"format": FORMAT, **description}, arrays)
@@ -80,7 +83,9 @@ def decode_detector(content: bytes, name: str) -> DetectorState:
             if arrays[name].dtype != dtype:
                 raise ValueError(f"{name} is {arrays[name].dtype}, expected {np.dtype(dtype).name}")
         fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-        moments = ClassMoments(*(jnp.asarray(arrays[part]) for part in _MOMENTS))
+        moments = ClassMoments(
+            *(jnp.asarray(arrays[part]).astype(jnp.float32) for part in _MOMENTS)
+        )
         return DetectorState(**_typed(description), **fields, moments=moments)
     except ValueError as error:
         raise ValueError(f"{name} is not a usable detector: {error}") from error

@@ -273,7 +273,7 @@ def _prepare(labels, dictionary, moments, shrinkage, *, shrunk):
 def _anomaly(x, fitted):
     """Returns BLISS of a block of rows, or its internal part if there is no dictionary."""
     if fitted.prepared is not None:
-        return bliss_score_prepared(x, fitted.prepared, fitted.k, fitted.weight)
+        return bliss_score_prepared(x, fitted.prepared, fitted.k, weight=fitted.weight)
     return min_over_classes(
         internal_class_score(
             x,

@@ -58,7 +58,7 @@ class DetectorState:
         dim = next(iter(np.shape(self.moments.mean)[-1:]), 0)
         held_out = next(iter(np.shape(self.calibration_labels)), 0)
         shapes = {
-            "moments.count": ((classes,), self.moments.count, "int32"),
+            "moments.count": ((classes,), self.moments.count, "float32"),
             "moments.mean": ((classes, dim), self.moments.mean, "float32"),
             "moments.cov": ((classes, dim, dim), self.moments.cov, "float32"),
             "label_embeddings": ((classes, dim), self.label_embeddings, "float32"),
@@ -92,7 +92,9 @@ class DetectorState:
         for name in ("mean", "cov"):
             if not np.isfinite(np.asarray(getattr(self.moments, name))).all():
                 raise ValueError(f"moments.{name}: holds NaN or infinite values")
-        check_moments(self.moments, embeddings=labels, labels=labels)
+        checks = _checks.ValueChecks()
+        check_moments(checks, self.moments, embeddings=labels, labels=labels)
+        checks.run()
         _checks.top_k_size(self.k, len(self.dictionary), "the dictionary's texts")
         _checks.scalar("weight", self.weight)
         _checks.scalar("shrinkage", self.shrinkage, minimum=0.0)

@@ -40,6 +40,8 @@ class Row:
     score: str
     settings: Mapping[str, Any]
     splits: tuple[SplitResult, ...]
+    label: str = ""
+    """Label of the score in tables; empty for its name."""
 
     @property
     def auroc(self) -> float:

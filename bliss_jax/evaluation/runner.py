@@ -29,11 +29,11 @@ from bliss_jax.evaluation.score_table import (
     jitted_scores,
     left_out_of,
     neighbours_of,
+    row_settings,
     score_splits,
 )
 from bliss_jax.evaluation.settings import Settings, describe_settings
 from bliss_jax.evaluation.splits import class_masks, training_rows
-from bliss_jax.scores import WHITENING_RIDGE
 from bliss_jax.storage import package_versions
 
 
@@ -68,11 +68,7 @@ def evaluate(
         draws=settings.draws,
         seed=settings.seed,
     )
-    left_out = left_out_of(embeddings, rows, settings)
-    names = tuple(name for name in settings.scores if name not in left_out)
-    if not names:
-        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
-    neighbours = neighbours_of(embeddings, normal, rows, settings)
+    choices, left_out = _choices(embeddings, normal, rows, settings)
     measured_columns = _evaluate_draws(
         arrays_of(embeddings),
         jnp.asarray(rows),
@@ -80,27 +76,33 @@ def evaluate(
         jnp.asarray(anomalous),
         settings.weight,
         jax.random.key(settings.seed),
-        Choices(names, embeddings.num_classes, settings.k, settings.shrinkages, neighbours),
+        choices,
     )
     values = {metric: np.asarray(array) for metric, array in measured_columns.items()}
     table = []
-    for column, (name, n0) in enumerate(columns_of(names, settings.shrinkages)):
-        own = {"shots": settings.shots, "draws": settings.draws}
-        if name in ("bliss", "external", "whitened_bliss"):
-            own["k"] = settings.k
-        if name == "bliss":
-            own |= {"lambda": settings.weight, "shrinkage": n0}
-        if name == "whitened_bliss":
-            own |= {"lambda": settings.weight, "ridge": WHITENING_RIDGE}
-        if name == "knn":
-            own["k"] = neighbours
-        if name == "mcm":
-            own["prompt"] = "mcm" if embeddings.mcm_label_embeddings is not None else "labels"
+    for column, (score, n0) in enumerate(columns_of(choices.scores, settings.shrinkages)):
+        own = row_settings(score, n0, settings, choices, embeddings)
         measured = {metric: array[:, column] for metric, array in values.items()}
         splits = _split_results(protocol, measured)
-        table.append(Row(protocol.name, protocol.family, name, own, splits))
+        table.append(Row(protocol.name, protocol.family, score.name, own, splits, score.label))
     made_with = provenance(embeddings, protocol, describe_settings(settings))
     return Evaluation(made_with, tuple(table), left_out)
+
+
+def _choices(
+    embeddings: EmbeddingSet,
+    normal: Bool[np.ndarray, "splits classes"],
+    rows: Int[np.ndarray, "draws chosen"],
+    settings: Settings,
+) -> tuple[Choices, dict[str, str]]:
+    """Returns the static arguments of an evaluation, and the scores left out with the reasons."""
+    left_out = left_out_of(embeddings, rows, settings)
+    records = tuple(score for score in settings.records if score.name not in left_out)
+    if not records:
+        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
+    neighbours = neighbours_of(embeddings, normal, rows, settings)
+    classes, shrinkages = embeddings.num_classes, settings.shrinkages
+    return Choices(records, classes, settings.k, shrinkages, neighbours), left_out
 
 
 class SplitScores(NamedTuple):
@@ -133,11 +135,7 @@ def score_split(
     settings = settings or Settings()
     normal, anomalous = class_masks(Protocol("split", "custom", None, (split,)), embeddings)
     rows = training_rows(embeddings, normal[0], shots=settings.shots, draws=1, seed=settings.seed)
-    left_out = left_out_of(embeddings, rows, settings)
-    names = tuple(name for name in settings.scores if name not in left_out)
-    if not names:
-        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
-    neighbours = neighbours_of(embeddings, normal, rows, settings)
+    choices, _ = _choices(embeddings, normal, rows, settings)
     counted = np.flatnonzero((normal | anomalous)[0][embeddings.test_labels])
     arrays, own = arrays_of(embeddings), np.flatnonzero(normal[0])
     # Only the normal classes are passed on, because the scores of a split do not depend on the others.
@@ -153,11 +151,11 @@ def score_split(
         jnp.ones((1, len(own)), bool),
         settings.weight,
         jax.random.key(settings.seed),
-        Choices(names, len(own), settings.k, settings.shrinkages, neighbours),
+        choices._replace(num_classes=len(own)),
     )
     named = [
-        f"{name}, shrinkage {n0:g}" if n0 else name
-        for name, n0 in columns_of(names, settings.shrinkages)
+        f"{score.name}, shrinkage {n0:g}" if n0 else score.name
+        for score, n0 in columns_of(choices.scores, settings.shrinkages)
     ]
     by_name = dict(zip(named, np.asarray(columns)[:, 0], strict=True))
     return SplitScores(counted, anomalous[0][embeddings.test_labels[counted]], by_name)

@@ -4,9 +4,8 @@ The scores are mapped over the splits' masks of normal classes. Everything that 
 (moments, the nearest texts, the nearest images of each class) is computed once.
 """
 
-from collections.abc import Sequence
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,13 @@ from jaxtyping import Bool, Float, Int
 from bliss_jax import scores
 from bliss_jax.embedding import EmbeddingSet
 from bliss_jax.evaluation.settings import Settings
-from bliss_jax.scores import NEGATIVE_FRACTION, block_map, min_over_classes
+from bliss_jax.scores import Facts, Score, block_map
 
 
 class Choices(NamedTuple):
     """Static arguments of the jitted evaluation."""
 
-    names: tuple[str, ...]
+    scores: tuple[Score, ...]
     num_classes: int
     k: int
     shrinkages: tuple[float, ...]
@@ -59,6 +58,61 @@ def arrays_of(e: EmbeddingSet) -> Arrays:
     return Arrays(*(None if array is None else jnp.asarray(array) for array in arrays))  # pyright: ignore[reportArgumentType]
 
 
+class _Inputs:
+    """The inputs that scores may need (`bliss_jax.scores.INPUTS`), each computed when a score first needs it."""
+
+    def __init__(self, a: Arrays, weight: Any, key: jax.Array, choices: Choices):
+        self._choices = choices
+        self._known: dict[str, Any] = {
+            "embeddings": a.test,
+            "label_embeddings": a.labels,
+            "mcm_label_embeddings": a.mcm_labels,
+            "something_embedding": a.something,
+            "dictionary_embeddings": a.dictionary,
+            "train_embeddings": a.train,
+            "train_labels": a.train_labels,
+            "key": key,
+            "weight": weight,
+            "k": choices.k,
+            "neighbours": choices.neighbours,
+            "num_classes": choices.num_classes,
+        }
+        self._computed: dict[str, Callable[[], Any]] = {
+            "moments": self._moments,
+            "internal": self._internal,
+            "external": self._external,
+            "nearest_images": self._nearest_images,
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._known:
+            self._known[name] = self._computed[name]()
+        return self._known[name]
+
+    def _moments(self) -> scores.ClassMoments:
+        x, y = self["train_embeddings"], self["train_labels"]
+        return scores.fit_moments(x, y, num_classes=self._choices.num_classes)
+
+    def _internal(self) -> jax.Array:
+        return scores.internal_class_score(
+            self["embeddings"], self["label_embeddings"], self["moments"]
+        )
+
+    def _external(self) -> jax.Array:
+        return scores.external_text_score(
+            self["embeddings"], self["dictionary_embeddings"], self["moments"], self._choices.k
+        )
+
+    def _nearest_images(self) -> jax.Array:
+        return scores.nearest_of_class(
+            self["embeddings"],
+            self["train_embeddings"],
+            self["train_labels"],
+            self._choices.neighbours,
+            num_classes=self._choices.num_classes,
+        )
+
+
 def score_splits(
     a: Arrays,
     normal: Bool[jax.Array, "splits classes"],
@@ -67,80 +121,69 @@ def score_splits(
     choices: Choices,
 ) -> Float[jax.Array, "columns splits test"]:
     """Computes every column of `columns_of`: one score on all splits."""
-    x, labels = a.test, a.labels
-    names, num_classes, k, shrinkages, neighbours = choices
-    moments = scores.fit_moments(a.train, a.train_labels, num_classes=num_classes)
-
-    # Each of these two is computed at most once, when a score first needs it.
-    @cache
-    def internal():
-        return scores.internal_class_score(x, labels, moments)
-
-    @cache
-    def external():
-        return scores.external_text_score(x, a.dictionary, moments, k)
-
-    def of_splits(score):
-        """Maps `score(mask)` over the splits' masks of normal classes."""
-        return block_map(score, normal, size=len(x) * num_classes)
-
-    def nearest_class(per_class):
-        return of_splits(lambda n: min_over_classes(jnp.where(n[None, :], per_class, jnp.inf)))
-
-    def bliss(n0):
-        if n0 == 0:
-            return nearest_class(internal() + weight * external())
-        # Shrinkage pools the variances over the normal classes of a split, so the splits share no
-        # intermediate result. They are computed one after the other.
-        return lax.map(
-            lambda n: scores.bliss_score(
-                x, labels, a.dictionary, moments, k, weight, normal=n, shrinkage=n0
-            ),
-            normal,
-        )
-
-    def neighbour_score():
-        nearest = scores.nearest_of_class(
-            x, a.train, a.train_labels, neighbours, num_classes=num_classes
-        )
-        return lax.map(lambda n: scores.knn_score_from_nearest(nearest, n), normal)
-
-    def of_labels(score, labels=labels, **options):
-        return of_splits(lambda n: score(x, labels, normal=n, **options))
-
-    compute = {
-        "internal": lambda: nearest_class(internal()),
-        "external": lambda: nearest_class(external()),
-        "max_cosine": lambda: of_labels(scores.max_cosine_score),
-        "msp": lambda: of_labels(scores.msp_score),
-        "mcm": lambda: of_labels(scores.mcm_score, a.mcm_labels),
-        "max_logit": lambda: of_labels(scores.max_logit_score),
-        "energy": lambda: of_labels(scores.energy_score),
-        "entropy": lambda: of_labels(scores.entropy_score),
-        "clip_ad": lambda: of_labels(scores.clip_ad_score, something_embedding=a.something),
-        "mahalanobis": lambda: lax.map(lambda n: scores.mahalanobis_score(x, moments, n), normal),
-        "knn": neighbour_score,
-        "neglabel": lambda: lax.map(
-            lambda n: scores.neglabel_score(x, labels, a.dictionary, key, n), normal
-        ),
-        "whitened_bliss": lambda: lax.map(
-            lambda n: scores.whitened_bliss_score(x, labels, a.dictionary, moments, k, weight, n),
-            normal,
-        ),
-    }
+    inputs = _Inputs(a, weight, key, choices)
     columns = [
-        bliss(n0) if name == "bliss" else compute[name]()
-        for name, n0 in columns_of(names, shrinkages)
+        _on_all_splits(score, n0, inputs, normal, len(a.test))
+        for score, n0 in columns_of(choices.scores, choices.shrinkages)
     ]
-    return jnp.stack(columns)
+    dtype = jnp.promote_types(jnp.float32, columns[0].dtype)
+    return jnp.stack([column.astype(dtype) for column in columns])
+
+
+def _on_all_splits(
+    score: Score, n0: float, inputs: _Inputs, normal: Bool[jax.Array, "splits classes"], images: int
+) -> Float[jax.Array, "splits test"]:
+    """Maps a score over the masks of the splits' normal classes."""
+    own = {"shrinkage": n0}
+    fixed = {
+        name: own[name] if name in own else inputs[name] for name in score.needs if name != "normal"
+    }
+
+    def of_split(mask: Bool[jax.Array, " classes"]) -> Float[jax.Array, " test"]:
+        masked = {"normal": mask} if "normal" in score.needs else {}
+        found = score.function(**fixed, **masked)
+        if jnp.shape(found) != (images,):
+            raise ValueError(
+                f"score {score.name!r}: expected its function to return scores [{images}], one per image, got "
+                f"{list(jnp.shape(found))}"
+            )
+        return jnp.asarray(found)
+
+    # Shrinkage pools the variances over the normal classes of a split, so the splits share no intermediate
+    # result. They are computed one after the other.
+    if score.one_split_at_a_time or n0:
+        return lax.map(of_split, normal)
+    return block_map(of_split, normal, size=images * normal.shape[1])
 
 
 jitted_scores = jax.jit(score_splits, static_argnames="choices")
 
 
-def columns_of(names: Sequence[str], shrinkages: Sequence[float]) -> list[tuple[str, float]]:
-    """Returns the name of the score and the shrinkage of each row of the result."""
-    return [(name, n0) for name in names for n0 in (shrinkages if name == "bliss" else (0.0,))]
+def columns_of(records: Sequence[Score], shrinkages: Sequence[float]) -> list[tuple[Score, float]]:
+    """Returns the score and the shrinkage of each row of the result."""
+    return [
+        (score, n0)
+        for score in records
+        for n0 in (shrinkages if "shrinkage" in score.needs else (0.0,))
+    ]
+
+
+def row_settings(
+    score: Score, n0: float, settings: Settings, choices: Choices, embeddings: EmbeddingSet
+) -> dict[str, Any]:
+    """Returns the settings on which a score depends, for its row of the result."""
+    needs, own = {*score.needs}, {"shots": settings.shots, "draws": settings.draws}
+    if needs & {"k", "external"}:
+        own["k"] = choices.k
+    if needs & {"neighbours", "nearest_images"}:
+        own["k"] = choices.neighbours
+    if "weight" in needs:
+        own["lambda"] = settings.weight
+    if "shrinkage" in needs:
+        own["shrinkage"] = n0
+    if "mcm_label_embeddings" in needs:
+        own["prompt"] = "mcm" if embeddings.mcm_label_embeddings is not None else "labels"
+    return own | dict(score.settings)
 
 
 def neighbours_of(
@@ -149,7 +192,7 @@ def neighbours_of(
     rows: Int[np.ndarray, "draws chosen"],
     settings: Settings,
 ) -> int:
-    """Returns k of `knn`, reduced to the number of normal images of the smallest split if necessary."""
+    """Returns the number of neighbours, reduced to the number of normal images of the smallest split if necessary."""
     count = np.bincount(embeddings.train_labels[rows[0]], minlength=embeddings.num_classes)
     return int(min(settings.neighbours, (normal @ count).min()))
 
@@ -158,16 +201,13 @@ def left_out_of(
     embeddings: EmbeddingSet, rows: Int[np.ndarray, "draws chosen"], settings: Settings
 ) -> dict[str, str]:
     """Returns the scores that cannot be computed from these embeddings, each with the reason."""
+    largest = np.bincount(embeddings.train_labels[rows[0]]).max()
+    facts = Facts(images_per_class=int(largest), texts=len(embeddings.dictionary))
     reasons = {}
-    if "clip_ad" in settings.scores and embeddings.something_embedding is None:
-        reasons["clip_ad"] = "the embeddings have no array something_embedding"
-    if np.bincount(embeddings.train_labels[rows[0]]).max() == 1:
-        for name in ("mahalanobis", "whitened_bliss"):
-            if name in settings.scores:
-                reasons[name] = "a covariance needs more than one image per class"
-    if "neglabel" in settings.scores and int(NEGATIVE_FRACTION * len(embeddings.dictionary)) < 1:
-        reasons["neglabel"] = (
-            f"it uses {100 * NEGATIVE_FRACTION:g} % of the dictionary, which is less than one of "
-            f"{len(embeddings.dictionary)} texts"
-        )
+    for score in settings.records:
+        reason = score.unavailable(facts) if score.unavailable is not None else None
+        if "something_embedding" in score.needs and embeddings.something_embedding is None:
+            reason = "the embeddings have no array something_embedding"
+        if reason is not None:
+            reasons[score.name] = reason
     return reasons

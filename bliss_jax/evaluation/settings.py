@@ -1,29 +1,17 @@
 """The settings of an evaluation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
-SCORES = (
-    "bliss",
-    "internal",
-    "external",
-    "max_cosine",
-    "msp",
-    "mcm",
-    "max_logit",
-    "energy",
-    "entropy",
-    "clip_ad",
-    "mahalanobis",
-    "knn",
-    "neglabel",
-)
+from bliss_jax.scores import Score, as_score, score_table
+
+SCORES = tuple(name for name, score in score_table().items() if score.default)
 """Names of the scores that are computed by default, in the order of the tables."""
 
-ON_REQUEST = ("whitened_bliss",)
+ON_REQUEST = tuple(name for name, score in score_table().items() if not score.default)
 """Names of the scores that are computed only if they are named in `Settings.scores`."""
 
 
@@ -35,8 +23,8 @@ class Settings:
         ValueError: If a value is out of range or a score is unknown. The message names the field.
     """
 
-    scores: tuple[str, ...] = SCORES
-    """Names of the scores to compute."""
+    scores: tuple[str | Score | Callable[..., Any], ...] = SCORES
+    """Scores to compute: names of `score_table`, records (`Score`) of own functions, or functions."""
     k: int = 10
     """Dictionary texts per image of `bliss`, `external` and `whitened_bliss`."""
     weight: float = 0.5
@@ -54,12 +42,9 @@ class Settings:
     """Seed of the few-shot draws and of NegLabel's groups."""
 
     def __post_init__(self):
-        for name in self.scores:
-            known = SCORES + ON_REQUEST
-            if name not in known:
-                near = get_close_matches(name, known)
-                hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-                raise ValueError(f"scores: unknown score {name!r}{hint}; known: {', '.join(known)}")
+        names = [score.name for score in self.records]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"scores: expected different names, got twice: {', '.join(repeated)}")
         if not np.isfinite(self.weight):
             raise ValueError(f"weight: expected a finite number, got {self.weight}")
         if not self.scores or not self.shrinkages:
@@ -77,6 +62,11 @@ class Settings:
         if not all(0 <= n0 < float("inf") for n0 in self.shrinkages):
             raise ValueError(f"shrinkages: expected finite numbers >= 0, got {self.shrinkages}")
 
+    @property
+    def records(self) -> tuple[Score, ...]:
+        """Records of the scores to compute."""
+        return tuple(as_score(score) for score in self.scores)
+
 
 def describe_settings(settings: Settings) -> dict[str, Any]:
     """Returns the settings as JSON values, for the provenance of a result."""
@@ -89,4 +79,9 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
         "draws": settings.draws,
         "seed": settings.seed,
         "neglabel_lexicon": "the dictionary",
+        "own_scores": {
+            score.name: f"{score.function.__module__}:{score.function.__qualname__}"
+            for score in settings.records
+            if score_table().get(score.name) is not score
+        },
     }

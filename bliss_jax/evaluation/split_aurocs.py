@@ -68,7 +68,7 @@ class TextMoments(NamedTuple):
 class Fit(NamedTuple):
     """Statistics of the normal images that BLISS needs."""
 
-    count: Int[jax.Array, " C"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: Float[jax.Array, " C"]  # pyright: ignore[reportIncompatibleMethodOverride]
     """Number of normal images of each class."""
     labels: TextMoments
     dictionary: TextMoments
@@ -140,7 +140,7 @@ def fit_similarities(
         TextMoments(moments.mean[part], moments.variance[part])
         for part in (slice(num_classes), slice(num_classes, None))
     )
-    count = jnp.full(num_classes, shots, jnp.int32)
+    count = jnp.full(num_classes, shots, similarities.dtype)
     return Fit(count, of_labels, of_dictionary, of_dictionary.variance.mean(axis=0))
 
 
@@ -192,7 +192,7 @@ def split_aurocs(
 
         def least(per_class):
             per_class = per_class.reshape(-1, split.normal.size)
-            return min_over_classes(jnp.where(split.normal[None, :], per_class, jnp.inf))
+            return min_over_classes(per_class, normal=split.normal)
 
         both = lax.map(lambda weight: least(internal[:, None] + weight * external), weights)
         columns = least(internal[0]), least(external[0]), both
@@ -218,13 +218,13 @@ def _class_scores(
     ks: Int[jax.Array, " ks"],
 ) -> tuple[Float[jax.Array, "n P"], Float[jax.Array, "ks n P"]]:
     """Computes internal(x, c), and external(x, c) for each k, for the normal classes of a split."""
-    own, normal, dtype = split.classes, split.normal, to_labels.dtype
+    own, normal = split.classes, split.normal
     count = fit.count[own]
-    share = shrinkage_share(count, n0, dtype)[None, :]
+    share = shrinkage_share(count, n0)[None, :]
     of_own = jax.tree.map(lambda leaf: leaf[:, own], (fit.labels, fit.dictionary))
 
     labels = jax.tree.map(lambda leaf: leaf[own], of_own[0])
-    pooled = jnp.matmul(labels.variance, pooling_weights(count, normal, dtype), precision=_HIGHEST)
+    pooled = jnp.matmul(labels.variance, pooling_weights(count, normal), precision=_HIGHEST)
     variance = labels.variance + share * (pooled[:, None] - labels.variance)
     deviation = standard_deviation(jnp.diagonal(variance))[None, :]
     internal = -(to_labels[:, own] - jnp.diagonal(labels.mean)[None, :]) / deviation

@@ -39,6 +39,11 @@ from bliss_jax.scores.neglabel import neglabel_score as neglabel_score
 from bliss_jax.scores.prepared import PreparedBliss as PreparedBliss
 from bliss_jax.scores.prepared import bliss_score_prepared as bliss_score_prepared
 from bliss_jax.scores.prepared import prepare_bliss as prepare_bliss
+from bliss_jax.scores.record import Facts as Facts
+from bliss_jax.scores.record import INPUTS as INPUTS
+from bliss_jax.scores.record import Score as Score
+from bliss_jax.scores.record import as_score as as_score
+from bliss_jax.scores.record import score_table as score_table
 from bliss_jax.scores.reductions import min_over_classes as min_over_classes
 from bliss_jax.scores.reductions import smallest_class as smallest_class
 from bliss_jax.scores.text_statistics import TextStatistics as TextStatistics

@@ -36,6 +36,7 @@ from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks, sum_of_z_scores
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.text_statistics import (
     TextStatistics,
@@ -465,3 +466,38 @@ def nan_if_normal_is_empty(
 ) -> Float[jax.Array, " images"]:
     """NaN for all images if no image of a normal class was fitted."""
     return jnp.where(jnp.any(mask & ~(count > 0)), jnp.nan, scores)
+
+
+def _bliss_of_split(
+    embeddings, label_embeddings, dictionary_embeddings, moments, internal, external,
+    k, weight, normal, shrinkage,
+) -> jax.Array:  # fmt: skip
+    """`bliss_score`; without shrinkage from parts that all splits share."""
+    if not shrinkage_is_on(shrinkage):
+        return combine(internal, external, weight, normal=normal)
+    return bliss_score(
+        embeddings,
+        label_embeddings,
+        dictionary_embeddings,
+        moments,
+        k,
+        weight=weight,
+        normal=normal,
+        shrinkage=shrinkage,
+    )
+
+
+def _internal_of_split(internal, normal) -> jax.Array:
+    return min_over_classes(internal, normal=normal)
+
+
+def _external_of_split(external, normal) -> jax.Array:
+    return min_over_classes(external, normal=normal)
+
+
+_PAPER = "Goodge et al., BMVC 2024, section 4"
+SCORES = (
+    Score("bliss", _bliss_of_split, source=_PAPER, default=True, order=0),
+    Score("internal", _internal_of_split, source=_PAPER, default=True, order=1),
+    Score("external", _external_of_split, source=_PAPER, default=True, order=2),
+)

@@ -30,16 +30,22 @@ def map_images(
         function: Takes a block of images [block, dim] and returns a pytree of arrays [block, ...]. It treats images
             independently, so the result does not depend on the blocks.
         images: Rows [images, dim]. A symbolic number of images is one block.
-        rows: Images in a block, at most; static.
+        rows: Images in a block, at most; static. If the number of images has no divisor near it, the images are
+            copied with padding.
     """
     number = images.shape[0]
     if _checks.is_traced_shape(number) or number <= rows:
         return function(images)
     size = _block_rows(number, rows)
     blocks = -(-number // size)
-    padded = jnp.pad(images, ((0, blocks * size - number), (0, 0)))
-    strided = jnp.swapaxes(padded.reshape(size, blocks, -1), 0, 1)
-    results = lax.map(function, strided)
+    if blocks * size != number:
+        images = jnp.pad(images, ((0, blocks * size - number), (0, 0)))
+    strided = images.reshape(size, blocks, -1)
+
+    def of_block(block: jax.Array) -> Any:
+        return function(lax.dynamic_index_in_dim(strided, block, axis=1, keepdims=False))
+
+    results = lax.map(of_block, jnp.arange(blocks, dtype=jnp.int32))
 
     def in_order(leaf: jax.Array) -> jax.Array:
         return jnp.swapaxes(leaf, 0, 1).reshape(blocks * size, *leaf.shape[2:])[:number]
@@ -98,6 +104,6 @@ def block_map(
     return lax.map(lambda row: function(*row), arrays, batch_size=rows if rows > 1 else None)
 
 
-def zeros_varying(shape: tuple[int, ...], dtype: Any, *inputs: jax.Array) -> jax.Array:
+def zeros_varying(shape: tuple[Any, ...], dtype: Any, *inputs: jax.Array) -> jax.Array:
     """Returns zeros that vary over the mesh axes that the inputs vary over, as the carry of a loop."""
     return jnp.zeros(shape, dtype) + zero_like_inputs(*inputs).astype(dtype)

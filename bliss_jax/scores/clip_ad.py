@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 
@@ -75,3 +76,6 @@ def _clip_ad(
     mask = jnp.concatenate([jnp.ones(1, bool), mask])
     logits = label_logits(x, texts, mask, temperature, precision)
     return nan_unless_finite(jax.nn.softmax(logits, axis=1)[:, 0], x)
+
+
+SCORE = Score("clip_ad", clip_ad_score, source="Liznerski et al., TMLR 2022", default=True, order=9)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, check_labels, label_logits
 
@@ -51,3 +52,6 @@ def _energy(
     logits = label_logits(x, labels, mask, temperature, precision)
     energy = -jax.nn.logsumexp(logits, axis=1) * jnp.asarray(temperature).astype(logits.dtype)
     return nan_unless_finite(energy, x)
+
+
+SCORE = Score("energy", energy_score, source="Liu et al., NeurIPS 2020", default=True, order=7)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, check_labels, label_logits
 
@@ -52,3 +53,6 @@ def _entropy(
     # A class that is not normal has p = 0, and its share of the entropy is 0 (and not 0 times -inf).
     shares = jnp.where(mask[None, :], jnp.exp(log_p) * log_p, 0)
     return nan_unless_finite(-jnp.sum(shares, axis=1), x)
+
+
+SCORE = Score("entropy", entropy_score, default=True, order=8)

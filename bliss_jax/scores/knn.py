@@ -23,6 +23,7 @@ from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.bliss import nan_if_missing
 from bliss_jax.scores.class_blocks import class_blocks
 from bliss_jax.scores.meshes import compiled, row_axes, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite, zero_like_inputs
 from bliss_jax.scores.selection import TopK, merge_chunk
 from bliss_jax.scores.top_k import (
@@ -195,3 +196,17 @@ def _from_nearest(nearest: jax.Array, mask: jax.Array) -> jax.Array:
         nearest = jnp.take_along_axis(nearest, few[:, :, None], axis=1)
     flat = nearest.reshape(nearest.shape[0], nearest.shape[1] * k)
     return -lax.top_k(flat, k)[0].mean(axis=1)
+
+
+def _of_split(nearest_images, normal) -> jax.Array:
+    return knn_score_from_nearest(nearest_images, normal=normal)
+
+
+SCORE = Score(
+    "knn",
+    _of_split,
+    source="Sun et al., ICML 2022",
+    default=True,
+    order=11,
+    one_split_at_a_time=True,
+)

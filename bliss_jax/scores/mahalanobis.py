@@ -19,6 +19,7 @@ from bliss_jax.scores.bliss import nan_if_normal_is_empty
 from bliss_jax.scores.blocks import block_map
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.record import Facts, Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.text_statistics import in_dtype
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
@@ -81,3 +82,21 @@ def _mahalanobis(x: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: An
     # The gradient of the root is infinite at 0, where an image equals a class mean.
     distance = jnp.where(nearest > 0, jnp.sqrt(jnp.where(nearest > 0, nearest, 1)), nearest)
     return nan_unless_finite(nan_if_normal_is_empty(distance, mask, moments.count), x)
+
+
+def one_image_per_class(facts: Facts) -> str | None:
+    """Returns why a score with a covariance is unavailable, if it is."""
+    if facts.images_per_class > 1:
+        return None
+    return "a covariance needs more than one image per class"
+
+
+SCORE = Score(
+    "mahalanobis",
+    mahalanobis_score,
+    source="Lee et al., NeurIPS 2018",
+    default=True,
+    order=10,
+    one_split_at_a_time=True,
+    unavailable=one_image_per_class,
+)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.softmax import check_labels, label_logits
 
@@ -46,3 +47,6 @@ def _max_cosine(
 ) -> jax.Array:
     logits = label_logits(x, labels, mask, temperature, precision)
     return nan_unless_finite(min_over_classes(-logits, normal=mask), x)
+
+
+SCORE = Score("max_cosine", max_cosine_score, default=True, order=3)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, check_labels, label_logits
 
@@ -49,3 +50,8 @@ def _max_logit(
 ) -> jax.Array:
     logits = label_logits(x, labels, mask, temperature, precision)
     return nan_unless_finite(min_over_classes(-logits, normal=mask), x)
+
+
+SCORE = Score(
+    "max_logit", max_logit_score, source="Hendrycks et al., ICML 2022", default=True, order=6
+)

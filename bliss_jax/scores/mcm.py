@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.msp import msp_score
+from bliss_jax.scores.record import Score
 
 
 def mcm_score(
@@ -39,3 +40,10 @@ def mcm_score(
     return msp_score(
         embeddings, label_embeddings, normal=normal, temperature=temperature, precision=precision
     )
+
+
+def _of_split(embeddings, mcm_label_embeddings, normal) -> jax.Array:
+    return mcm_score(embeddings, mcm_label_embeddings, normal=normal)
+
+
+SCORE = Score("mcm", _of_split, source="Ming et al., NeurIPS 2022", default=True, order=5)

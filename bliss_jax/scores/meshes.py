@@ -11,7 +11,16 @@ from functools import partial, wraps
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, PartitionSpec, auto_axes
+import jax.core
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+    auto_axes,
+    get_abstract_mesh,
+)
 
 Specs = Any
 """A pytree of `PartitionSpec`, a prefix of a function's result."""
@@ -30,17 +39,23 @@ def compiled(
     def decorate(function: Callable) -> Callable:
         jitted = jax.jit(function, static_argnames=static)
 
-        @partial(jax.jit, static_argnames=("options", "axes", "specs"))
-        def automatic(arrays: tuple, options: tuple, axes: tuple, specs: Specs) -> Any:
-            inner = partial(function, **dict(options))
-            return auto_axes(inner, axes=axes, out_sharding=specs)(*arrays)
+        @partial(jax.jit, static_argnames=("options", "mesh", "specs"))
+        def automatic(arrays: tuple, options: tuple, mesh: AbstractMesh, specs: Specs) -> Any:
+            inner, shardings = partial(function, **dict(options)), specs
+            if get_abstract_mesh().empty:  # then the shardings tell the mesh
+                shardings = jax.tree.map(
+                    lambda spec: NamedSharding(mesh, spec),
+                    specs,
+                    is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+                )
+            return auto_axes(inner, axes=explicit_axes(mesh), out_sharding=shardings)(*arrays)
 
         @wraps(function)
         def call(*arrays: Any, **options: Any) -> Any:
-            axes = _explicit_axes(arrays)
-            if not axes:
+            mesh = explicit_mesh(arrays)
+            if mesh is None:
                 return jitted(*arrays, **options)
-            return automatic(arrays, tuple(options.items()), axes, out(*arrays))
+            return automatic(arrays, tuple(options.items()), mesh, out(*arrays))
 
         return call
 
@@ -59,24 +74,29 @@ def replicated(*arrays: Any) -> PartitionSpec:
 
 def row_axes(array: Any) -> str | tuple[str, ...] | None:
     """Returns the explicit mesh axes over which the rows of `array` are sharded; None if there are none."""
-    spec = _sharding(array).spec if _explicit_axes((array,)) else ()
+    if explicit_mesh(array) is None:
+        return None
+    spec = jax.typeof(array).sharding.spec
     return spec[0] if spec else None
 
 
-def _sharding(leaf: Any) -> Any:
-    return getattr(jax.typeof(leaf), "sharding", None)
-
-
-def _explicit_axes(tree: Any) -> tuple[str, ...]:
-    """Returns the names of the explicit axes of the mesh that the arrays are on."""
+def explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """Returns the mesh with explicit axes that the arrays are on; None if there is none."""
     for leaf in jax.tree.leaves(tree):
-        if not isinstance(leaf, jax.Array):
+        if not isinstance(leaf, jax.Array) or _on_one_device(leaf):
             continue
-        mesh = getattr(_sharding(leaf), "mesh", None)
-        if mesh is None or mesh.empty:
-            continue
-        named = zip(mesh.axis_names, mesh.axis_types, strict=True)
-        explicit = tuple(name for name, kind in named if kind == AxisType.Explicit)
-        if explicit:
-            return explicit
-    return ()
+        mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
+        if mesh is not None and not mesh.empty and explicit_axes(mesh):
+            return mesh
+    return None
+
+
+def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+    """Returns the names of the explicit axes of a mesh."""
+    named = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in named if kind == AxisType.Explicit)
+
+
+def _on_one_device(array: jax.Array) -> bool:
+    concrete = not isinstance(array, jax.core.Tracer)
+    return concrete and isinstance(array.sharding, SingleDeviceSharding)

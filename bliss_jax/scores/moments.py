@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import export, lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, Num
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
 from bliss_jax.scores.class_blocks import class_blocks
-from bliss_jax.scores.meshes import compiled, replicated, row_axes
+from bliss_jax.scores.meshes import compiled, explicit_mesh, replicated, row_axes
 from bliss_jax.scores.reductions import zero_like_inputs
 
 _MAX_BLOCK = 512
@@ -126,12 +126,19 @@ def _fit(
     axes = row_axes(x)
     if axes is None or not len(x):
         return _fit_here(x, y, counted, num_classes=num_classes)
-    return _fit_shards(x, y, counted, num_classes=num_classes, axes=axes)
+    mesh = explicit_mesh(x)
+    return _fit_shards(x, y, counted, num_classes=num_classes, axes=axes, mesh=mesh)
 
 
-@partial(jax.jit, static_argnames=("num_classes", "axes"))
+@partial(jax.jit, static_argnames=("num_classes", "axes", "mesh"))
 def _fit_shards(
-    x: jax.Array, y: jax.Array, counted: jax.Array | None, *, num_classes: int, axes: Any
+    x: jax.Array,
+    y: jax.Array,
+    counted: jax.Array | None,
+    *,
+    num_classes: int,
+    axes: Any,
+    mesh: AbstractMesh,
 ) -> ClassMoments:
     """Moments of images that are sharded over explicit mesh axes: each device fits its own."""
 
@@ -139,15 +146,16 @@ def _fit_shards(
         return psum_moments(_fit_blocks(x, y, counted, num_classes=num_classes), axes)
 
     spec = PartitionSpec(axes)
-    rows = [jax.sharding.reshard(a, spec) for a in (y, *(() if counted is None else (counted,)))]
-    x = jax.sharding.reshard(x, spec)
+    arrays = x, y, counted
+    arrays = jax.tree.map(lambda a: jax.sharding.reshard(a, NamedSharding(mesh, spec)), arrays)
     mapped = jax.shard_map(
         fit,
+        mesh=mesh,
         in_specs=(spec, spec, None if counted is None else spec),
         out_specs=PartitionSpec(),
         axis_names={axes} if isinstance(axes, str) else set(axes),
     )
-    return mapped(x, rows[0], rows[1] if counted is not None else None)
+    return mapped(*arrays)
 
 
 def _fit_blocks(
@@ -296,6 +304,13 @@ def check_moments_type(name: str, moments: Any) -> None:
         )
 
 
+def as_jax_leaves(moments: ClassMoments) -> ClassMoments:
+    """Returns the moments with JAX arrays as leaves."""
+    if all(isinstance(leaf, jax.Array) for leaf in moments):
+        return moments
+    return ClassMoments(*map(jnp.asarray, moments))
+
+
 def check_moments(
     checks: _checks.ValueChecks,
     moments: Any,
@@ -319,7 +334,7 @@ def check_moments(
         ValueError: the argument is not moments, or the arrays do not fit each other.
     """
     check_moments_type("moments", moments)
-    moments = jax.tree.map(jnp.asarray, moments)
+    moments = as_jax_leaves(moments)
     if labels is not None and len(labels) != len(moments.mean):
         raise ValueError(
             f"label_embeddings: expected one row for each of the {len(moments.mean)} fitted classes, "

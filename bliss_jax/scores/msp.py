@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, check_labels, label_logits
 
@@ -51,3 +52,6 @@ def _msp(
     logits = label_logits(x, labels, mask, temperature, precision)
     probabilities = jax.nn.softmax(logits, axis=1)
     return nan_unless_finite(min_over_classes(-probabilities, normal=mask), x)
+
+
+SCORE = Score("msp", msp_score, source="Hendrycks, Gimpel, ICLR 2017", default=True, order=4)

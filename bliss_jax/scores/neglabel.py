@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.meshes import compiled, replicated, rows
+from bliss_jax.scores.record import Facts, Score
 from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 from bliss_jax.scores.top_k import similarity
@@ -190,3 +191,27 @@ def _neglabel(
     against = jax.nn.logsumexp(negatives, axis=1)
     mass = jax.nn.logsumexp(of_labels, axis=1).astype(against.dtype)
     return nan_unless_finite(jnp.mean(jax.nn.sigmoid(against - mass[:, None]), axis=1), x)
+
+
+def _of_split(embeddings, label_embeddings, dictionary_embeddings, key, normal) -> jax.Array:
+    return neglabel_score(embeddings, label_embeddings, dictionary_embeddings, key, normal=normal)
+
+
+def _too_few_texts(facts: Facts) -> str | None:
+    if int(NEGATIVE_FRACTION * facts.texts) >= 1:
+        return None
+    return (
+        f"it uses {100 * NEGATIVE_FRACTION:g} % of the dictionary, which is less than one of "
+        f"{facts.texts} texts"
+    )
+
+
+SCORE = Score(
+    "neglabel",
+    _of_split,
+    source="Jiang et al., ICLR 2024",
+    default=True,
+    order=12,
+    one_split_at_a_time=True,
+    unavailable=_too_few_texts,
+)

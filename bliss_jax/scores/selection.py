@@ -13,7 +13,7 @@ Order: larger values first, and among equal values the text that comes first. Na
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class TopK(NamedTuple):
     """Positions of the texts, 0 in places that no text has filled."""
 
 
-def no_texts(k: int, images: int, dtype: jnp.dtype, zero: jax.Array) -> TopK:
+def no_texts(k: int, images: Any, dtype: Any, zero: jax.Array) -> TopK:
     """Returns the result of no texts; `zero` gives the carry the mesh axes that it varies over."""
     values = jnp.full((k, images), -jnp.inf, dtype) + zero.astype(dtype)
     return TopK(values, jnp.zeros((k, images), jnp.int32) + zero.astype(jnp.int32))

@@ -28,8 +28,10 @@ from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
 from bliss_jax.scores.bliss import check_bliss, nan_if_normal_is_empty
 from bliss_jax.scores.blocks import zeros_varying
+from bliss_jax.scores.mahalanobis import one_image_per_class
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.text_statistics import in_dtype, standard_deviation
 from bliss_jax.scores.top_k import Axis, check_chunk_size, local_rows, nearest_texts
@@ -173,3 +175,13 @@ def _mean_of_nearest(
 def _unit(vectors: Float[jax.Array, "rows dim"]) -> Float[jax.Array, "rows dim"]:
     """Returns the rows divided by their length, with a finite gradient if a row is 0 (texts that cancel out)."""
     return vectors / standard_deviation(jnp.sum(vectors**2, axis=1))[:, None]
+
+
+SCORE = Score(
+    "whitened_bliss",
+    whitened_bliss_score,
+    order=20,
+    one_split_at_a_time=True,
+    settings={"ridge": WHITENING_RIDGE},
+    unavailable=one_image_per_class,
+)

@@ -82,7 +82,7 @@ def _scores_of_splits(test, labels, dictionary, moments, normal, *, k):
 
         return jnp.stack(
             [
-                bj.max_cosine_score(test, labels, mask),
+                bj.max_cosine_score(test, labels, normal=mask),
                 nearest(internal),
                 nearest(external),
                 bj.bliss_score(test, labels, dictionary, moments, k, normal=mask),

@@ -299,7 +299,9 @@ def test_gradients_are_finite_without_variance(problem):
         )(problem.test, problem.labels, problem.words, seen)
         assert all(np.isfinite(g).all() for g in gradients)
     by_weight = jax.grad(
-        lambda w: bliss_score(problem.test, problem.labels, problem.words, seen, 10, w, mask).sum()
+        lambda w: bliss_score(
+            problem.test, problem.labels, problem.words, seen, weight=w, normal=mask
+        ).sum()
     )(0.5)
     assert np.isfinite(by_weight)
 
@@ -332,7 +334,14 @@ def test_traces_once_for_many_calls(problem):
         nonlocal traces
         traces += 1
         return bliss_score(
-            x, problem.labels, problem.words, problem.moments, 10, weight, mask, shrinkage
+            x,
+            problem.labels,
+            problem.words,
+            problem.moments,
+            10,
+            weight=weight,
+            normal=mask,
+            shrinkage=shrinkage,
         )
 
     for weight, mask, n0 in [(0.5, MASK, 0.0), (0.7, ~MASK, 20.0), (0.0, MASK, 3.0)]:
@@ -371,7 +380,7 @@ def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(prob
         ({"shrinkage": -1.0}, "shrinkage: expected a finite number >= 0, got -1"),
         ({"shrinkage": np.float32(-1)}, "shrinkage: expected a finite number >= 0, got -1"),
         ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
-        ({"chunk_size": 0}, "chunk_size: expected at least 1, got 0"),
+        ({"chunk_size": 0}, "chunk_size: expected an integer of at least 1, got 0"),
         ({"normal": np.zeros(C, bool)}, "at least one normal class, got none"),
         ({"normal": np.ones(C + 1, bool)}, r"normal: expected a bool \[6\] array"),
         ({"normal": np.ones(C, int)}, r"normal: expected a bool \[6\] array.*got int"),

@@ -1,0 +1,138 @@
+"""The table of scores: one record for each score, beside its function.
+
+A record names a score, its function and its source. The names of the function's parameters say what it needs of an
+evaluation (`INPUTS`), so a score is added by one file: a module of this package that defines a function and a
+`SCORE`. `Score` describes a user's own function in the same way.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+INPUTS = {
+    "embeddings": "embeddings of the test images [images, dim]",
+    "label_embeddings": "embedding of each class's prompt [classes, dim]",
+    "mcm_label_embeddings": "embedding of each class's MCM prompt, or of its prompt [classes, dim]",
+    "something_embedding": "embedding of `a photo of something` [dim]",
+    "dictionary_embeddings": "embeddings of the dictionary's prompts [texts, dim]",
+    "train_embeddings": "embeddings of the training images [train, dim]",
+    "train_labels": "class of each training image [train]",
+    "moments": "`ClassMoments` of the training images",
+    "internal": "internal(x, c) without shrinkage [images, classes]",
+    "external": "external(x, c) without shrinkage [images, classes]",
+    "nearest_images": "the largest cosines to the training images of each class [images, classes, neighbours]",
+    "normal": "mask of the split's normal classes [classes]",
+    "key": "random key of the evaluation's seed",
+    "num_classes": "number of classes",
+    "k": "dictionary texts per image",
+    "weight": "lambda",
+    "shrinkage": "n0; the score has one row for each value in the settings",
+    "neighbours": "neighbours per image",
+}
+"""Names of the parameters that a score's function may have, and what the evaluation passes."""
+
+
+class Facts(NamedTuple):
+    """Facts of an evaluation by which a score may be unavailable."""
+
+    images_per_class: int
+    """Training images of the largest class."""
+    texts: int
+    """Texts in the dictionary."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score that `evaluate` can run on all splits of a protocol.
+
+    Raises:
+        ValueError: the name is empty, or a required parameter of the function is not one of `INPUTS`.
+    """
+
+    name: str
+    """Name in settings, tables and results."""
+    function: Callable[..., Any]
+    """Returns scores [images], higher = more anomalous. JAX must be able to trace it. Its parameters are names of
+    `INPUTS`; other parameters keep their defaults."""
+    label: str = ""
+    """Label in tables; the name by default."""
+    source: str = ""
+    """Publication of the score."""
+    default: bool = False
+    """Whether an evaluation computes the score if its settings name no scores."""
+    order: int = 1000
+    """Position in tables."""
+    one_split_at_a_time: bool = False
+    """Whether splits are mapped over one after the other, because their temporaries are large. By default several
+    splits are computed together (`vmap`), and results that do not depend on the mask are computed once."""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further settings of the function, for the results; JSON values."""
+    unavailable: Callable[[Facts], str | None] | None = None
+    """Returns the reason why the score cannot be computed, or None."""
+
+    def __post_init__(self):
+        if not self.name:
+            raise ValueError("name: expected a name, got an empty one")
+        if not callable(self.function):
+            raise ValueError(
+                f"score {self.name!r}: expected a function, got a {type(self.function).__name__}"
+            )
+        parameters = inspect.signature(self.function).parameters
+        required = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        for name in required:
+            if name not in INPUTS:
+                near = get_close_matches(name, INPUTS)
+                hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+                raise ValueError(
+                    f"score {self.name!r}: the parameter {name!r} of its function is not an input of an "
+                    f"evaluation{hint}; inputs: {', '.join(INPUTS)}"
+                )
+        object.__setattr__(self, "label", self.label or self.name)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the inputs that the function takes."""
+        parameters = inspect.signature(self.function).parameters
+        return tuple(name for name in parameters if name in INPUTS)
+
+
+@cache
+def score_table() -> Mapping[str, Score]:
+    """Returns the library's scores by name, in the order of tables: the `SCORE` and `SCORES` of each module here."""
+    records: list[Score] = []
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.stem.startswith("_"):
+            continue
+        module = import_module(f"{__package__}.{file.stem}")
+        records += [value for value in vars(module).get("SCORES", ()) if isinstance(value, Score)]
+        if isinstance(vars(module).get("SCORE"), Score):
+            records.append(module.SCORE)
+    return {record.name: record for record in sorted(records, key=lambda record: record.order)}
+
+
+def as_score(score: "str | Score | Callable[..., Any]") -> Score:
+    """Returns the record of a name, a record as it is, or a record of a function, named like it.
+
+    Raises:
+        ValueError: there is no score of that name; the message lists the near misses.
+    """
+    if isinstance(score, Score):
+        return score
+    if not isinstance(score, str):
+        return Score(getattr(score, "__name__", ""), score)
+    known = score_table()
+    if score not in known:
+        near = get_close_matches(score, known)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"scores: unknown score {score!r}{hint}; known: {', '.join(known)}")
+    return known[score]
