@@ -189,7 +189,8 @@ def run_cases(
 
     Raises:
         CaseError: If the first process cannot start JAX.
-        ValueError: If `results` holds numbers of another machine.
+        ValueError: If `results` holds numbers of another machine, or if there is no accelerator and the
+            models are not shrunken.
     """
     log = results.file.with_name("workers.log")
     worker = Worker("jax", context, log)
@@ -200,6 +201,8 @@ def run_cases(
         results.check_machine(facts)
         report(", ".join(f"{name} {value}" for name, value in facts.items()))
         context = context._replace(platform=facts["platform"])
+        if context.platform == "cpu" and not context.quick:
+            raise ValueError("expected an accelerator, but JAX found none; use --quick on a CPU")
         for name, case in chosen.items():
             left = deadline - time.monotonic()
             if left < case.expected_s:
