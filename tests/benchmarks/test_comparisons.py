@@ -1,68 +1,75 @@
-"""Both sides of the CIFAR-10 benchmark compute the same: its ratio of times compares like with like."""
+"""The benchmarks compare procedures that compute the same, so that their times can be compared."""
 
 import json
-import sys
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import encoders, peers, plot, scale, scores, sharding
+from benchmarks.gpu.architectures import architectures
 
-@pytest.fixture
-def scores(monkeypatch, unchecked):
-    """benchmarks.scores, which is not installed; last on the path, so that the installed library is tested.
-
-    Unchecked: compiling ahead of time passes JAX's descriptions of arrays through `ClassMoments`.
-    """
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2])])
-    return import_module("benchmarks.scores")
+pytestmark = pytest.mark.usefixtures("unchecked")
+"""Compilation ahead of time passes JAX's descriptions of arrays through `ClassMoments`."""
 
 
-@pytest.mark.parametrize("peer", ["split_by_split", "shared"])
-def test_the_library_and_plain_numpy_agree_at_toy_size(scores, peer):
+def test_the_library_and_both_forms_in_numpy_agree():
     e = scores.embeddings(train=600, test=300, texts=97, classes=10, dim=32)
     normal = scores.splits()
-    numpy_run = getattr(scores.peers, peer)(e, normal)
-    found = scores.agreement(e, numpy_run, scores.Library(e, normal).run())
-    assert found.doubtful == 0
-    assert found.score < 1e-3
-    assert found.auroc < 1e-5
+    ours = scores.Library(e, normal).run()
+    for procedure in (peers.split_by_split, peers.shared):
+        found = scores.agreement(e, procedure(e, normal), ours)
+        assert found.doubtful == 0
+        assert found.score < 1e-3
+        assert found.auroc < 1e-5
 
 
-def test_both_ways_of_a_case_of_scale_agree_and_can_be_drawn(scores, tmp_path):
-    """Runs one toy case; `measure_case` itself refuses scores that differ."""
-    scale, plot = import_module("benchmarks.scale"), import_module("benchmarks.plot")
+def numbers_of(case, cost):
+    batch = {"encoder": "B/32", "batch": 2, "flops": 1e9, "seconds": [0.1]}
+    benchmarks = {"scale": {"cases": [scale._numbers(case, cost)]}, "batches": {"cases": [batch]}}
+    return json.dumps({"benchmarks": benchmarks})
+
+
+@pytest.mark.slow
+def test_both_scores_of_scale_agree_and_keep_the_memory_bound():
+    """`measure_case` itself refuses scores that differ."""
     case = scale.Case(texts=70, classes=3, images=50, batch=20, times=1)
     cost = scale.measure_case(case)
     assert len(cost.score_seconds) == len(cost.prepared_seconds) == 1
     assert cost.apart < 1e-3
     assert 0 < cost.temporary_bytes <= case.bound
-    batch = {"encoder": "B/32", "batch": 2, "flops": 1e9, "seconds": [0.1]}
-    numbers = {"scale": {"cases": [scale._numbers(case, cost)]}, "batches": {"cases": [batch]}}
+
+
+def test_figures_are_drawn_from_the_numbers_of_a_run(tmp_path):
+    case = scale.Case(texts=70, classes=3, images=50, batch=20, times=1)
+    cost = scale.Cost([0.2], [0.1], [0.15], 0.05, 0.0, 1.0, 1000, 2000, 3000)
     file = tmp_path / "numbers.json"
-    file.write_text(json.dumps({"benchmarks": numbers}))
+    file.write_text(numbers_of(case, cost))
     plot.main([str(file), "--output", str(tmp_path)], standalone_mode=False)
     drawn = (tmp_path / "scores.svg").read_text()
     assert "operations of similarities and variances" in drawn
     assert "GFLOP of a batch" in (tmp_path / "encoders.svg").read_text()
-    file.write_text(json.dumps({"benchmarks": {}}))
-    with pytest.raises(plot.click.BadParameter, match="expected the numbers of scale or batches"):
+
+
+def test_a_file_without_numbers_to_draw_is_refused(tmp_path):
+    file = tmp_path / "numbers.json"
+    file.write_text(json.dumps({"benchmarks": {"ask": {}}}))
+    with pytest.raises(
+        plot.click.BadParameter, match="expected the numbers of scale or batches, found ask"
+    ):
         plot.main([str(file), "--output", str(tmp_path)], standalone_mode=False)
 
 
-def test_work_divided_over_devices_gives_the_scores_of_one(scores):
-    """`_measure` refuses scores that differ; both ways of dividing are run."""
-    sharding = import_module("benchmarks.sharding")
-    for over in ("images", "dictionary"):
-        cost = sharding._measure(sharding.Case(over, "strong", 8, 64, 80, 1))
-        assert len(cost.seconds) == 1
-        assert cost.apart < 1e-4
+@pytest.mark.slow
+@pytest.mark.parametrize("over", ["images", "dictionary"])
+def test_sharded_scores_equal_those_of_one_device(over):
+    """`_measure` itself refuses scores that differ."""
+    cost = sharding._measure(sharding.Case(over, "strong", 8, 64, 80, 1))
+    assert len(cost.seconds) == 1
+    assert cost.apart < 1e-4
 
 
-def test_prompts_have_the_lengths_that_are_stated(scores):
-    """What the benchmark of prompts encodes: 1,860 rows that begin alike and end where they should."""
-    encoders = import_module("benchmarks.encoders")
+def test_prompts_have_the_stated_lengths():
+    """The benchmark encodes 1,860 rows that begin with the same tokens and end after their lengths."""
     tokens = encoders.prompts(1860)
     ends = (tokens == encoders.END).argmax(axis=1) + 1
     lengths, counts = np.unique(ends, return_counts=True)
@@ -71,11 +78,10 @@ def test_prompts_have_the_lengths_that_are_stated(scores):
     assert (tokens[:, : len(encoders.PROMPT)] == encoders.PROMPT).all()
 
 
-def test_all_ways_to_encode_prompts_agree(scores, monkeypatch):
-    """The benchmark itself refuses other embeddings; here with a model of the smallest size."""
-    encoders = import_module("benchmarks.encoders")
-    small = import_module("benchmarks.gpu.architectures").architectures(True)
-    monkeypatch.setattr(encoders, "ARCHITECTURES", small)
+@pytest.mark.torch
+def test_all_ways_to_encode_prompts_agree(monkeypatch):
+    """The benchmark itself refuses embeddings that differ; here it runs with a shrunken model."""
+    monkeypatch.setattr(encoders, "ARCHITECTURES", architectures(True))
     table = encoders.prompts_benchmark(True)
     assert min(table.data["cosine"].values()) > 0.99999
     assert any("PyTorch" in row[0] for row in table.rows)
