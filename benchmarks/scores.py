@@ -202,7 +202,7 @@ def ask(quick: bool) -> Table:
             (
                 name,
                 f"{1e3 * median(many):.0f}",
-                f"{1e3 * median(kept):.1f}" if kept else "not possible",
+                f"{1e3 * median(kept):.1f}" if kept else "full score",
                 f"{1e3 * (refit + median(many)):.0f}",
                 f"{1 + refit / median(many):.1f}",
                 f"{1e3 * median(one):.2f}",
