@@ -204,7 +204,7 @@ def resize(
 
 def resize_on_host(
     image: UInt8[np.ndarray, "h w 3"], preprocessing: Preprocessing
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "rows columns 3"]:
     """Resizes one image on the host with Pillow; the pixels are those of `resize`.
 
     It suits images of many different sizes, each of which `resize` would compile for. Applied to the
@@ -215,7 +215,7 @@ def resize_on_host(
         preprocessing: Size, geometry and filter. The statistics are not used.
 
     Returns:
-        An image, uint8 [size, size, 3].
+        An image, uint8 [size, size, 3]. For a NaFlex model, the packed patches (see `naflex`).
 
     Raises:
         ValueError: `image` is not a uint8 array [h, w, 3] with pixels.
@@ -223,6 +223,8 @@ def resize_on_host(
     from PIL import Image
 
     _check_images(np.asarray(image)[None])
+    if pack := getattr(preprocessing, "pack", None):
+        return pack(image)
     height, width, _ = image.shape
     size = preprocessing.size
     (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)
