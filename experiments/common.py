@@ -21,7 +21,7 @@ import numpy as np
 
 from bliss_jax.datasets import ImageDataset, Protocol, dataset_names, load_dataset, load_protocol
 from bliss_jax.embedding import EmbeddingSet, embed_dataset, load_embeddings, save_embeddings
-from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults
+from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults, dataset_of
 from bliss_jax.models import load_model
 from bliss_jax.storage import replacing
 from bliss_jax.text import load_dictionary
@@ -139,7 +139,7 @@ def cases(options: Options, *, exclude_labels: bool = False) -> Iterator[Case]:
                 model,
                 dataset,
                 (embeddings,),
-                _protocols(options, dataset, embeddings.num_classes),
+                _protocols(options, dataset, embeddings.class_names),
                 options.k or dataset_defaults(dataset).k,
                 options.preprocess,
             )
@@ -153,17 +153,20 @@ def _case_of_file(options: Options, file: Path) -> Case:
         model, dataset = clip_file.MODEL, clip_file.DATASET
     else:
         sets = (load_embeddings(file),)
-        recorded = sets[0].provenance
-        model, dataset = (
-            str(recorded.get(what, {}).get("name", file.stem)) for what in ("model", "dataset")
-        )
-    protocols = _protocols(options, dataset, sets[0].num_classes)
+        model = str(sets[0].provenance.get("model", {}).get("name", file.stem))
+        dataset = dataset_of(sets[0]).name or file.stem
+    protocols = _protocols(options, dataset, sets[0].class_names)
     return Case(model, dataset, sets, protocols, options.k or dataset_defaults(dataset).k)
 
 
-def _protocols(options: Options, dataset: str, num_classes: int) -> tuple[Protocol, ...]:
+def _protocols(
+    options: Options, dataset: str, class_names: tuple[str, ...]
+) -> tuple[Protocol, ...]:
     names = options.protocols or PROTOCOLS.get(dataset, (dataset_defaults(dataset).protocol,))
-    protocols = [load_protocol(name, dataset=dataset, num_classes=num_classes) for name in names]
+    protocols = [
+        load_protocol(name, dataset=dataset, num_classes=len(class_names), class_names=class_names)
+        for name in names
+    ]
     if options.quick:
         protocols = [replace(p, splits=p.splits[:QUICK_SPLITS]) for p in protocols[:2]]
     return tuple(protocols)

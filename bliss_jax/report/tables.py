@@ -5,8 +5,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from bliss_jax.evaluation import Evaluation, Row, SimilarityBias
-from bliss_jax.models import UNTRAINED
+from bliss_jax.evaluation import (
+    Evaluation,
+    SimilarityBias,
+    evaluation_table,
+    row_name,
+    shots_of,
+)
 
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: bool = False) -> None:
@@ -17,50 +22,18 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
         console: Console to print to.
         per_split: Whether to add a column for each split.
     """
-    protocol = evaluation.provenance["protocol"]
-    rows = evaluation.rows
-    splits = rows[0].splits
-    drawn = f", {rows[0].settings['draws']} draws" if rows[0].settings["draws"] > 1 else ""
-    shots = rows[0].settings["shots"]
-    images = f"{_count(shots, 'image')} per normal class{drawn}" if shots else "all normal images"
-    title = (
-        f"{protocol['name']} (family {protocol['family']}): {_count(len(splits), 'split')}, "
-        f"{_range([len(split.normal) for split in splits])} normal, {images}"
-    )
-    console.print(title, soft_wrap=True)
+    content = evaluation_table(evaluation, per_split=per_split)
+    console.print(content.title, soft_wrap=True)
+    first, *others = content.headings
     table = Table()
-    table.add_column("score")
-    for heading in ("AUROC", "std", "AUPR anomaly", "AUPR normal", "FPR95"):
+    table.add_column(first)
+    for heading in others:
         table.add_column(heading, justify="right")
-    if per_split:
-        for split in splits:
-            table.add_column(_classes(split.normal), justify="right")
-    for row in rows:
-        means = [_mean(row, name) for name in ("aupr_anomaly", "aupr_normal", "fpr95")]
-        cells = [row.auroc, row.auroc_std, *means]
-        cells += [split.auroc for split in row.splits] if per_split else []
-        mark = " *" if row.is_near_chance else ""
-        table.add_row(_name(row) + mark, *(f"{100 * value:.1f}" for value in cells))
+    for row in content.rows:
+        table.add_row(*row)
     console.print(table)
-    console.print(
-        "All values are x 100. The anomaly is the positive class. FPR95 is the share of normal images that "
-        "are flagged when 95 % of the anomalies are detected.",
-        soft_wrap=True,
-    )
-    if any(row.is_near_chance for row in rows):
-        console.print(
-            "* The AUROC is within 5 points of chance (50): here, this score hardly separates anomalies "
-            "from normal images.",
-            soft_wrap=True,
-        )
-    made_with = evaluation.provenance["embeddings"].get("model", {})
-    if made_with.get("name") == UNTRAINED:
-        console.print(
-            f"The weights of {UNTRAINED} are random, so these numbers only show that the program runs.",
-            soft_wrap=True,
-        )
-    for name, reason in evaluation.left_out.items():
-        console.print(f"{name} was not computed: {reason}.", soft_wrap=True)
+    for note in content.notes:
+        console.print(note, soft_wrap=True)
 
 
 def print_summary(evaluations: Sequence[Evaluation], console: Console) -> None:
@@ -93,7 +66,7 @@ def summary_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], dict[str
     protocols = list(dict.fromkeys(row.protocol for e in evaluations for row in e.rows))
     by_name: dict[str, dict[str, float]] = {}
     for row in (row for evaluation in evaluations for row in evaluation.rows):
-        by_name.setdefault(_name(row) + _shots(row), {})[row.protocol] = row.auroc
+        by_name.setdefault(row_name(row) + shots_of(row), {})[row.protocol] = row.auroc
     rows = {}
     for name, of_protocol in by_name.items():
         if set(of_protocol) != set(protocols):
@@ -126,34 +99,3 @@ def bias_rows(bias: SimilarityBias) -> list[tuple[str, float]]:
         ("images and their own labels", bias.image_own_label),
         ("images and dictionary texts", bias.image_dictionary),
     ]
-
-
-def _shots(row: Row) -> str:
-    shots = row.settings["shots"]
-    return f", {_count(shots, 'image')} per class" if shots else ""
-
-
-def _name(row: Row) -> str:
-    if row.score == "bliss" and row.settings["shrinkage"]:
-        return f"bliss, shrinkage {row.settings['shrinkage']:g}"
-    if row.score == "mcm" and row.settings["prompt"] == "labels":
-        return "mcm (label prompt)"
-    return row.score
-
-
-def _mean(row: Row, name: str) -> float:
-    return sum(getattr(split, name) for split in row.splits) / len(row.splits)
-
-
-def _classes(normal: tuple[int, ...]) -> str:
-    shown = ",".join(map(str, normal[:10]))
-    return f"{shown},..." if len(normal) > 10 else shown
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
-def _range(sizes: list[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    return f"{low} class{'es' * (low > 1)}" if low == high else f"{low} to {high} classes"
