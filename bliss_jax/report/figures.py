@@ -234,7 +234,7 @@ def parts_scatter_figure(
     figure, [axes] = new_figure(4.4)
     for side, color, marker, label in [
         (is_anomaly, ANOMALY, "^", "anomaly"),
-        (~is_anomaly, NORMAL, "o", "normal"),
+        (~is_anomaly, NORMAL, "o", "normal image"),
     ]:
         points = _sample(rng, np.stack([internal, external], axis=1)[side], _MOST_POINTS)
         axes.scatter(
@@ -266,7 +266,10 @@ def roc_figure(scores: Mapping[str, Scores], is_anomaly: IsAnomaly) -> Figure:
             fpr[kept], tpr[kept], color=color, ls=style, lw=2.4 if name == "bliss" else 1.2,
             label=f"{name} {100 * areas[name]:.1f}",
         )  # fmt: skip
-    axes.set(xlabel="normal images flagged", ylabel="anomalies found", xlim=(0, 1), ylim=(0, 1.005))
+    axes.set(
+        xlabel="share of normal images flagged", ylabel="share of anomalies flagged",
+        xlim=(0, 1), ylim=(0, 1.005),
+    )  # fmt: skip
     axes.set_aspect("equal")
     legend_below(figure, axes)
     return figure
@@ -285,8 +288,8 @@ def histogram_figure(
     bins = np.linspace(low, high, 31)
     figure, [axes] = new_figure(3.6)
     for side, label, look in [
-        (~is_anomaly, "normal", {"color": NORMAL, "alpha": 0.45}),
-        (is_anomaly, "anomaly", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
+        (~is_anomaly, "normal images", {"color": NORMAL, "alpha": 0.45}),
+        (is_anomaly, "anomalies", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
     ]:
         values = np.clip(score[side], low, high)
         axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), label=label, **look)
