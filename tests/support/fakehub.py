@@ -43,7 +43,7 @@ INFO = {
     "likes": 0,
 }
 API = re.compile(
-    r"^/api/models/([^/]+/[^/]+)(?:/(revision|tree|commits|discussions)(?:/([^/]+))?)?$"
+    r"^/api/models/([^/]+/[^/]+)(?:/(revision|tree|commits|discussions)(?:/([^/]+)(?:/(.+))?)?)?$"
 )
 TIME = "2024-01-01T00:00:00.000Z"
 
@@ -125,8 +125,10 @@ class Handler(BaseHTTPRequestHandler):
             return found
         raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
 
-    def answer_api(self, name: str, kind: str | None, revision: str | None):
+    def answer_api(self, name: str, kind: str | None, revision: str | None, part: str | None):
         commit, folder = self.open(name, revision or "main")
+        if part and not (folder / part).is_dir():
+            raise RefusedError(404, "EntryNotFound", f"{part} does not exist")
         if kind == "commits":
             history = list(dict.fromkeys([commit, self.open(name, "main")[0]]))
             made = [
