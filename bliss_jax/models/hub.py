@@ -219,6 +219,8 @@ class _Repository:
 
     def call(self, function: Callable[..., Result], *args: Any, **options: Any) -> Result:
         """Calls a function of huggingface_hub; repeats it after a passing fault and explains errors."""
+        if _offline():
+            raise ValueError(_offline_message(_what(self.name, self.revision)))
         for attempt in range(1, _TRIES + 1):
             start = time.monotonic()
             try:
@@ -283,8 +285,7 @@ def _is_passing(error: BaseException) -> bool:
 
 def explain(error: BaseException, repository: str, revision: str | None) -> str:
     """Returns a message that says what failed and what to do next."""
-    at = f" at revision {revision!r}" if revision is not None else ""
-    what = f"cannot get {repository!r}{at}"
+    what = _what(repository, revision)
     names, status = {type(cause).__name__ for cause in _causes(error)}, _status(error)
     detail = " ".join(str(error).split())[:300]
     if "OfflineModeIsEnabled" in names or _offline():
@@ -324,6 +325,11 @@ def explain(error: BaseException, repository: str, revision: str | None) -> str:
             "network, proxy and HF_ENDPOINT, and load the model again; complete files are kept"
         )
     return f"{what}: {type(error).__name__}: {detail}"
+
+
+def _what(repository: str, revision: str | None) -> str:
+    at = f" at revision {revision!r}" if revision is not None else ""
+    return f"cannot get {repository!r}{at}"
 
 
 def _offline_message(what: str) -> str:
