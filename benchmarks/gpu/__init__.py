@@ -1,6 +1,7 @@
 """Benchmark of the encoders and scores on an accelerator, compared with the device's limits and with PyTorch.
 
     python -m benchmarks.gpu --output FOLDER [--budget SECONDS] [--only CASE]... [--quick]
+    python -m benchmarks.gpu --tables FOLDER/results.jsonl
     python -m benchmarks.gpu --list       # the cases in their order, with expected seconds
     python -m benchmarks.gpu --floors     # the shortest possible time of each case, per card
     python -m benchmarks.gpu --hlo        # checks of the lowered programs; needs no accelerator

@@ -19,7 +19,6 @@ from bliss_jax.models import Model, Preprocessing, encode_image
 from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
 from bliss_jax.models.layers import VisionConfig
 from bliss_jax.models.preprocessing import apply_preprocessing
-from bliss_jax.models.siglip import SiglipConfig
 from bliss_jax.models.tokenize import Tokenizer
 from bliss_jax.models.untrained import untrained_params
 from bliss_jax.models.weights import as_params
@@ -254,7 +253,7 @@ def jitted_encoder() -> Any:
     return jax.jit(encode_image, static_argnums=1)
 
 
-def image_encoder(config: CLIPConfig | SiglipConfig) -> Any:
+def image_encoder(config: Any) -> Any:
     """Returns a newly jitted `encode_image` of this configuration.
 
     It is traced anew, so that replaced functions of `bliss_jax.models.layers` take effect.

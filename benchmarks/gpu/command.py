@@ -12,9 +12,9 @@ from benchmarks.gpu.cases import ON_REQUEST, Case, cases
 from benchmarks.gpu.floors import floors_table
 from benchmarks.gpu.hlo import hlo_table
 from benchmarks.gpu.measuring import Context
-from benchmarks.gpu.results import FAILED, STOPPED, Results
+from benchmarks.gpu.results import FAILED, STOPPED, Results, read_results
 from benchmarks.gpu.supervisor import CaseError, run_cases
-from benchmarks.gpu.tables import cases_table, tables
+from benchmarks.gpu.tables import Records, cases_table, tables
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument(
         "--cache", type=Path, help="folder of compiled programs; default: xla-cache in --output"
+    )
+    found.add_argument(
+        "--tables", type=Path, metavar="FILE", help="print the tables of a results.jsonl and end"
     )
     found.add_argument("--image-file", help=".npz with images, for the case aurocs")
     found.add_argument("--model", help="checkpoint for --image-file")
@@ -69,6 +72,12 @@ def chosen_cases(patterns: list[str] | None) -> dict[str, Case]:
     }
 
 
+def all_tables(records: Records) -> str:
+    """Returns all tables in Markdown, the table of cases last."""
+    found = [*tables(records), cases_table(records)]
+    return "\n\n".join(table.markdown() for table in found)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command; the exit code is 1 if a case failed or was stopped."""
     start = time.monotonic()
@@ -80,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(floors_table().markdown())
     if options.hlo:
         print(hlo_table(options.quick).markdown())
-    if options.list or options.floors or options.hlo:
+    if options.tables:
+        print(all_tables(read_results(options.tables)))
+    if options.list or options.floors or options.hlo or options.tables:
         return
     if options.output is None:
         parser().error("--output: expected a folder for the results, e.g. --output runs/gpu")
@@ -101,10 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
             run_cases(chosen, context, results, deadline=deadline, report=report)
     except (ValueError, CaseError) as error:
         sys.exit(f"python -m benchmarks.gpu: {error}")
+    (options.output / "tables.md").write_text(all_tables(results.records) + "\n")
     text = "\n\n".join(table.markdown() for table in tables(results.records))
-    (options.output / "tables.md").write_text(
-        f"{text}\n\n{cases_table(results.records).markdown()}\n"
-    )
     print(f"\n{text}\n", flush=True)
     statuses = [results.records[name]["status"] for name in chosen]
     print(", ".join(f"{statuses.count(kind)} {kind}" for kind in dict.fromkeys(statuses)))

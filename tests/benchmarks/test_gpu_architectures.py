@@ -10,10 +10,11 @@ import pytest
 from benchmarks.encoders import PROMPT_LENGTHS
 from benchmarks.gpu import architectures, floors, peers
 from benchmarks.gpu.embedding import dictionary_prompts, prompt_batches
-from benchmarks.gpu.measuring import Compilations, agreement
+from benchmarks.gpu.measuring import agreement
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.embedding import embed_images
 from bliss_jax.models import encode_image, encode_text
+from bliss_jax.models.preprocessing import apply_preprocessing
 from bliss_jax.models.untrained import untrained_config, untrained_params
 
 ARCHITECTURES = architectures.ARCHITECTURES
@@ -121,22 +122,28 @@ def test_images_repeat_after_sixty_four():
     np.testing.assert_array_equal(images[64:], images[:6])
 
 
-def test_embed_images_reuses_the_program_of_the_encoder_case():
+def test_embed_images_reuses_the_program_of_the_encoder_case(caplog):
     """Otherwise the benchmark would compile each large model twice."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
-    config, batch = architectures.architectures(True)["B/32"]
+    batch = architectures.architectures(True)["B/32"].batch
     replicated, divided = architectures.placement(mesh)
     model = architectures.random_model("B/32", True)
     params = jax.device_put(model.params, replicated)
-    images = jax.device_put(architectures.random_images(batch, model.image_size), divided)
-    from bliss_jax.models.preprocessing import apply_preprocessing
+    images = architectures.random_images(batch, model.image_size)
+    preprocess = jax.jit(apply_preprocessing, static_argnums=1)
+    pixels = preprocess(jax.device_put(images, divided), model.preprocessing)
+    dataset = ImageDataset("random", images, np.zeros(batch, int), ("a", "b"), "test")
 
-    pixels = jax.jit(apply_preprocessing, static_argnums=1)(images, model.preprocessing)
-    architectures.jitted_encoder()(params, config, pixels)
-    dataset = ImageDataset("random", np.asarray(images), np.zeros(batch, int), ("a", "b"), "test")
-    counter = Compilations()
-    embed_images(model, dataset, batch_size=batch, mesh=mesh)
-    assert counter.counted()["programs"] == 0
+    def programs(call):
+        caplog.clear()
+        with jax.log_compiles():
+            call()
+        messages = [record.getMessage() for record in caplog.records]
+        return [m for m in messages if m.startswith("Compiling") and "encode_image" in m]
+
+    encode = architectures.jitted_encoder()
+    assert programs(lambda: encode(params, model.config, pixels))
+    assert not programs(lambda: embed_images(model, dataset, batch_size=batch, mesh=mesh))
 
 
 @pytest.mark.torch

@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks.gpu import cases, command, results, supervisor, tables
-from benchmarks.gpu.measuring import Context
+from benchmarks.gpu.measuring import Compilations, Context
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,6 +174,31 @@ def test_tables_compute_shares_and_ratios():
     (row,) = tables.scores_table(records).rows
     assert row[:5] == ("1,860", "100", "100", "150", "1.50")
     assert [row[:2] for row in tables.missing_table(records).rows] == [("torch L/14", "stopped")]
+
+
+def test_joined_files_of_results_give_one_set_of_tables(tmp_path, capsys):
+    """The results of a second command replace what the first one left out."""
+    lines = [
+        {"case": "machine", "device": "toy", "quick": False},
+        {"case": "ceiling", "status": "left out", "reason": "no time"},
+        {"case": "machine", "device": "toy", "quick": False},
+        {"case": "ceiling", "started": True, "status": "stopped"},
+        {"case": "ceiling", "bandwidth": 2e12, "status": "measured", "took_s": 3.0},
+    ]
+    file = tmp_path / "results.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    command.main(["--tables", str(file)])
+    printed = capsys.readouterr().out
+    assert "| bandwidth | 2000 GB/s |" in printed
+    assert "| ceiling | measured | 3 |" in printed
+    assert "no time" not in printed
+
+
+def test_compiled_programs_are_counted():
+    counter = Compilations()
+    jax.jit(lambda x: 3 * x + 1)(np.float32(2))
+    assert counter.counted()["programs"] >= 1
+    assert counter.counted()["programs"] == 0
 
 
 @pytest.mark.slow
