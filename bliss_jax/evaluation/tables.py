@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
+from bliss_jax.evaluation.defaults import UNTRAINED_MODEL
 from bliss_jax.evaluation.results import Evaluation, Row
 from bliss_jax.evaluation.study import Study
-from bliss_jax.models import UNTRAINED
 from bliss_jax.text import html_table
 
 METRICS = ("AUPR anomaly", "AUPR normal", "FPR95")
@@ -49,9 +49,9 @@ def evaluation_table(evaluation: Evaluation, *, per_split: bool = False) -> Tabl
             "from normal images."
         )
     model = evaluation.provenance.get("embeddings", {}).get("model") or {}
-    if model.get("name") == UNTRAINED:
+    if model.get("name") == UNTRAINED_MODEL:
         notes.append(
-            f"The weights of {UNTRAINED} are random, so these numbers only show that the program runs."
+            f"The weights of {UNTRAINED_MODEL} are random, so these numbers only show that the program runs."
         )
     notes += [f"{name} was not computed: {reason}." for name, reason in evaluation.left_out.items()]
     return Table(_title(rows[0]) if rows else "no scores", headings, tuple(cells), tuple(notes))

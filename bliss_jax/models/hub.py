@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bliss_jax import _require
 from bliss_jax.models.layout import (
     CONFIG,
     OPEN_CLIP_CONFIG,
@@ -181,6 +182,7 @@ class _Repository:
     """A repository on the hub."""
 
     def __init__(self, name: str, revision: str | None):
+        _require("huggingface_hub", "encoders")
         from huggingface_hub import HfApi
 
         self.name, self.revision = name, revision

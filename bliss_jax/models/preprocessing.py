@@ -37,6 +37,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int32, UInt8
 
+from bliss_jax import _require
+
 Images: TypeAlias = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 Geometry: TypeAlias = Literal["crop", "squash"]
 Resample: TypeAlias = Literal["bicubic", "bilinear"]
@@ -220,6 +222,7 @@ def resize_on_host(
     Raises:
         ValueError: `image` is not a uint8 array [h, w, 3] with pixels.
     """
+    _require("PIL", "encoders")
     from PIL import Image
 
     _check_images(np.asarray(image)[None])

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from bliss_jax import _require
+
 _ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
@@ -15,6 +17,7 @@ def import_transformers() -> ModuleType:
     Without PyTorch transformers prints "PyTorch was not found. Models won't be available", although this
     library uses only its configurations and tokenizers.
     """
+    _require("transformers", "encoders")
     before = os.environ.get(_ADVICE)
     os.environ[_ADVICE] = "1"
     try:

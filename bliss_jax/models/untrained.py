@@ -48,9 +48,8 @@ def untrained_params(config: CLIPConfig) -> dict[str, Any]:
 
 def byte_tokenizer() -> Any:
     """Returns a tokenizer with one token per UTF-8 byte (ids 0 to 255), a start (256) and an end (257)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
     fast = import_transformers().PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*alphabet, START, END])}

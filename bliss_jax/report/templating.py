@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from bliss_jax import _require
+
 
 def render(template: str, **content: Any) -> str:
     """Returns a page. A name that the template uses but `content` does not have raises an error."""
+    _require("jinja2", "report")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
