@@ -94,7 +94,7 @@ def gather_shards(
         mine = [cut[i] for i in missing if owners[i] == [rank]]
         if folder is not None and mine:
             folder.prepare()
-        have |= _kept(embed(mine, report), folder)
+        have |= _collected(embed(mine, report), folder)
     # A shard is sent by the owner with the fewest shards to send, unless all processes have it.
     queues: list[list[int]] = [[] for _ in range(processes)]
     for i, process in owners.items():
@@ -111,7 +111,9 @@ def gather_shards(
     return join_shards([have[span] for span in cut])
 
 
-def _kept(embedded: Iterator[tuple[Span, Shard]], folder: ShardFolder | None) -> dict[Span, Shard]:
+def _collected(
+    embedded: Iterator[tuple[Span, Shard]], folder: ShardFolder | None
+) -> dict[Span, Shard]:
     """Collects the embedded shards, and writes each one while the next is computed."""
     have: dict[Span, Shard] = {}
     with ThreadPoolExecutor(1) as writer:

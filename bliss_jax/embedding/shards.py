@@ -72,7 +72,7 @@ def decode_shard(content: bytes, span: Span, key: Mapping[str, Any]) -> Shard:
     if arrays.keys() != {"embeddings", "rows"} or not isinstance(unreadable, list):
         raise ValueError("it is damaged: its arrays or its description are not those of a shard")
     if description != _description(tuple(unreadable), span, key):
-        raise ValueError("it belongs to another input than its name says")
+        raise ValueError("its content belongs to another input than its name")
     return Shard(arrays["embeddings"], arrays["rows"], tuple(unreadable))
 
 
@@ -129,7 +129,7 @@ class ShardFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_keep(self.folder, error) from error
+            raise _cannot_write(self.folder, error) from error
         check_writable(self.file(Span(0, 0)))
         abandoned = time.time() - _ABANDONED_SECONDS
         for unfinished in self.folder.glob(".*.safetensors.*"):
@@ -170,10 +170,10 @@ class ShardFolder:
             with replacing(file) as opened:
                 opened.write(encode_shard(shard, span, self.key))
         except (OSError, ValueError) as error:
-            raise _cannot_keep(file, error) from error
+            raise _cannot_write(file, error) from error
 
 
-def _cannot_keep(path: Path, error: Exception) -> OSError:
+def _cannot_write(path: Path, error: Exception) -> OSError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return OSError(
         f"cannot write {path}: {reason}. The shards written before are kept; repeat the run to continue "

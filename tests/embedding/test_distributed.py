@@ -33,7 +33,7 @@ def words(tmp_path_factory):
 def finish_all(processes, seconds=120):
     found = [process.finish(seconds) for process in processes]
     assert all(code == 0 for code, _ in found), found
-    return [said for _, said in found]
+    return [printed for _, printed in found]
 
 
 @pytest.mark.slow
@@ -67,8 +67,8 @@ def test_two_and_four_processes_write_the_same_results_as_one(words, tmp_path):
 def whole(tmp_path_factory):
     """The file that one uninterrupted process writes."""
     folder = tmp_path_factory.mktemp("whole")
-    code, said = start(folder / "shards", folder / "whole.npz").finish()
-    assert code == 0, said
+    code, printed = start(folder / "shards", folder / "whole.npz").finish()
+    assert code == 0, printed
     return (folder / "whole.npz").read_bytes()
 
 
@@ -83,9 +83,9 @@ def test_the_others_end_if_a_process_is_killed_and_any_number_can_resume(
     wait_for(lambda: sum(rows_of(s).start in mine for s in shards_in(folder)) >= 2)
     processes[victim].kill()
     assert processes[victim].finish()[0] == -signal.SIGKILL
-    code, said = processes[1 - victim].finish(seconds=60)
+    code, printed = processes[1 - victim].finish(seconds=60)
     assert code != 0
-    assert "another task died" in said or "another process cannot be reached" in said
+    assert "another task died" in printed or "another process cannot be reached" in printed
     kept = shards_in(folder)
     assert len(kept) >= 2
     assert not output.exists()
@@ -101,16 +101,18 @@ def test_the_others_end_if_a_process_is_killed_and_any_number_can_resume(
 
 @pytest.mark.slow
 def test_all_processes_raise_the_reason_if_one_fails(tmp_path):
-    said = finish_all(start_all(tmp_path / "shards", tmp_path / "out.npz", 2, fail=True))
-    told = [[line for line in text.splitlines() if line.startswith("told ")] for text in said]
-    assert told[0][0].startswith(
-        "told ValueError: the input of process 0 differs from that of processes"
+    printed = finish_all(start_all(tmp_path / "shards", tmp_path / "out.npz", 2, fail=True))
+    raised = [
+        [line for line in text.splitlines() if line.startswith("raised ")] for text in printed
+    ]
+    assert raised[0][0].startswith(
+        "raised ValueError: the input of process 0 differs from that of processes"
     )
-    assert told[1][0].startswith(
-        "told ValueError: the input of process 1 differs from that of processes"
+    assert raised[1][0].startswith(
+        "raised ValueError: the input of process 1 differs from that of processes"
     )
-    assert told[0][1].startswith("told RemoteError: process 1: OSError: cannot write")
-    assert told[1][1].startswith("told OSError: cannot write")
+    assert raised[0][1].startswith("raised RemoteError: process 1: OSError: cannot write")
+    assert raised[1][1].startswith("raised OSError: cannot write")
 
 
 def test_the_collective_functions_work_with_a_single_process():

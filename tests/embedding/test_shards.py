@@ -323,11 +323,11 @@ def test_denied_permissions_are_reported_with_the_reason(tmp_path):
         path.chmod(mode)
     try:
         command = [*powerless, sys.executable, "-c", program, str(folder), str(image)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        printed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     finally:
         for path in reversed(modes):
             path.chmod(0o700)
-    first, second, third = said.stdout.splitlines()
+    first, second, third = printed.stdout.splitlines()
     assert "Permission denied. The shards written before are kept" in first
     assert second.endswith(f"the folder {existing} is read-only")
     assert third == "cannot read image 'cat.png': Permission denied"
@@ -359,8 +359,8 @@ def test_a_failed_write_gives_the_reason_of_the_operating_system(shard, tmp_path
 
 @pytest.mark.slow
 def test_a_killed_process_does_not_affect_another_process_on_the_same_folder(tmp_path):
-    code, said = start(tmp_path / "one", tmp_path / "whole.npz").finish()
-    assert code == 0, said
+    code, printed = start(tmp_path / "one", tmp_path / "whole.npz").finish()
+    assert code == 0, printed
     whole = (tmp_path / "whole.npz").read_bytes()
     written = {shard.name: shard.read_bytes() for shard in shards_in(tmp_path / "one")}
     folder = tmp_path / "shared"
@@ -369,13 +369,13 @@ def test_a_killed_process_does_not_affect_another_process_on_the_same_folder(tmp
     wait_for((tmp_path / "killed.npz.halted").exists)
     killed.kill()
     assert killed.finish()[0] == -signal.SIGKILL
-    code, said = other.finish()
-    assert code == 0, said
+    code, printed = other.finish()
+    assert code == 0, printed
     assert (tmp_path / "other.npz").read_bytes() == whole
     assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
     (tmp_path / "killed.npz.encoded-0").unlink()
-    code, said = start(folder, tmp_path / "killed.npz").finish()
-    assert code == 0, said
+    code, printed = start(folder, tmp_path / "killed.npz").finish()
+    assert code == 0, printed
     assert (tmp_path / "killed.npz").read_bytes() == whole
     assert encoded_by(tmp_path / "killed.npz") == 0, "all shards exist already"
 
@@ -386,8 +386,8 @@ def test_a_repeatedly_killed_run_ends_with_the_same_bits(tmp_path):
     # Two independent processes use one folder at the same time.
     pair = [start(tmp_path / "one", reference), start(tmp_path / "one", tmp_path / "twin.npz")]
     for started in pair:
-        code, said = started.finish()
-        assert code == 0, said
+        code, printed = started.finish()
+        assert code == 0, printed
     whole = reference.read_bytes()
     assert (tmp_path / "twin.npz").read_bytes() == whole
 
@@ -428,8 +428,8 @@ def test_a_repeatedly_killed_run_ends_with_the_same_bits(tmp_path):
     assert not output.exists()
     kept = shards_in(folder)
     encoded.unlink(missing_ok=True)
-    code, said = start(folder, output).finish()
-    assert code == 0, said
+    code, printed = start(folder, output).finish()
+    assert code == 0, printed
     assert output.read_bytes() == whole
     assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
     assert encoded_by(output) == SHARDS - len(kept)

@@ -87,7 +87,7 @@ _folders: list[tempfile.TemporaryDirectory] = []
 
 
 @contextlib.contextmanager
-def _shut() -> Iterator[None]:
+def _restricted() -> Iterator[None]:
     """Replaces the functions in `_HEAVY`, empties standard input and changes to the working folder."""
     here = Path.cwd()
     with contextlib.ExitStack() as stack:
@@ -108,8 +108,8 @@ def read(content: bytes) -> None:
     """
     lines = content.replace(b"\0", b"").split(b"\n")
     arguments = [os.fsdecode(line) for line in lines[:40]]
-    said = io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
-    with _shut(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    printed = io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
+    with _restricted(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         _violations.clear()
         _watching.append(_prepare())
         try:

@@ -30,7 +30,7 @@ class Started(NamedTuple):
     """A process and the file with its output."""
 
     process: multiprocessing.Process
-    said: Path
+    printed: Path
 
     def kill(self) -> None:
         """Sends SIGKILL, which a process cannot handle."""
@@ -46,8 +46,8 @@ class Started(NamedTuple):
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-            raise AssertionError(f"still running after {seconds} s:\n{self.said.read_text()}")
-        return self.process.exitcode, self.said.read_text()
+            raise AssertionError(f"still running after {seconds} s:\n{self.printed.read_text()}")
+        return self.process.exitcode, self.printed.read_text()
 
 
 def start(
@@ -91,16 +91,18 @@ def _start(output: Path, of: int, index: int, port: int, job: tuple) -> Started:
             "JAX_NUM_PROCESSES": str(of),
             "JAX_PROCESS_ID": str(index),
         }
-    said = Path(f"{output}.said-{index}")
-    process = _context.Process(target=_run, args=(said, environment, _compiled.name, of > 1, *job))
+    printed = Path(f"{output}.printed-{index}")
+    process = _context.Process(
+        target=_run, args=(printed, environment, _compiled.name, of > 1, *job)
+    )
     process.start()
-    return Started(process, said)
+    return Started(process, printed)
 
 
-def _run(said: Path, environment: dict[str, str], compiled: str, several: bool, function, *args):
-    """Runs a function in the started process, with its output in the file `said`."""
+def _run(printed: Path, environment: dict[str, str], compiled: str, several: bool, function, *args):
+    """Runs a function in the started process, with its output in the file `printed`."""
     os.environ.update(environment)
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(file, standard)
     import jax
@@ -254,7 +256,7 @@ def _fail(index: int, model, images, folder: Path) -> None:
         try:
             embed_images(model, dataset, batch_size=BATCH, shard_size=BATCH, **options)
         except (ValueError, OSError) as error:
-            print(f"told {type(error).__name__}: {error}", flush=True)
+            print(f"raised {type(error).__name__}: {error}", flush=True)
 
     attempt(images.subset(range(50 + index)))
     folder.mkdir(parents=True, exist_ok=True)
