@@ -41,7 +41,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# The fixtures `cifar10` and `tiny_imagenet`: official archives built from real pixels.
+# Fixtures with archives of CIFAR-10 and TinyImageNet in the official layouts.
 pytest_plugins = ["official_archives"]
 
 SHARED = Path(os.environ.get("BLISS_JAX_SHARED", Path(__file__).parents[2] / "shared"))
