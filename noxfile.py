@@ -1,8 +1,11 @@
-"""The library on every Python, and on the oldest and newest releases it supports.
+"""Tests the library on every supported Python, and with the oldest and newest supported releases.
 
-`pip install nox`, then `nox -s wheel-3.12` (the built wheel, tested outside the source tree on Python 3.12),
-`nox -s oldest` (the wheel with the releases in oldest.txt), `nox -s newest` (with the newest, pre-releases
-included), `nox -s docs` (the documentation, warnings as errors).
+Install nox with `pip install nox`. The sessions are:
+
+- `nox -s wheel-3.12`: the built wheel, tested outside the source tree on Python 3.12;
+- `nox -s oldest`: the wheel with the releases in oldest.txt;
+- `nox -s newest`: the wheel with the newest releases, pre-releases included;
+- `nox -s docs`: the documentation, with warnings as errors.
 """
 
 import shutil
@@ -19,12 +22,14 @@ WITHOUT_TORCH = (
     "tests/test_package.py",
     "tests/cli/test_command_detect.py",
 )
+"""Tests that the sessions run unless others are named after `--`; they need no PyTorch."""
+
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = [f"wheel-{PYTHONS[0]}", "docs"]
 
 
 def _wheel(session: nox.Session) -> str:
-    """Builds sdist and wheel, the wheel from the sdist; returns the wheel's path."""
+    """Builds the sdist, and from it the wheel. Returns the wheel's path."""
     out = Path(session.create_tmp()) / "dist"
     shutil.rmtree(out, ignore_errors=True)
     session.install("build")
@@ -33,7 +38,7 @@ def _wheel(session: nox.Session) -> str:
 
 
 def _test_outside(session: nox.Session) -> None:
-    """Runs the tests on a copy of them, where no source of the library lies beside them."""
+    """Runs the tests from a copy in a folder without the library's source."""
     away = Path(session.create_tmp()) / "away"
     shutil.rmtree(away, ignore_errors=True)
     for folder in ("tests", "docs"):
@@ -49,28 +54,28 @@ def _test_outside(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def wheel(session: nox.Session) -> None:
-    """The built wheel on one Python."""
+    """Tests the built wheel on one Python."""
     session.install(f"{_wheel(session)}[test]")
     _test_outside(session)
 
 
 @nox.session(python=PYTHONS[0])
 def oldest(session: nox.Session) -> None:
-    """The built wheel with the oldest releases that are supported."""
+    """Tests the built wheel with the oldest supported releases."""
     session.install("-c", "oldest.txt", f"{_wheel(session)}[test]")
     _test_outside(session)
 
 
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
-    """The built wheel with the newest releases, pre-releases included."""
+    """Tests the built wheel with the newest releases, pre-releases included."""
     session.install("--pre", "--upgrade", f"{_wheel(session)}[test]")
     _test_outside(session)
 
 
 @nox.session(python=PYTHONS[0])
 def docs(session: nox.Session) -> None:
-    """The documentation; every warning is an error."""
+    """Builds the documentation. Every warning is an error."""
     session.install(".[docs]")
     site = Path(session.create_tmp()) / "site"
     session.run("sphinx-build", "-W", "--keep-going", "-n", "docs", str(site))

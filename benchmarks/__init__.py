@@ -1,1 +1,1 @@
-"""Speed and memory of the library, side by side with what people would use instead; see README.md."""
+"""Speed and memory of the library, measured beside its alternatives; see README.md."""

@@ -1,18 +1,19 @@
-"""What embedding and scoring a billion images costs, computed from measured rates.
+"""Computes the cost of embedding and scoring a billion images from measured rates.
 
-    python -m benchmarks.billion [--measure] [--images-folder DIR] [--gpu-json FILE] [--encode-rate X] ...
+    python -m benchmarks.billion [--measure] [--images-folder DIR] [--gpu-results FILE] [--encode-rate X] ...
 
-From the repository's root. Every rate is measured or given; what is neither stays blank, and so does what
-depends on it. `--measure` measures on this machine's CPU: B/32 in bfloat16, scores, and the memory that
-reading an embeddings file takes. `--images-folder` measures decoding, by one thread, of the images below a
-folder. `--gpu-json` reads the numbers that `python -m benchmarks.gpu --json FILE` kept. An option on the
-command line stands above all of these. Powers are never measured: they are options. What the numbers mean:
-docs/one_billion_images.md.
+The command runs from the repository's root. Every rate is measured or given as an option. A rate that is
+neither is unknown: its cell and all cells that depend on it stay blank.
+
+`--measure` measures on this machine's CPU: the rate of B/32 in bfloat16, the rate of the scores, and the
+memory that reading an embeddings file takes. `--images-folder` measures how fast one thread decodes the
+images below a folder. `--gpu-results` reads `results.jsonl` in the output folder of `benchmarks.gpu`. A rate
+that is given as an option replaces a measured one. Powers are never measured; they are options.
+
+docs/one_billion_images.md explains the numbers.
 """
 
 import argparse
-import json
-import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.gpu.results import read_results
 from benchmarks.measure import (
     Table,
     in_fresh_process,
@@ -36,7 +38,7 @@ _TEXTS, _CLASSES, _K = 1_860, 10, 10
 
 
 class Rate(NamedTuple):
-    """What an input is called, in which unit, and what it is used for."""
+    """Unit and meaning of an input."""
 
     unit: str
     meaning: str
@@ -58,11 +60,11 @@ INPUTS = {
 """Inputs by the name of their option."""
 
 Values = dict[str, tuple[float, str]]
-"""Input to its value and where it comes from; what is unknown is not in it."""
+"""Name of an input to its value and its source. Unknown inputs are missing."""
 
 
 class Stage(NamedTuple):
-    """One step that every image goes through."""
+    """A step that every image passes."""
 
     name: str
     unit: str
@@ -73,7 +75,7 @@ class Stage(NamedTuple):
 
 
 def stages(values: Values) -> list[Stage]:
-    """The steps from image files to scores, in order."""
+    """Returns the steps from image files to scores, in order."""
 
     def get(name: str) -> float | None:
         return values[name][0] if name in values else None
@@ -97,29 +99,29 @@ def stages(values: Values) -> list[Stage]:
 
 
 def hours(stage: Stage, images: float) -> float | None:
-    """Hours that one unit of a stage is busy with so many images."""
+    """Returns the hours for which one unit of a stage is busy with a number of images."""
     return images / stage.rate / 3600 if stage.rate else None
 
 
 def kilowatt_hours(stage: Stage, images: float) -> float | None:
-    """Energy of those hours."""
+    """Returns the energy that one unit of a stage uses in these hours."""
     busy = hours(stage, images)
     return busy * stage.watts / 1000 if busy is not None and stage.watts else None
 
 
 def units_per_encoder(stage: Stage, encode_rate: float | None) -> float | None:
-    """How many units of a stage keep up with one device that encodes."""
+    """Returns the number of units of a stage that keep up with one encoding device."""
     return encode_rate / stage.rate if stage.rate and encode_rate else None
 
 
 def bottlenecks(table: list[Stage], units: dict[str, float]) -> list[tuple[str, float]]:
-    """The known stages by images per second of all their units, the slowest first.
+    """Returns the known stages with the images per second of all their units, the slowest first.
 
-    Encoding and scoring share the devices: as one stage, whose time per image is the sum of both.
+    Encoding and scoring share the devices. They count as one stage, and their times per image add up.
 
     Args:
         table: The stages.
-        units: Drives, cores, links and devices at hand; a kind that is not named is left out.
+        units: Numbers of drives, cores, links and devices. Stages of a kind that is missing are left out.
     """
     rates = {}
     for stage in table:
@@ -132,10 +134,12 @@ def bottlenecks(table: list[Stage], units: dict[str, float]) -> list[tuple[str, 
 
 
 def smallest_shift_seen(count: float, batch: float, mean: float) -> float:
-    """The least difference of a batch's mean from a class's that still moves the class's float32 mean.
+    """Returns the smallest shift of a batch's mean that changes a class's float32 mean when they are merged.
 
-    `merge_moments` adds (batch / count) difference to the mean; a float32 near `mean` swallows what is less
-    than half of the distance to its neighbour:   difference >= ulp(mean) / 2 * count / batch.
+    `merge_moments` adds (batch / count) shift to the mean. A sum in float32 rounds away everything
+    below half of the distance between neighbouring numbers. Hence:
+
+        shift >= ulp(mean) / 2 * count / batch
     """
     return float(np.spacing(np.float32(mean))) / 2 * count / batch
 
@@ -143,13 +147,14 @@ def smallest_shift_seen(count: float, batch: float, mean: float) -> float:
 def limits(
     dim: int, batch: int, memory: float, load_factor: float | None
 ) -> list[tuple[str, str, str]]:
-    """Design choices: what, the number of images at which it breaks, and what it would take at a billion.
+    """Returns design choices, the number of images at which each fails, and its cost at a billion images.
 
     Args:
-        dim: Of the embeddings.
+        dim: Dimensions of an embedding.
         batch: Images of one class per merge of moments.
-        memory: Bytes of the host.
-        load_factor: Peak memory of reading an embeddings file, in sizes of its embeddings; None if unknown.
+        memory: Bytes of the host's memory.
+        load_factor: Peak memory of reading an embeddings file, as a multiple of the embeddings' size. None
+            if it is unknown.
     """
     size = 4 * dim
     typical = dim**-0.5
@@ -161,35 +166,35 @@ def limits(
         peak = load_factor * size
         reading = f"{memory / peak:.3g}", f"{peak * 1e9 / 1e12:.3g} TB"
     letters = len("class_name/000000000.jpg")
-    name_bytes = 8 + "".__sizeof__() + letters  # a list's pointer, and a string
+    name_bytes = 8 + "".__sizeof__() + letters  # a pointer in a list, and a string
     return [
         ("embeddings read whole from one `.npz`", reading[0], reading[1]),
         (
-            "embeddings of one run collected in memory, then concatenated",
+            "embeddings of one run held in memory, then concatenated",
             f"{memory / (2 * size):.3g}",
             f"{2 * size * 1e9 / 1e12:.3g} TB",
         ),
         (
-            f"file names of a folder held as strings, {letters} letters each",
+            f"file names of a folder held as strings of {letters} letters",
             f"{memory / name_bytes:.3g}",
             f"{name_bytes * 1e9 / 1e9:.3g} GB",
         ),
         (
-            f"float32 means merged in batches of {batch:,} of a class: a shift by 1 % of a typical "
-            "coordinate goes unseen",
+            f"float32 means merged in batches of {batch:,} images of a class: a shift by 1 % of a typical "
+            "coordinate is lost",
             f"{unseen:.3g} of a class",
-            f"unseen below {100 * seen / typical:.2g} %",
+            f"shifts below {100 * seen / typical:.2g} % are lost",
         ),
         (
-            "AUROC: twice the normal images as int32",
+            "AUROC: twice the number of normal images as int32",
             f"{2**30:,} normal",
-            "holds, if all are normal",
+            "correct, even if all are normal",
         ),
-        ("`ClassMoments.count` as int32", f"{2**31:,} of a class", "holds"),
+        ("`ClassMoments.count` as int32", f"{2**31:,} of a class", "correct"),
         (
             f"positions of the {_K} nearest texts of all images of one call as int32",
             f"{2**31 // _K:,} in one call",
-            "holds, in batches",
+            "correct, in batches",
         ),
     ]
 
@@ -198,17 +203,16 @@ def limits(
 
 
 def measure_encoder() -> dict[str, tuple[float, str]]:
-    """B/32 in bfloat16, batches of 32."""
+    """Measures B/32 in bfloat16 with batches of 32."""
     from benchmarks.gpu.architectures import time_untrained
-    from benchmarks.gpu.measuring import Settings
 
-    timing = time_untrained("B/32", 32, Settings(quick=False, deadline=math.inf))
+    timing = time_untrained("B/32", 32)
     where = "measured here: B/32, bfloat16, CPU, batches of 32"
     return {"encode-rate": (32 / timing.median, where)}
 
 
 def measure_scores() -> dict[str, tuple[float, str]]:
-    """BLISS with the shipped dictionary's size, 10 classes, 10,000 images at once."""
+    """Measures BLISS with as many texts as the shipped dictionary, 10 classes, and 10,000 images at once."""
     import jax
 
     import bliss_jax as bj
@@ -225,10 +229,10 @@ def measure_scores() -> dict[str, tuple[float, str]]:
 
 
 def measure_decoding(folder: Path, most: int = 1000) -> dict[str, tuple[float, str]]:
-    """Decoding by one thread of the first images below a folder, their files already in memory.
+    """Measures how fast one thread decodes the first images below a folder, with their files in memory.
 
     Raises:
-        ValueError: there is none.
+        ValueError: If the folder has no image files.
     """
     from bliss_jax.datasets import decode_image
     from bliss_jax.datasets.folder import SUFFIXES
@@ -251,7 +255,7 @@ def measure_decoding(folder: Path, most: int = 1000) -> dict[str, tuple[float, s
 
 
 def measure_load_factor(rows: int = 100_000, dim: int = 512) -> float:
-    """Peak memory of `load_embeddings` above what was there before, in sizes of the file's embeddings."""
+    """Returns the memory that `load_embeddings` needs at its peak, as a multiple of the embeddings' size."""
     from benchmarks.synthetic import embeddings
     from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
 
@@ -272,27 +276,23 @@ def measure_load_factor(rows: int = 100_000, dim: int = 512) -> float:
 
 
 def from_gpu(file: Path, encoder: str) -> Values:
-    """Rates of an encoder and of scores that `benchmarks.gpu` kept.
+    """Returns the rates of an encoder and of scores from the results of `benchmarks.gpu`.
 
     Raises:
-        ValueError: FILE holds no such encoder, or numbers of shrunken models.
+        ValueError: If the file has no rate of this encoder, or has numbers of shrunken models.
     """
-    kept = json.loads(file.read_text())
-    if kept["quick"]:
-        raise ValueError(f"{file}: holds numbers of --quick, whose models are shrunken")
-    where = f"{file.name}: {kept['machine']['device']}"
-    measured = kept["sections"].get("encoders", {}).get(encoder)
-    if measured is None:
-        raise ValueError(f"{file}: holds no encoder {encoder!r}")
-    values = {"encode-rate": (measured["images_per_s"], f"{where}, {encoder}, bfloat16")}
-    scores = [
-        case
-        for case in kept["sections"].get("scores", {}).values()
-        if isinstance(case, dict) and case["what"] == "bliss_score" and case["texts"] == _TEXTS
-    ]
-    if scores:
-        best = max(case["images_per_s"] for case in scores)
-        values["score-rate"] = (best, f"{where}, {_TEXTS:,} texts")
+    records = read_results(file)
+    if records["machine"]["quick"]:
+        raise ValueError(f"{file}: expected full models, found numbers of --quick; run it without")
+    where = f"{file.name}: {records['machine']['device']}"
+    rate = records.get(f"encoder {encoder}", {}).get("images_per_s")
+    if rate is None:
+        known = [name for name in records if name.startswith("encoder ")]
+        raise ValueError(f"{file}: expected the case 'encoder {encoder}', found {known}")
+    values = {"encode-rate": (rate, f"{where}, {encoder}, bfloat16")}
+    scores = records.get(f"scores {_TEXTS}", {}).get("bliss")
+    if scores is not None:
+        values["score-rate"] = (scores["images_per_s"], f"{where}, {_TEXTS:,} texts")
     return values
 
 
@@ -306,7 +306,7 @@ def _number(value: float | None, digits: str = ".3g") -> str:
 
 
 def inputs_table(values: Values) -> Table:
-    """What is known, and from where."""
+    """Returns a table of all inputs with their values and sources."""
     rows = tuple(
         (
             f"`--{name}`",
@@ -317,11 +317,11 @@ def inputs_table(values: Values) -> Table:
         )
         for name, rate in INPUTS.items()
     )
-    return Table("Inputs", ("option", "what", "value", "unit", "from"), rows)
+    return Table("Inputs", ("option", "meaning", "value", "unit", "source"), rows)
 
 
 def costs_table(values: Values, images: float) -> Table:
-    """Hours, bytes and energy of each stage."""
+    """Returns a table of the hours, bytes and energy of each stage."""
     encode = values["encode-rate"][0] if "encode-rate" in values else None
     rows = tuple(
         (
@@ -338,13 +338,14 @@ def costs_table(values: Values, images: float) -> Table:
     headings = ("stage", "unit", "images/s of one", "hours of one")
     headings += ("units per encoding device", "TB", "kWh")
     notes = (
-        f"the product with a dictionary takes as many FLOPs as the encoder at {texts_alike()} texts",
+        "texts at which the product with the dictionary takes as many FLOPs as the encoder: "
+        + texts_of_equal_cost(),
     )
     return Table(f"Cost of {images:,.0f} images", headings, rows, notes)
 
 
-def texts_alike() -> str:
-    """Per encoder, the number of texts whose product with an image takes as many FLOPs as embedding it."""
+def texts_of_equal_cost() -> str:
+    """Returns, for each encoder, how many texts take as many FLOPs per image as the encoder itself."""
     from benchmarks.gpu.architectures import ARCHITECTURES, vision_flops
 
     return ", ".join(
@@ -354,7 +355,10 @@ def texts_alike() -> str:
 
 
 def bottlenecks_table(values: Values, units: dict[str, float], images: float) -> Table:
-    """The stages from the slowest on: each is the bottleneck once those above it are relieved."""
+    """Returns a table of the stages, the slowest first.
+
+    Each stage is the bottleneck once the stages above it have enough units.
+    """
     rows = tuple(
         (name, _number(rate), _number(images / rate / 3600))
         for name, rate in bottlenecks(stages(values), units)
@@ -364,22 +368,26 @@ def bottlenecks_table(values: Values, units: dict[str, float], images: float) ->
 
 
 def main() -> None:
-    """Gathers the inputs and prints the tables."""
+    """Collects the inputs and prints the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.billion", description="The cost of a billion images."
     )
     parser.add_argument("--measure", action="store_true", help="measure on this machine's CPU")
     parser.add_argument("--images-folder", type=Path, help="images to measure decoding on")
-    parser.add_argument("--gpu-json", type=Path, help="numbers kept by benchmarks.gpu")
-    parser.add_argument("--encoder", default="B/32", help="which of them; B/32 by default")
-    parser.add_argument("--images", type=float, default=1e9)
-    parser.add_argument("--dim", type=int, default=512, help="of the embeddings")
+    parser.add_argument("--gpu-results", type=Path, help="results.jsonl of benchmarks.gpu")
     parser.add_argument(
-        "--memory-bytes", type=float, default=256e9, help="of a host, for the limits"
+        "--encoder", default="B/32", help="encoder in --gpu-results; B/32 by default"
+    )
+    parser.add_argument("--images", type=float, default=1e9, help="images to embed")
+    parser.add_argument("--dim", type=int, default=512, help="dimensions of an embedding")
+    parser.add_argument(
+        "--memory-bytes", type=float, default=256e9, help="memory of a host, for the limits"
     )
     parser.add_argument("--merge-batch", type=int, default=256, help="images of a class per merge")
     for unit in ("drive", "core", "link", "device"):
-        parser.add_argument(f"--{unit}s", type=float, default=1.0, help="at hand; 1 by default")
+        parser.add_argument(
+            f"--{unit}s", type=float, default=1.0, help=f"number of {unit}s; 1 by default"
+        )
     for name, rate in INPUTS.items():
         parser.add_argument(f"--{name}", type=float, help=f"{rate.meaning}, {rate.unit}")
     given = parser.parse_args()
@@ -393,8 +401,8 @@ def main() -> None:
         factor = in_fresh_process(measure_load_factor)
     if given.images_folder is not None:
         values |= in_fresh_process(measure_decoding, given.images_folder)
-    if given.gpu_json is not None:
-        values |= from_gpu(given.gpu_json, given.encoder)
+    if given.gpu_results is not None:
+        values |= from_gpu(given.gpu_results, given.encoder)
     options = vars(given)
     for name in INPUTS:
         if (value := options[name.replace("-", "_")]) is not None:
@@ -402,15 +410,15 @@ def main() -> None:
 
     units = {unit: options[f"{unit}s"] for unit in ("drive", "core", "link", "device")}
     broken = limits(given.dim, given.merge_batch, given.memory_bytes, factor)
-    headings = ("design choice", "breaks at images", f"at a billion, {given.dim} dimensions")
-    note = f"a host of {given.memory_bytes / 1e9:g} GB; reading a file takes " + (
-        f"{factor:.2f} times its embeddings at the peak, measured" if factor else "an unknown peak"
+    headings = ("design choice", "fails at images", f"at a billion images, {given.dim} dimensions")
+    note = f"a host of {given.memory_bytes / 1e9:g} GB; peak memory of reading a file: " + (
+        f"{factor:.2f} times its embeddings, measured" if factor else "unknown"
     )
     for table in (
         inputs_table(values),
         costs_table(values, given.images),
         bottlenecks_table(values, units, given.images),
-        Table("What breaks first", headings, tuple(broken), (note,)),
+        Table("Limits of the design", headings, tuple(broken), (note,)),
     ):
         print(f"{table.markdown()}\n", flush=True)
 

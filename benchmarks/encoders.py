@@ -1,9 +1,9 @@
-"""The encoders beside what people would run instead: the same random weights, inputs and batch, in turn.
+"""The encoders beside their alternatives, with the same random weights, inputs and batch, in turn.
 
-Peers: transformers' PyTorch `CLIPModel`, eager and through `torch.compile`, in float32 and bfloat16;
-`FlaxCLIPModel` under jit where transformers still has it (4.57); open_clip where it is installed. What cannot
-be imported is left out of the table, and the notes say so. Each contender's embeddings are held against the
-library's float32 ones first: a time of other embeddings counts for nothing.
+The alternatives are transformers' PyTorch `CLIPModel`, eager and through `torch.compile`, in float32 and
+bfloat16; `FlaxCLIPModel` under jit if transformers has it (4.57); and open_clip if it is installed. An
+alternative that cannot be imported is missing from the table, and a note says so. The embeddings of each
+contender are compared with the library's float32 embeddings before it is timed.
 """
 
 import copy
@@ -36,10 +36,10 @@ from bliss_jax.models.weights import Params, load_params
 
 CONTEXT, START, END, VOCABULARY = 77, 49406, 49407, 49408
 PROMPT = (START, 589, 533, 320, 1125, 539, 320)
-"""The ids that "This is a photo of a" begins with in OpenAI's vocabulary, start token included."""
+"""The start token and the ids of "This is a photo of a" in OpenAI's vocabulary."""
 PROMPT_LENGTHS = {9: 435, 10: 944, 11: 261, 12: 99, 13: 54, 14: 38, 15: 21, 16: 5, 17: 3}
-"""How many of the 1,860 prompts of the dictionary `imagenet1k` have how many of OpenAI's tokens, start and
-end included."""
+"""Number of OpenAI's tokens, start and end included, to the number of prompts with so many tokens, among
+the 1,860 prompts of the dictionary `imagenet1k`."""
 MIN_COSINE: dict[Dtype, float] = {"float32": 0.99999, "bfloat16": 0.9995}
 
 
@@ -50,13 +50,13 @@ class Contender:
     name: str
     dtype: Dtype
     encode: Callable[[], Any]
-    """One batch, waited for."""
+    """Computes one batch and waits for it."""
     seconds: list[float] = field(default_factory=list)
 
 
 def encoders(quick: bool) -> Table:
-    """Images per second of the vision towers, texts per second of the text tower."""
-    rows, notes, data = [], list(_absent()), {}
+    """Measures images per second of the vision towers and texts per second of the text tower."""
+    rows, notes, data = [], _absent(), {}
     jobs: list[tuple[str, int]] = [("B/32", 32)] if quick else [("B/32", 32), ("B/16", 8)]
     rounds = 3 if quick else 5
     for name, batch in jobs:
@@ -69,7 +69,7 @@ def encoders(quick: bool) -> Table:
         contenders = _text_contenders(_checkpoint(Path(folder), "B/32"), tokens, quick)
         _measure("texts of 77 tokens, batch 32", contenders, len(tokens), rounds, rows, data)
     return Table(
-        "Encoders: random weights of the real architectures, taken in turn",
+        "Encoders with random weights of the real architectures, measured in turn",
         (
             *(
                 "task",
@@ -83,8 +83,8 @@ def encoders(quick: bool) -> Table:
         ),
         tuple(rows),
         (
-            f"medians of {rounds} batches in turn; ratio: to the library in float32",
-            "pixels and token ids are ready: neither preprocessing nor tokenizing is part of it",
+            f"medians of {rounds} batches, measured in turn; ratio: to the library in float32",
+            "the times include neither preprocessing nor tokenizing",
             *notes,
         ),
         data,
@@ -92,7 +92,7 @@ def encoders(quick: bool) -> Table:
 
 
 def prompts_benchmark(quick: bool) -> Table:
-    """1,860 prompts from token ids: cut and batched as the library does it, and at the whole context."""
+    """Measures 1,860 prompts from token ids, cut and batched by the library and at the whole context."""
     times = 3 if quick else 1  # minutes each
     tokens = prompts(256 if quick else sum(PROMPT_LENGTHS.values()))
     with tempfile.TemporaryDirectory() as folder:
@@ -145,15 +145,15 @@ def prompts_benchmark(quick: bool) -> Table:
             for name, times in taken.items()
         ),
         (
-            "random token ids with the lengths of the 1,860 prompts under OpenAI's vocabulary",
-            f"medians of {times}, after a first call, which compiles",
+            "random token ids; the prompts have the lengths of the 1,860 prompts in OpenAI's vocabulary",
+            f"medians of {times}, without the first call, which compiles",
         ),
         {"seconds": taken, "first": first, "cosine": cosine},
     )
 
 
 def batches(quick: bool) -> Table:
-    """Seconds against work: batches of images and of texts, from one on."""
+    """Measures the seconds of batches of images against their operations."""
     rows, cases = [], []
     sizes = {"B/32": (1, 4, 16, 64), "B/16": (1, 4, 16)}
     if not quick:
@@ -178,13 +178,13 @@ def batches(quick: bool) -> Table:
         "Time of a batch of images, float32",
         ("encoder", "batch", "GFLOP", "ms", "images/s", "GFLOP/s"),
         tuple(rows),
-        ("GFLOP: those that the library computes, two a multiply-add, products alone",),
+        ("GFLOP: operations of the products that the library computes, two per multiply-add",),
         {"cases": cases},
     )
 
 
 def prompts(number: int, seed: int = 0) -> Int32[np.ndarray, "texts 77"]:
-    """Token ids that begin and end as prompts do, with their lengths, and random words between."""
+    """Returns token ids with the beginning, end and lengths of the prompts, and random words between."""
     rng = np.random.default_rng(seed)
     lengths = rng.permutation(np.repeat(list(PROMPT_LENGTHS), list(PROMPT_LENGTHS.values())))
     lengths = np.resize(lengths, number)
@@ -196,15 +196,15 @@ def prompts(number: int, seed: int = 0) -> Int32[np.ndarray, "texts 77"]:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """The same random weights, as files and in PyTorch."""
+    """Random weights as files and in PyTorch."""
 
     directory: Path
     torch_model: Any
-    """transformers' `CLIPModel`, or None where there is no PyTorch."""
+    """transformers' `CLIPModel`, or None if PyTorch is not installed."""
 
 
 def _checkpoint(directory: Path, name: str) -> _Checkpoint:
-    """One of OpenAI's architectures with random weights, in transformers' format."""
+    """Writes one of OpenAI's architectures with random weights in transformers' format."""
     config = replace(ARCHITECTURES[name].config, dtype="float32")
     save_checkpoint(directory, config, untrained_params(config), Preprocessing())
     if not _has("torch"):
@@ -223,7 +223,7 @@ def _load(directory: Path, dtype: Dtype) -> tuple[Params, ModelConfig]:
 
 
 def _model(directory: Path, dtype: Dtype, tokens: Int32[np.ndarray, "texts 77"]) -> Model:
-    """A `Model` whose tokenizer answers with these tokens, whatever it is asked."""
+    """Returns a `Model` whose tokenizer returns these tokens for all texts."""
     params, config = _load(directory, dtype)
 
     class Given(Tokenizer):
@@ -237,7 +237,7 @@ _text_step = jax.jit(encode_text, static_argnums=1)
 
 
 def _whole(model: Model, tokens: Int32[np.ndarray, "texts length"]) -> Float[np.ndarray, "texts d"]:
-    """256 at a time, padded to whole batches, at the length given."""
+    """Encodes texts of one length, 256 at a time, padded to whole batches."""
     padded = np.concatenate([tokens, tokens[: -len(tokens) % 256]])
     parts = [
         _text_step(model.params, model.config, jnp.asarray(padded[i : i + 256]))
@@ -249,7 +249,7 @@ def _whole(model: Model, tokens: Int32[np.ndarray, "texts length"]) -> Float[np.
 def _in_batches(
     model: Model, tokens: Int32[np.ndarray, "texts 77"]
 ) -> Float[np.ndarray, "texts d"]:
-    """By length, each text whole: what `Model.encode_texts` does without the shared prefix."""
+    """Encodes whole texts in batches by length, like `Model.encode_texts` without the shared prefix."""
     lengths = model.config.used_lengths(tokens)
     assert shared_prefix(tokens, lengths) == len(PROMPT)
     found = np.empty((len(tokens), model.embedding_dim), np.float32)
@@ -360,7 +360,7 @@ def _open_clip_contenders(model: Any, side: str, inputs: np.ndarray) -> list[Con
 
 
 def to_open_clip(state: dict[str, Any]) -> dict[str, Any]:
-    """The weights of transformers' `CLIPModel` under open_clip's names."""
+    """Returns the weights of transformers' `CLIPModel` under open_clip's names."""
     import torch
 
     found = {
@@ -428,13 +428,13 @@ def _measure(
     rows: list[tuple[str, ...]],
     data: dict[str, Any],
 ) -> None:
-    """Checks what each computes, times all in turn, and adds a row for each."""
+    """Compares the embeddings of all contenders, times them in turn, and adds a row for each."""
     reference = np.asarray(contenders[0].encode())
     cosine = []
     for c in contenders:
         print(f"encoders: {task}: {c.name}, {c.dtype}", file=sys.stderr)
         cosine.append(agreement(c.encode(), reference).cosine)
-        # The library's own promise; a peer in bfloat16 throughout rounds more, and is shown as it is.
+        # The library must keep its bound. Peers that are in bfloat16 throughout round more.
         if c.name == "bliss_jax" or c.dtype == "float32":
             assert cosine[-1] > MIN_COSINE[c.dtype], (task, replace(c, encode=None), cosine[-1])
         c.encode()
@@ -464,13 +464,13 @@ def _measure(
 
 
 def _absent() -> list[str]:
-    """A sentence for each peer that is not there."""
+    """Returns a note that names the peers that are not installed, or no note."""
     import transformers
 
     absent = [name for name in ("torch", "open_clip") if not _has(name)]
     if not hasattr(transformers, "FlaxCLIPModel"):
         absent.append(f"FlaxCLIPModel (transformers {transformers.__version__} has none)")
-    return [f"not here: {', '.join(absent)}"] if absent else []
+    return [f"not installed: {', '.join(absent)}"] if absent else []
 
 
 def _has(module: str) -> bool:

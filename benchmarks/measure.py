@@ -1,7 +1,7 @@
-"""How the benchmarks measure: seconds, peak memory, the machine, and the Markdown table they end in.
+"""Measurement of seconds, peak memory and the machine, and the Markdown table of results.
 
-Nothing here imports NumPy or JAX at the top, so that the process that starts the others stays small and
-the number of threads can be set before either is loaded.
+This module does not import NumPy or JAX when it is imported. Therefore the process that starts the others
+stays small, and the number of threads can be set before either is loaded.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Table:
-    """What a benchmark found."""
+    """The results of a benchmark."""
 
     title: str
     headings: tuple[str, ...]
@@ -35,18 +35,19 @@ class Table:
     """The unrounded numbers, for `--json`."""
 
     def markdown(self) -> str:
-        """The table with its title and notes."""
+        """Returns the table in Markdown, with its title and notes."""
         rule = ("---", *("---:" for _ in self.headings[1:]))
         lines = [f"| {' | '.join(cells)} |" for cells in (self.headings, rule, *self.rows)]
         return "\n".join((f"### {self.title}", "", *lines, "", *(f"- {n}" for n in self.notes)))
 
 
 def set_threads(threads: int) -> None:
-    """Gives this process and those it starts the same number of threads for NumPy and for JAX.
+    """Gives NumPy and JAX the same number of threads in this process and in those that it starts.
 
-    JAX's CPU backend takes as many threads as there are CPUs it may run on, so the process is bound to
-    that many. NumPy's OpenBLAS is left to choose its kernel itself: an environment that forces one on it
-    would slow the peer down. Must be called before NumPy and JAX are imported.
+    JAX's CPU backend uses as many threads as there are CPUs that the process may run on. Therefore the
+    process is bound to that many CPUs. NumPy's OpenBLAS chooses its kernel itself: variables that force a
+    kernel are removed, because they could slow NumPy down. The function must be called before NumPy and JAX
+    are imported.
     """
     for name in _FORCED_KERNELS:
         os.environ.pop(name, None)
@@ -58,14 +59,17 @@ def set_threads(threads: int) -> None:
 
 
 def in_fresh_process(function: Callable[..., Result], *args: Any) -> Result:
-    """function(*args) in a new interpreter, so that peak memory and compilation are its own."""
+    """Returns function(*args), computed in a new interpreter.
+
+    Peak memory and compilation are then those of this call alone.
+    """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
         return pool.submit(function, *args).result()
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Wall time of one call; what it returns is waited for if it is JAX's."""
+    """Returns the wall time of one call. The time includes waiting for JAX arrays that it returns."""
     import jax
 
     start = time.perf_counter()
@@ -74,13 +78,13 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def repeat(function: Callable[[], Any], times: int) -> list[float]:
-    """Wall times of several calls, after one that is not counted."""
+    """Returns the wall times of several calls, after one call that is not timed."""
     seconds(function)
     return [seconds(function) for _ in range(times)]
 
 
 def compiled(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]:
-    """The function compiled for these arguments, and the seconds that tracing and compiling took."""
+    """Compiles a function for these arguments, and returns it with the seconds of tracing and compilation."""
     import jax
 
     start = time.perf_counter()
@@ -89,32 +93,33 @@ def compiled(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]
 
 
 def median(values: Sequence[float]) -> float:
-    """Median: one run that another process disturbed does not move it."""
+    """Returns the median, which one run that was disturbed by another process hardly changes."""
     return statistics.median(values)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Smallest to largest."""
+    """Returns the smallest and the largest value, e.g. `1.2 to 1.5`."""
     return f"{min(values):.3g} to {max(values):.3g}"
 
 
 def reset_peak_memory() -> None:
-    """Makes `peak_memory` forget what was before, where the system can (Linux)."""
+    """Restarts the measurement of `peak_memory`, on Linux; does nothing on other systems."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
 
 
 def peak_memory() -> int:
-    """Largest resident set of this process, in bytes, since it began or since the last reset.
+    """Returns the largest resident set of this process in bytes, since it started or since the last reset.
 
-    Linux's VmHWM rather than getrusage's maximum, which a process inherits from the one that started it.
+    The value is Linux's VmHWM. The maximum of getrusage would not do, because a process inherits it from the
+    process that started it.
     """
     return _status("VmHWM")
 
 
 def resident_memory() -> int:
-    """Resident set of this process now, in bytes."""
+    """Returns the present resident set of this process in bytes."""
     return _status("VmRSS")
 
 
@@ -122,11 +127,13 @@ def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {name}: memory is measured on Linux only")
+    raise RuntimeError(
+        f"expected {name} in /proc/self/status, found none; memory can be measured on Linux only"
+    )
 
 
 def machine() -> dict[str, str]:
-    """Processor, threads, load and versions, as they stand now (imports NumPy and JAX)."""
+    """Returns processor, threads, load and versions at present. Imports NumPy and JAX."""
     import jax
     import numpy  # noqa: F401  (so that threadpoolctl finds its BLAS)
     from threadpoolctl import threadpool_info
@@ -148,7 +155,7 @@ def machine() -> dict[str, str]:
 
 
 def cpus() -> int:
-    """CPUs that this process may run on."""
+    """Returns the number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,16 +1,17 @@
-"""BLISS as one would write it in NumPy: similarity matrices, a full sort, statistics of all normal images.
+"""BLISS in plain NumPy: similarity matrices, a full sort, and statistics over all normal images.
 
-    S = X_train D^T             similarities of the normal images; mu_{c,d}, sigma_{c,d}: its columns'
-                                mean and standard deviation over the rows of class c
+    S = X_train D^T             similarities of the normal images; mu_{c,d}, sigma_{c,d}: mean and
+                                standard deviation of its columns over the rows of class c
     rank = argsort(-X_test D^T) whole rows are sorted, the first k are used
     score = min over normal c of internal(x, c) + lambda * mean of the k z-scores of x
 
-float32 throughout. Written from the equations (arXiv 2407.17083, section 4) and from what the reference
-procedure is described to do; no line of anyone's is copied. Two forms:
+All arrays are float32. The code was written from the equations (arXiv 2407.17083, section 4) and from the
+description of the reference procedure. It copies no other code. There are two forms:
 
-* `split_by_split`: every split is a run of its own, as an evaluation script is run once per split.
-* `shared`: one run for all splits. Similarities, ranks and each class's statistics and scores are computed
-  once, and a split only takes its minimum: the best that this procedure can do without other mathematics.
+* `split_by_split`: every split is a run of its own, like an evaluation script that is run once per split.
+* `shared`: one run for all splits. Similarities, ranks, and the statistics and scores of each class are
+  computed once, and each split only takes its minimum. This is the fastest form of this procedure without
+  other mathematics.
 """
 
 import time
@@ -28,7 +29,7 @@ EPSILON = 1e-8
 
 
 class Run(NamedTuple):
-    """What a procedure returns, and the seconds of its stages: `fit`, `score` and `auroc`."""
+    """Results of a procedure, and the seconds of its stages `fit`, `score` and `auroc`."""
 
     scores: Float[np.ndarray, "splits test"]
     aurocs: Float[np.ndarray, " splits"]
@@ -36,11 +37,11 @@ class Run(NamedTuple):
 
 
 class Stopwatch(dict[str, float]):
-    """Seconds by stage; a stage entered again adds to its sum."""
+    """Seconds by stage. A stage that is entered again adds to its sum."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts what runs inside towards `name`."""
+        """Adds the seconds of the `with` block to the stage `name`."""
         start = time.perf_counter()
         yield
         self[name] = self.get(name, 0.0) + time.perf_counter() - start
@@ -49,7 +50,7 @@ class Stopwatch(dict[str, float]):
 def split_by_split(
     e: Embeddings, normal: Bool[np.ndarray, "splits classes"], k: int = 10, weight: float = 0.5
 ) -> Run:
-    """Each split from its own normal images, nothing kept from the split before."""
+    """Computes each split from its own normal images, without results of earlier splits."""
     watch, scores, aurocs = Stopwatch(), [], []
     for mask in normal:
         with watch.stage("fit"):
@@ -78,7 +79,7 @@ def split_by_split(
 def shared(
     e: Embeddings, normal: Bool[np.ndarray, "splits classes"], k: int = 10, weight: float = 0.5
 ) -> Run:
-    """All splits at once: whatever does not depend on the split is computed once."""
+    """Computes all splits at once. Everything that does not depend on the split is computed once."""
     watch = Stopwatch()
     with watch.stage("fit"):
         to_labels, to_words = e.train @ e.labels.T, e.train @ e.dictionary.T
@@ -106,5 +107,5 @@ def shared(
 
 
 def _moments(similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the images."""
+    """Returns the mean and the standard deviation over the images."""
     return similarities.mean(axis=0), similarities.std(axis=0) + EPSILON

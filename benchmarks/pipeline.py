@@ -1,19 +1,20 @@
-"""From images to embeddings: `embed_images` beside the encoder alone, and beside the usual loop in PyTorch.
+"""From images to embeddings: `embed_images` beside the encoder alone and beside the usual loop in PyTorch.
 
     python -m benchmarks.run --only pipeline --only startup
 
-The model is CLIP's B/32 in its real size with random weights: time does not depend on them. The images are
-made here: uint8 32 x 32 as CIFAR's are, and a folder of JPEGs of 500 x 375, gradients with noise. Stages:
+The model is CLIP B/32 in its real size with random weights, because the time does not depend on them. The
+benchmark makes the images: uint8 of 32 x 32 like CIFAR's, and a folder of JPEGs of 500 x 375 with gradients
+and noise. The stages are:
 
-    encoder alone       one batch of preprocessed pixels, on the device, again and again
-    with the resize     one batch of uint8 images, on the device, again and again: resize and encoder
-    embed_images        all images from where they are to embeddings in memory
-    waiting             the share of that time in which the loop waited for a batch of images
+    encoder alone       one batch of preprocessed pixels on the device, repeated
+    with the resize     one batch of uint8 images on the device, repeated: resize and encoder
+    embed_images        all images, from the array or the files to embeddings in memory
+    waiting             share of this time in which the loop waited for a batch of images
     usual loop          transformers' CLIPImageProcessor in the workers of a torch DataLoader, then
-                        CLIPModel, the same weights, images and batch, float32
+                        CLIPModel, with the same weights, images and batch, in float32
 
-torch and transformers' torch models are imported for the last of them only; where they are absent the line
-says so. The start of `bliss-jax evaluate` is measured with an empty and with a filled compilation cache.
+Only the last stage needs torch and transformers' torch models. If they are not installed, a note says so.
+The start of `bliss-jax evaluate` is measured with an empty and with a filled compilation cache.
 """
 
 import os
@@ -36,7 +37,7 @@ ALONE, OURS, PEER = "encoder alone", "embed_images", "usual loop in PyTorch"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images and runs."""
+    """Numbers of images and runs."""
 
     arrays: int
     files: int
@@ -47,7 +48,7 @@ QUICK, FULL = Sizes(arrays=64, files=64, runs=2), Sizes(arrays=256, files=256, r
 
 
 def b32_model() -> Any:
-    """CLIP B/32 with random weights; its tokenizer is that of the untrained model and is not used."""
+    """Returns CLIP B/32 with random weights. Its tokenizer is not used."""
     from dataclasses import replace
 
     from benchmarks.gpu.architectures import ARCHITECTURES
@@ -66,7 +67,7 @@ def b32_model() -> Any:
 
 
 def write_folder(folder: Path, number: int) -> None:
-    """JPEGs of quality 90, about 100 kB each: a gradient for each image, with noise."""
+    """Writes JPEGs of quality 90 and about 100 kB: gradients with noise, a different one for each image."""
     import numpy as np
     from PIL import Image
 
@@ -82,7 +83,7 @@ def write_folder(folder: Path, number: int) -> None:
 
 
 def timed_embed(model: Any, dataset: Any) -> tuple[float, float]:
-    """Seconds of one `embed_images`, and those in which its loop waited for images."""
+    """Returns the seconds of one `embed_images`, and the seconds in which its loop waited for images."""
     from bliss_jax.embedding import embed_images, images
 
     waited = 0.0
@@ -109,7 +110,7 @@ def timed_embed(model: Any, dataset: Any) -> tuple[float, float]:
 
 
 class Processed:
-    """The images as transformers' processor makes them; what a DataLoader's workers do."""
+    """Images processed by transformers' image processor, for the workers of a DataLoader."""
 
     def __init__(self, images: Any):
         from transformers import CLIPImageProcessor
@@ -124,7 +125,11 @@ class Processed:
 
 
 def torch_loop(model: Any, images: Any, workers: int) -> Callable[[], Any]:
-    """The usual loop over these images, with the weights of `model`; raises ImportError without torch."""
+    """Returns the usual loop over these images with the weights of `model`.
+
+    Raises:
+        ImportError: If torch is not installed.
+    """
     import torch
 
     from benchmarks.gpu.peers import torch_tower
@@ -151,7 +156,7 @@ def torch_loop(model: Any, images: Any, workers: int) -> Callable[[], Any]:
 def stages(
     model: Any, dataset: Any, workers: int
 ) -> tuple[dict[str, Callable[[], Any]], str | None]:
-    """What is timed over as many batches as the data set has; and why there is no peer, if there is none."""
+    """Returns the functions to time, each over all batches, and the reason if the peer is missing."""
     import jax
     import numpy as np
 
@@ -178,7 +183,7 @@ def stages(
 
 
 def throughput(quick: bool) -> Table:
-    """Both kinds of images, all stages in turn."""
+    """Measures all stages in turn, on both kinds of images."""
     import numpy as np
 
     from bliss_jax.datasets import ImageDataset, load_dataset
@@ -210,7 +215,7 @@ def throughput(quick: bool) -> Table:
                 print(f"{what}, {OURS}: {took:.2f} s, {waited:.2f} s waiting", file=sys.stderr)
                 seconds[OURS].append(took)
                 waits.append(waited / took)
-                if run == 0:  # compiles, and starts the peer's workers
+                if run == 0:  # this run compiles and starts the peer's workers
                     seconds, waits = {stage: [] for stage in seconds}, []
             for stage, times in seconds.items():
                 rates = [len(dataset) / t for t in times]
@@ -220,7 +225,7 @@ def throughput(quick: bool) -> Table:
                 rows.append((what, stage, *cells))
             data[what] = {"seconds": seconds, "images": len(dataset), "waiting": waits}
             if without is not None:
-                notes.append(f"{what}: no peer, {without}")
+                notes.append(f"{what}: the usual loop is missing: {without}")
                 continue
             mine = embed_images(model, dataset, batch_size=BATCH).embeddings
             lowest = float(np.min(np.sum(mine * timed[PEER](), axis=1)))
@@ -231,7 +236,7 @@ def throughput(quick: bool) -> Table:
             )
         notes.append(decode_rate(files, min(len(files), 128), cores))
     notes.append(
-        f"batches of {BATCH}, medians of {sizes.runs} runs that took turns; ratio to the encoder alone"
+        f"batches of {BATCH}, medians of {sizes.runs} runs, in turn; ratio: to the encoder alone"
     )
     headings = ("images", "stage", "images/s", "smallest to largest", "ratio", "waiting")
     title = "From images to embeddings, CLIP B/32, float32"
@@ -239,7 +244,7 @@ def throughput(quick: bool) -> Table:
 
 
 def decode_rate(dataset: Any, number: int, cores: int) -> str:
-    """JPEGs decoded per second by one thread and by all."""
+    """Measures the JPEGs that one thread and all threads decode per second."""
 
     def rate(threads: int) -> float:
         with ThreadPoolExecutor(threads) as pool:
@@ -252,7 +257,7 @@ def decode_rate(dataset: Any, number: int, cores: int) -> str:
 
 
 def startup(quick: bool) -> Table:
-    """`bliss-jax evaluate` in new processes, without a cache, filling one, and with it."""
+    """Measures `bliss-jax evaluate` in new processes, without a cache, with an empty and a filled cache."""
     runs = 1 if quick else 3
     common = [sys.executable, "-m", "bliss_jax.cli", "evaluate", "--quiet", "--dataset", "digits"]
     found: dict[str, list[float]] = {}
@@ -283,6 +288,6 @@ def startup(quick: bool) -> Table:
         rows.append(row)
     headings = ("evaluate", "cache off, s", "cache empty, s", "cache filled, s", "off / filled")
     notes = (
-        f"whole process, medians of {runs}; digits with the untrained model: little else than starting",
+        f"whole process, medians of {runs}; the digits with the untrained model, which take little time",
     )
     return Table("Start of the command line", headings, tuple(rows), notes, {"seconds": found})

@@ -1,10 +1,10 @@
-"""Draws cost against work, from the numbers that `benchmarks.run --json` wrote.
+"""Draws time and memory against work, from the numbers that `benchmarks.run --json` wrote.
 
     python -m benchmarks.run --only scale --only batches --json FILE
     python -m benchmarks.plot FILE            # writes benchmarks/figures/scores.svg and encoders.svg
 
-Work is counted in floating-point operations of the products that are needed: so texts, classes and images
-share one axis, and so do encoders and batches.
+Work is the number of floating-point operations of the necessary matrix products. Hence texts, classes and
+images share one axis, and so do encoders and batches.
 """
 
 import json
@@ -18,10 +18,10 @@ from benchmarks.measure import median
 
 FIGURES = Path(__file__).parent / "figures"
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers differ as well.
+# Okabe and Ito's colours can be told apart by colour-blind readers; the markers differ as well.
 _SERIES = {
     "score_seconds": ("bliss_score", "#0072B2", "o"),
-    "prepared_seconds": ("bliss_score_prepared, preparation apart", "#009E73", "s"),
+    "prepared_seconds": ("bliss_score_prepared, without preparation", "#009E73", "s"),
     "product_seconds": ("similarity product alone", "#D55E00", "^"),
 }
 _MEMORY = {
@@ -35,7 +35,7 @@ _ENCODERS = {"B/32": ("#0072B2", "o"), "B/16": ("#D55E00", "^")}
 
 
 def draw_encoders(cases: list[dict[str, Any]]):
-    """The figure of the cases of `batches`, as they stand in the JSON file."""
+    """Returns the figure of the cases of `batches` in the JSON file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
@@ -57,7 +57,7 @@ def draw_encoders(cases: list[dict[str, Any]]):
 
 
 def draw_scores(cases: list[dict[str, Any]]):
-    """The figure of the cases of `scale`, as they stand in the JSON file."""
+    """Returns the figure of the cases of `scale` in the JSON file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -69,11 +69,11 @@ def draw_scores(cases: list[dict[str, Any]]):
         points = [(case["operations"], case[name] / 1e6) for case in cases]
         memory.scatter(*zip(*points, strict=True), c=colour, marker=marker, s=36, label=label)
     time.set(ylabel="seconds", title="Time")
-    memory.set(ylabel="MB beside the inputs", title="Memory")
+    memory.set(ylabel="MB besides the inputs", title="Memory")
     for axes in (time, memory):
         axes.set(xscale="log", yscale="log", xlabel="operations of similarities and variances")
         axes.grid(which="major", alpha=0.3)
-        # Below the axes: within them it would hide points.
+        # The legend is below the axes, because it would hide points inside.
         axes.legend(
             frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16)
         )
@@ -81,24 +81,31 @@ def draw_scores(cases: list[dict[str, Any]]):
 
 
 DRAWN = {"scale": ("scores.svg", draw_scores), "batches": ("encoders.svg", draw_encoders)}
-"""Benchmark: the figure's name, and what draws its cases."""
+"""Benchmark to the name of its figure and the function that draws its cases."""
 
 
 @click.command()
 @click.argument("json_file", type=click.Path(exists=True, path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), default=FIGURES, show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=FIGURES,
+    show_default=True,
+    help="Folder of the figures.",
+)
 def main(json_file: Path, output: Path) -> None:
-    """Draw the figures of the numbers in JSON_FILE into a folder."""
+    """Draw the numbers in JSON_FILE as figures in a folder."""
     benchmarks = json.loads(json_file.read_text())["benchmarks"]
     found = {name: benchmarks[name]["cases"] for name in DRAWN if name in benchmarks}
     if not found:
         raise click.BadParameter(
-            f"expected the numbers of {' or '.join(DRAWN)}", param_hint="JSON_FILE"
+            f"expected the numbers of {' or '.join(DRAWN)}, found {', '.join(benchmarks) or 'none'}",
+            param_hint="JSON_FILE",
         )
     output.mkdir(parents=True, exist_ok=True)
     for name, cases in found.items():
         file, draw = DRAWN[name]
-        # The same bytes for the same numbers, and words that stay text.
+        # The same numbers give the same bytes, and text stays text.
         with mpl.rc_context({"svg.hashsalt": "bliss_jax", "svg.fonttype": "none"}):
             draw(cases).savefig(output / file, metadata={"Date": None})
         click.echo(f"{output / file}: {len(cases)} cases")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.run [--quick] [--only NAME]... [--threads N] [--json FILE]
 
-From the repository's root. Each benchmark runs in a process of its own, with as many threads for NumPy as for
-JAX. What is measured, what was expected and what came of it: README.md beside this file.
+The command runs from the repository's root. Each benchmark runs in a process of its own, with as many threads
+for NumPy as for JAX. README.md beside this file describes the benchmarks, the expectations and the results.
 """
 
 import json
@@ -27,24 +27,31 @@ BENCHMARKS = {
     "scale": "benchmarks.scale:scale",
     "sharding": "benchmarks.sharding:sharding",
 }
-"""Name: the function that takes `quick` and returns a `Table`."""
+"""Name to the function that receives `quick` and returns a `Table`."""
 
 
 def run_benchmark(name: str, quick: bool) -> Table:
-    """Runs one benchmark in this process."""
+    """Runs a benchmark in this process and returns its table."""
     module, function = BENCHMARKS[name].split(":")
     return getattr(import_module(module), function)(quick)
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Smaller sizes and fewer runs: minutes.")
-@click.option("--only", type=click.Choice(list(BENCHMARKS)), multiple=True, help="May be repeated.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--quick", is_flag=True, help="Use smaller sizes and fewer runs; takes minutes.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers."
+    "--only",
+    type=click.Choice(list(BENCHMARKS)),
+    multiple=True,
+    help="Run this benchmark; may be repeated.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Threads to use."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers to this file."
 )
 def main(quick: bool, only: tuple[str, ...], threads: int, json_file: Path | None) -> None:
-    """Measure the library beside what people would use instead."""
+    """Measure the library beside its alternatives."""
     set_threads(threads)
     facts = in_fresh_process(machine)
     click.echo("\n".join(f"- {name}: {value}" for name, value in facts.items()))

@@ -1,17 +1,15 @@
 """Time and peak memory of BLISS against the number of texts, classes and images.
 
-Every case runs in a process of its own: moments are made up for its classes (the fit is no part of it),
-images come in batches, as they would from an encoder, and each batch is scored by one compiled program.
-Beside it stands the product of the same images with the same dictionary in the library's chunks, and nothing
-else: what no exact method that looks at every text can do without. And the score from statistics of all texts
-that were computed beforehand (`prepare_bliss`), with the seconds of that preparation, which come once.
+Every case runs in a process of its own. The moments are synthetic, because the fit is not measured. Images
+come in batches, as from an encoder, and one compiled program scores each batch. Two times are measured beside
+it: the similarity product of the same images with the same dictionary in the library's chunks, which every
+exact method needs, and the score from statistics of all texts that were computed before (`prepare_bliss`).
+The seconds of this preparation, which is done once, are listed too.
 
-The floating-point operations of the two products that BLISS needs,
+BLISS needs two products, whose floating-point operations predict the ratio of its time to the first product:
 
     similarities      2 images texts dim
-    variances         2 min(texts, k batch) classes dim^2       for every batch: t^T C_c t of the texts chosen
-
-say beforehand what the ratio to the first of them ought to be.
+    variances         2 min(texts, k batch) classes dim^2       per batch: t^T C_c t of the chosen texts
 """
 
 import sys
@@ -67,12 +65,12 @@ class Case(NamedTuple):
 
     @property
     def variance_flops(self) -> int:
-        """Operations of the variances of the chosen texts, or of all where those are fewer."""
+        """Operations of the variances of the chosen texts, or of all texts if they are fewer."""
         return 2 * self.batches * min(self.texts, K * self.batch) * self.classes * DIM**2
 
     @property
     def bound(self) -> int:
-        """Bytes beside inputs and result that the docstrings of `bliss_score` and its parts allow."""
+        """Bytes besides inputs and result that the docstrings of `bliss_score` and its parts allow."""
         n, texts, classes = self.batch, self.texts, self.classes
         chunk, places = min(CHUNK_SIZE, texts), min(texts, K * n)
         table = min(places * classes, max(places, chunk * DIM))
@@ -82,23 +80,23 @@ class Case(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a case took."""
+    """Time and memory of a case."""
 
     score_seconds: list[float]
     product_seconds: list[float]
     prepared_seconds: list[float]
-    """Scores from a table of statistics that is there already."""
+    """Seconds of scores from a prepared table of statistics."""
     preparation_seconds: float
-    """Once: the table of statistics."""
+    """Seconds of preparing the table of statistics once."""
     apart: float
-    """Largest difference of the two ways' scores."""
+    """Largest difference between the two scores."""
     compile_seconds: float
     input_bytes: int
     """Dictionary, moments and one batch."""
     temporary_bytes: int
-    """What XLA allots for the program's intermediate values."""
+    """Memory that XLA reserves for intermediate values of the program."""
     peak_bytes: int
-    """The process's resident set at its peak while scoring, above that before it (inputs made)."""
+    """Peak of the process's resident set while scoring, minus the resident set with the inputs."""
 
 
 QUICK = (
@@ -121,7 +119,7 @@ FULL = (
 
 
 def scale(quick: bool) -> Table:
-    """All cases, one after the other."""
+    """Measures all cases, one after the other."""
     costs = {}
     for case in QUICK if quick else FULL:
         print(f"scale: {case}", file=sys.stderr)
@@ -144,12 +142,12 @@ def scale(quick: bool) -> Table:
         tuple(_row(case, cost) for case, cost in costs.items()),
         (
             f"{DIM} dimensions, k = {K}; medians of 3 runs, or one run for the largest cases; score and "
-            "product taken in turn",
-            "ratio of operations: what the variances of the texts add to the similarities, top-k and the "
-            "rest not counted",
-            "score: every batch computes the variances of its texts anew, from the moments; prepared: they "
-            "come from a table, whose making is the column preparation and is not in the time",
-            f"the two ways' scores differ by at most {max(cost.apart for cost in costs.values()):.1e}",
+            "product are measured in turn",
+            "ratio of operations: similarities and variances over similarities alone, without top-k and "
+            "all else",
+            "score: every batch computes the variances of its texts from the moments; prepared: they come "
+            "from a table, and the time of preparing it is in the column preparation",
+            f"the two scores differ by at most {max(cost.apart for cost in costs.values()):.1e}",
         ),
         {"cases": [_numbers(case, cost) for case, cost in costs.items()]},
     )
@@ -181,14 +179,14 @@ def _row(case: Case, cost: Cost) -> tuple[str, ...]:
 
 
 def measure_case(case: Case) -> Cost:
-    """Runs one case in this process."""
+    """Measures a case in this process."""
     drawn = embeddings(
         train=1, test=4 * case.batch, texts=case.texts, classes=case.classes, dim=DIM
     )
-    # A long stream is four batches over and over: making up new ones would be measured too.
+    # A long stream repeats four batches, because drawing new ones would be measured too.
     batches = drawn.test.reshape(4, case.batch, DIM)
     labels, dictionary = jax.device_put((drawn.labels, drawn.dictionary))
-    moments = _made_up_moments(case.classes)
+    moments = _synthetic_moments(case.classes)
     del drawn
 
     score, compile_seconds = compiled(bj.bliss_score, batches[0], labels, dictionary, moments)
@@ -206,7 +204,7 @@ def measure_case(case: Case) -> Cost:
         taken["product"].append(
             seconds(lambda: _stream(case, batches, lambda x: product(x, dictionary)))
         )
-    # After the peak was taken: the table of statistics is no part of the plain score.
+    # This follows the measurement of the peak, because the plain score has no table of statistics.
     prepare, _ = compiled(bj.prepare_bliss, labels, dictionary, moments)
     tables: list[bj.PreparedBliss] = []
     preparation_seconds = seconds(
@@ -214,7 +212,7 @@ def measure_case(case: Case) -> Cost:
     )
     quick, _ = compiled(bj.bliss_score_prepared, batches[0], tables[0])
     apart = np.abs(quick(batches[0], tables[0]) - score(batches[0], labels, dictionary, moments))
-    # Times of different results are not compared.
+    # Times are compared only if the results agree.
     assert apart.max() < 1e-3, f"{case}: {apart.max()}"
     taken["prepared"] = [
         seconds(lambda: _stream(case, batches, lambda x: quick(x, tables[0])))
@@ -236,14 +234,14 @@ def measure_case(case: Case) -> Cost:
 def _stream(
     case: Case, batches: Float[np.ndarray, "4 batch dim"], program: Callable[..., jax.Array]
 ) -> list[np.ndarray]:
-    """The program on batch after batch, results brought to the host as a consumer would."""
+    """Runs the program on all batches and copies the results to the host."""
     return [np.asarray(program(batches[i % len(batches)])) for i in range(case.batches)]
 
 
 def _product(
     images: Float[jax.Array, "images dim"], texts: Float[jax.Array, "texts dim"]
 ) -> Float[jax.Array, " images"]:
-    """Similarities in the library's blocks and chunks, of which all but one column each is thrown away."""
+    """Computes the similarities in the library's blocks and chunks, and keeps one column of each chunk."""
     size = min(CHUNK_SIZE, len(texts))
     begins = jnp.minimum(jnp.arange(0, len(texts), size), len(texts) - size)
 
@@ -258,8 +256,8 @@ def _product(
     return map_images(of_images, images, IMAGE_BLOCK)
 
 
-def _made_up_moments(classes: int) -> bj.ClassMoments:
-    """Moments of `classes` classes of 500 images each, without the images: time is all that is asked."""
+def _synthetic_moments(classes: int) -> bj.ClassMoments:
+    """Returns synthetic moments of `classes` classes of 500 images each."""
     shift = jax.random.normal(jax.random.key(0), (classes, DIM)) / DIM**0.5
     mean = 0.87 * jnp.eye(1, DIM) + 0.3 * shift
     cov = jnp.broadcast_to(jnp.eye(DIM) * (0.15 / DIM), (classes, DIM, DIM))

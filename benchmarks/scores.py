@@ -1,7 +1,7 @@
-"""Scores at CIFAR-10's sizes: against plain NumPy, and what it costs to change one's mind after the fit.
+"""Scores at CIFAR-10's sizes: compared with plain NumPy, and the time of a changed setting after the fit.
 
-50,000 normal and 10,000 test embeddings of 512 dimensions, 1,860 texts, 10 classes, and all 25 splits of the
-three CIFAR-10 settings (one-class, zoc-6, leave-one-out), the AUROC of each split included.
+The sizes are 50,000 normal and 10,000 test embeddings of 512 dimensions, 1,860 texts, 10 classes, and all 25
+splits of the three CIFAR-10 protocols (one-class, zoc-6, leave-one-out). The AUROC of each split is included.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ STAGES = ("fit", "score", "auroc")
 
 
 def splits() -> Bool[np.ndarray, "25 10"]:
-    """The normal classes of every split of the three CIFAR-10 settings."""
+    """Returns the normal classes of every split of the three CIFAR-10 protocols."""
     protocols = [
         bj.load_protocol(name, dataset="cifar10", num_classes=CLASSES)
         for name in ("one-class", "zoc-6", "leave-one-out")
@@ -34,7 +34,7 @@ def splits() -> Bool[np.ndarray, "25 10"]:
 
 
 class Library:
-    """The library's side: three compiled programs, one for each stage."""
+    """The library's procedure: a compiled program for each of the three stages."""
 
     def __init__(self, e: Embeddings, normal: Bool[np.ndarray, "splits classes"]):
         self.arrays = jax.device_put(e)
@@ -52,7 +52,7 @@ class Library:
         self.compile_seconds = compile_seconds
 
     def run(self) -> peers.Run:
-        """Fit, score and AUROC of every split, each waited for."""
+        """Computes fit, scores and AUROCs of all splits, and waits after each stage."""
         a, watch = self.arrays, peers.Stopwatch()
         with watch.stage("fit"):
             moments = jax.block_until_ready(self.fit(a.train, a.train_labels))
@@ -69,20 +69,20 @@ def _score_splits(test, labels, dictionary, moments, normal):
 
 
 class Agreement(NamedTuple):
-    """How far two runs are apart, over all splits."""
+    """Largest differences between two runs, over all splits."""
 
     score: float
-    """Largest difference of a score, over the images whose k texts are beyond doubt."""
+    """Largest difference of a score, over the images whose k nearest texts are certain."""
     doubtful: int
-    """Images whose k-th and next cosine are so near that rounding chooses between two texts."""
+    """Number of images whose k-th and next cosine are so close that rounding decides between two texts."""
     doubtful_score: float
-    """Largest difference of a score of theirs."""
+    """Largest difference of a score, over these images."""
     auroc: float
     """Largest difference of an AUROC."""
 
 
 def agreement(e: Embeddings, first: peers.Run, second: peers.Run, k: int = 10) -> Agreement:
-    """Compares two runs; which images are in doubt is decided in float64, within 1e-6 of a tie."""
+    """Compares two runs. An image is doubtful if two cosines in float64 differ by less than 1e-6."""
     cosines = e.test.astype(np.float64) @ e.dictionary.astype(np.float64).T
     largest = np.sort(
         np.partition(cosines, (-k - 1, -k), axis=1)[:, -k - 1 : -k + 1 or None], axis=1
@@ -98,7 +98,7 @@ def agreement(e: Embeddings, first: peers.Run, second: peers.Run, k: int = 10) -
 
 
 def cifar10(quick: bool) -> Table:
-    """The NumPy procedure in its two forms against the library, one after the other in every round."""
+    """Measures the two forms of the NumPy procedure and the library, in turn in every round."""
     rounds, slow_rounds = (3, 1) if quick else (9, 3)
     e, normal = embeddings(**SIZES, classes=CLASSES), splits()
     library = Library(e, normal)
@@ -115,28 +115,28 @@ def cifar10(quick: bool) -> Table:
     runs = {"NumPy, split by split": slow, "NumPy, shared": fast, "bliss_jax": ours}
     agreed = {name: agreement(e, of[-1], ours[-1]) for name, of in list(runs.items())[:2]}
     for name, found in agreed.items():
-        # Times of different results are not compared.
+        # Times are compared only if the results agree.
         assert found.score < 1e-3, f"{name}: {found}"
         assert found.auroc < 1e-5, f"{name}: {found}"
     headings = ("fit, s", "score, s", "AUROC, s", "total, s", "smallest to largest", "runs")
     last, compiling = ours[-1], library.compile_seconds
     return Table(
-        "CIFAR-10's sizes, 25 splits: plain NumPy against the library",
+        "CIFAR-10's sizes, 25 splits: plain NumPy and the library",
         ("", *headings, "ratio to bliss_jax"),
         tuple(_row(name, of, ours) for name, of in runs.items()),
         (
-            "medians; the ratio is that of the medians of the totals, of runs that took turns",
-            "compilation, once and not in the table: "
+            "medians of runs in turn; the ratio is that of the medians of the totals",
+            "compilation, which is needed once and is not in the table: "
             + ", ".join(f"{stage} {compiling[stage]:.2f} s" for stage in STAGES)
             + f", together {sum(compiling.values()):.2f} s",
             *(
-                f"{name}, and bliss_jax: scores differ by at most {a.score:.1e}, but for {a.doubtful} of "
-                f"{len(e.test)} images where rounding chooses the last of the k texts (at most "
-                f"{a.doubtful_score:.1e}); the AUROC of a split by at most {a.auroc:.1e}"
+                f"{name}, and bliss_jax: scores differ by at most {a.score:.1e}, except for {a.doubtful} of "
+                f"{len(e.test)} images for which rounding decides the last of the k texts (at most "
+                f"{a.doubtful_score:.1e}); the AUROC of a split differs by at most {a.auroc:.1e}"
                 for name, a in agreed.items()
             ),
-            f"mean AUROC of these synthetic embeddings {last.aurocs.mean():.3f}; scores lie between "
-            f"{last.scores.min():.1f} and {last.scores.max():.1f}",
+            f"mean AUROC of these synthetic embeddings: {last.aurocs.mean():.3f}; scores: "
+            f"{last.scores.min():.1f} to {last.scores.max():.1f}",
         ),
         {
             "seconds": {name: [run.seconds for run in of] for name, of in runs.items()},
@@ -155,7 +155,7 @@ def _row(name: str, runs: list[peers.Run], ours: list[peers.Run]) -> tuple[str, 
 
 
 def ask(quick: bool) -> Table:
-    """After one fit: the seconds until 10,000 images, or one, are scored under a changed setting."""
+    """Measures the seconds to score 10,000 images, or one image, with a changed setting after one fit."""
     times = 5 if quick else 15
     e = jax.device_put(embeddings(**SIZES, classes=CLASSES))
     other = embeddings(train=1, test=1, texts=SIZES["texts"], classes=CLASSES, seed=1)
@@ -167,10 +167,10 @@ def ask(quick: bool) -> Table:
 
     @partial(jax.jit, static_argnames="k")
     def score(*args, **kwargs):
-        programs.append(kwargs)  # runs while tracing, that is, once for each program compiled
+        programs.append(kwargs)  # runs while tracing, i.e. once for each compiled program
         return bj.bliss_score(*args, **kwargs)
 
-    # Without shrinkage the pooled variances are not computed at all: 0 is static, n0 > 0 is traced.
+    # Without shrinkage the pooled variances are not computed: 0 is static, and n0 > 0 is traced.
     settings = {"label_embeddings": e.labels, "dictionary_embeddings": e.dictionary}
     changes: dict[str, dict] = {
         "nothing": {},
@@ -181,7 +181,7 @@ def ask(quick: bool) -> Table:
         "dictionary": {"dictionary_embeddings": jnp.asarray(other.dictionary)},
         "dictionary's size": {"dictionary_embeddings": e.dictionary[: SIZES["texts"] // 2]},
     }
-    from_kept = _from_what_is_kept(e, moments, changes)
+    from_kept = _from_kept_parts(e, moments, changes)
     rows, data = [], {}
     for name, change in changes.items():
         given = {"weight": 0.5, **settings, **change, "moments": moments}
@@ -202,7 +202,7 @@ def ask(quick: bool) -> Table:
             (
                 name,
                 f"{1e3 * median(many):.0f}",
-                f"{1e3 * median(kept):.1f}" if kept else "as before",
+                f"{1e3 * median(kept):.1f}" if kept else "full score",
                 f"{1e3 * (refit + median(many)):.0f}",
                 f"{1 + refit / median(many):.1f}",
                 f"{1e3 * median(one):.2f}",
@@ -215,20 +215,21 @@ def ask(quick: bool) -> Table:
     headings = (
         "changed",
         "10,000 images, ms",
-        "from what is kept, ms",
+        "from kept parts, ms",
         "with a refit, ms",
         "ratio",
     )
     return Table(
-        "Fit once, ask often: milliseconds until an answer under a changed setting",
-        (*headings, "one image, ms", "ratio to a refit", "compiles anew"),
+        "One fit, many questions: milliseconds to score with a changed setting",
+        (*headings, "one image, ms", "ratio to a refit", "compilation"),
         tuple(rows),
         (
-            f"a refit is `fit_moments` of 50,000 embeddings once more, {1e3 * refit:.0f} ms "
-            f"({spread([1e3 * s for s in fit_seconds])}); none of these changes needs one",
-            "an answer is a whole scoring of the images, their product with the dictionary included",
-            "from what is kept, for the same images and texts: the two parts of the score (lambda, labels) "
-            "or the nearest texts with their cosines (k, shrinkage); equal within 1e-3, checked in every run",
+            f"a refit is another `fit_moments` of 50,000 embeddings, {1e3 * refit:.0f} ms "
+            f"({spread([1e3 * s for s in fit_seconds])}); none of these changes needs a refit",
+            "a time is that of scoring the images, including their product with the dictionary",
+            "kept parts, for the same images and texts: the two parts of the score (lambda, labels), or the "
+            "nearest texts with their cosines (k, shrinkage); the scores agree within 1e-3, which every run "
+            "checks",
             f"with the internal and external parts of 10,000 images kept, {values} values of lambda "
             f"together take {1e3 * median(kept_seconds):.1f} ms",
         ),
@@ -236,10 +237,10 @@ def ask(quick: bool) -> Table:
     )
 
 
-def _from_what_is_kept(
+def _from_kept_parts(
     e: Embeddings, moments: bj.ClassMoments, changes: dict[str, dict]
 ) -> dict[str, Callable[[], jax.Array]]:
-    """Scores under a changed setting from parts, or nearest texts, of the same images computed before."""
+    """Returns functions that score with a changed setting from kept parts or kept nearest texts."""
     nearest = jax.jit(bj.top_k_similar, static_argnums=2)(e.test, e.dictionary, changes["k"]["k"])
     internal = jax.jit(bj.internal_class_score)(e.test, e.labels, moments)
     external = jax.jit(bj.external_text_score)(e.test, e.dictionary, moments)
@@ -273,7 +274,7 @@ def _from_what_is_kept(
     for name, score in found.items():
         given = {"label_embeddings": e.labels, **changes[name]}
         anew = bj.bliss_score(e.test, given.pop("label_embeddings"), e.dictionary, moments, **given)
-        # Times of different results are not compared.
+        # Times are compared only if the results agree.
         assert np.abs(score() - anew).max() < 1e-3, name
     return found
 
@@ -281,7 +282,7 @@ def _from_what_is_kept(
 def _weights_of_kept_parts(
     e: Embeddings, moments: bj.ClassMoments
 ) -> tuple[Callable[[], jax.Array], int]:
-    """Scores under a grid of lambda, from parts computed before; and the size of the grid."""
+    """Returns a function that scores with a grid of lambda from kept parts, and the size of the grid."""
     internal = bj.internal_class_score(e.test, e.labels, moments)
     external = bj.external_text_score(e.test, e.dictionary, moments)
     weights = jnp.linspace(0, 2, 21)

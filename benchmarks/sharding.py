@@ -1,12 +1,12 @@
-"""Scoring over simulated devices: images over them, or the dictionary over them; strong and weak scaling.
+"""Scores on simulated devices, with the images or the dictionary sharded; strong and weak scaling.
 
     strong      the same work on 1, 2, 4 and 8 devices
-    weak        work that grows with the devices: so many images, or texts, on each
+    weak        work that grows with the devices: the same number of images, or of texts, on each
 
 The devices are simulated (`--xla_force_host_platform_device_count`) and share the process's CPUs, which one
-device keeps busy already. More of them cannot be faster: what can be read off is what it costs to divide the
-work, as the time of an amount of work over the time that one device takes for the same amount. Each number of
-devices runs in a process of its own, since XLA reads the number when it starts.
+device already uses fully. More devices cannot be faster. The benchmark shows the overhead of sharding: the
+time of an amount of work, relative to the time of one device for the same amount. Each number of devices runs
+in a process of its own, because XLA reads the number when it starts.
 """
 
 import os
@@ -31,7 +31,7 @@ class Case(NamedTuple):
     """One row of the table."""
 
     over: str
-    """What is divided: "images" or "dictionary"."""
+    """Sharded axis, "images" or "dictionary"."""
     scaling: str
     devices: int
     images: int
@@ -40,20 +40,20 @@ class Case(NamedTuple):
 
     @property
     def work(self) -> int:
-        """Similarities to compute."""
+        """Number of similarities to compute."""
         return self.images * self.texts
 
 
 class Cost(NamedTuple):
-    """What a case took."""
+    """Time and accuracy of a case."""
 
     seconds: list[float]
     apart: float
-    """Largest difference from the scores of one device, over some of the images."""
+    """Largest difference from the scores of one device, over 256 images."""
 
 
 def cases(quick: bool) -> list[Case]:
-    """Images over the devices and the dictionary over them; both scalings."""
+    """Returns the cases: both sharded axes, and both kinds of scaling."""
     images, texts, times = (1_024, 4_096, 3) if quick else (4_096, 16_384, 7)
     found = []
     for devices in DEVICES:
@@ -67,7 +67,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def sharding(quick: bool) -> Table:
-    """All cases, each number of devices in processes of its own."""
+    """Measures all cases, each number of devices in a process of its own."""
     found: dict[Case, Cost] = {}
     todo = cases(quick)
     for devices in DEVICES:
@@ -83,14 +83,14 @@ def sharding(quick: bool) -> Table:
     headings = ("devices", "images", "texts", "score, s", "smallest to largest")
     headings += ("time for the same work, relative to one device", "largest difference")
     return Table(
-        "Scoring over simulated devices that share the CPUs",
-        ("divided", "scaling", *headings),
+        "Scores on simulated devices that share the CPUs",
+        ("sharded", "scaling", *headings),
         tuple(_row(case, found) for case in todo),
         (
-            f"{DIM} dimensions, {CLASSES} classes, k = 10; medians; compilation apart",
-            "simulated devices share the CPUs that one of them fills: only the overhead of dividing the work "
-            "can be read off, 1.0 being none, and no speed of several devices",
-            "largest difference: of 256 scores from those that one device gives",
+            f"{DIM} dimensions, {CLASSES} classes, k = 10; medians, without compilation",
+            "the simulated devices share CPUs that one device already uses fully: the table shows the "
+            "overhead of sharding (1.0: none), not the speed of several devices",
+            "largest difference: between 256 scores and those of one device",
         ),
         {"cases": [{**case._asdict(), **found[case]._asdict()} for case in todo]},
     )
@@ -111,7 +111,7 @@ def _row(case: Case, found: dict[Case, Cost]) -> tuple[str, ...]:
 
 
 def measure_cases(of_devices: list[Case]) -> list[Cost]:
-    """Runs cases of as many devices as this process has."""
+    """Measures cases whose number of devices is that of this process."""
     return [_measure(case) for case in of_devices]
 
 
@@ -140,6 +140,6 @@ def _measure(case: Case) -> Cost:
         e.test[some], jnp.asarray(e.labels), jnp.asarray(e.dictionary), moments
     )
     apart = np.abs(np.asarray(program(*arrays))[some] - np.asarray(alone))
-    # Times of different results are not compared.
+    # Times are compared only if the results agree.
     assert apart.max() < 1e-3, f"{case}: {apart.max()}"
     return Cost(taken, float(apart.max()))

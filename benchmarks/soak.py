@@ -1,12 +1,12 @@
-"""An hour of `bliss-jax score -` on a stream of names with faults mixed in: memory, and every line.
+"""Long run of `bliss-jax score -` on a stream of file names with faults: memory and correct lines.
 
     python -m benchmarks.soak --seconds 3600
 
-Names of images are written to the command's standard input at a steady rate, every sixth of them a fault:
-truncated, empty, no image, animated, a decompression bomb, a broken link, a name with nothing behind it, a
-file that vanishes and comes back. Each line that comes out must be the next name that went in, with a score
-or with a reason as is right for it. The command's resident memory is read from /proc, and a straight line is
-laid through what was read after the first tenth of the time.
+The benchmark writes names of images to the command's standard input at a steady rate. Every sixth name is a
+fault: a truncated file, an empty file, a text file, an animation, a decompression bomb, a broken link, a
+missing file, or a file that is deleted and restored. The command must print the names in the same order, each
+with a score or with a reason, whichever is right. The command's resident memory is read from /proc, and a
+straight line is fitted to the values after the first tenth of the time.
 """
 
 import argparse
@@ -28,13 +28,13 @@ IMAGES, EVERY = 200, 6
 
 
 def main() -> None:
-    """Runs, and prints what was found as JSON and as a table."""
+    """Runs the benchmark and prints the results as JSON. The exit code is 1 if a line is wrong or lost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--rate", type=float, default=50, help="names per second")
-    parser.add_argument("--json", type=Path, help="write what was found here")
+    parser.add_argument("--seconds", type=float, default=3600, help="duration; 3600 by default")
+    parser.add_argument("--rate", type=float, default=50, help="names per second; 50 by default")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = soak(Path(folder), options.seconds, options.rate)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def soak(folder: Path, seconds: float, rate: float) -> dict:
-    """Feeds the command for so long, and counts."""
+    """Sends names to the command for a number of seconds, and returns counts and memory."""
     detector, names = prepare(folder)
     command = [
         sys.executable,
@@ -130,14 +130,14 @@ def soak(folder: Path, seconds: float, rate: float) -> dict:
 
 
 def resident(pid: int) -> float:
-    """Resident memory of a process in MB."""
+    """Returns the resident memory of a process in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     line = next((line for line in status.splitlines() if line.startswith("VmRSS")), "VmRSS: 0 kB")
     return int(line.split()[1]) / 1024
 
 
 def prepare(folder: Path) -> tuple[Path, list[tuple[str, str]]]:
-    """A detector of chess symbols, and names with what is behind each: images first, then faults."""
+    """Returns a detector of chess symbols, and the names and kinds of files: images first, then faults."""
     from PIL import Image
 
     import bliss_jax as bj
@@ -189,7 +189,7 @@ def _faults(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _bomb(side: int) -> bytes:
-    """A PNG of some kilobytes that claims side x side pixels of RGB."""
+    """Returns a PNG of a few kilobytes whose header states side x side pixels of RGB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = zlib.crc32(kind + data).to_bytes(4, "big")

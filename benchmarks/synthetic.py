@@ -1,8 +1,9 @@
-"""Embeddings for measurements: unit vectors in two narrow cones, images in one and texts in the other.
+"""Synthetic embeddings for measurements: unit vectors in two narrow cones, one of images and one of texts.
 
-The mean cosines are near those of CLIP ViT-B/32 on CIFAR-10: between images 0.76, between dictionary texts
-0.61, between labels 0.87, between an image and a text 0.2. Time does not depend on the values (a full sort
-apart); agreement does, since neighbouring ranks and small variances are where rounding shows.
+The mean cosines are near those of CLIP ViT-B/32 on CIFAR-10: 0.76 between images, 0.61 between dictionary
+texts, 0.87 between labels, and 0.2 between an image and a text. Only the time of a full sort
+depends on the values. The agreement of two procedures does, because rounding shows in neighbouring ranks and
+in small variances.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Float, Int
 
 
 class Embeddings(NamedTuple):
-    """What BLISS needs of a benchmark; float32, unit norm."""
+    """Embeddings and labels of a data set; float32, unit norm."""
 
     train: Float[np.ndarray, "train dim"]
     train_labels: Int[np.ndarray, " train"]
@@ -25,7 +26,7 @@ class Embeddings(NamedTuple):
 def embeddings(
     *, train: int, test: int, texts: int, classes: int, dim: int = 512, seed: int = 0
 ) -> Embeddings:
-    """Draws a benchmark; classes are of equal size, in random order."""
+    """Draws embeddings. The classes have equal sizes and a random order."""
     rng = np.random.default_rng(seed)
     image_cone, text_cone = np.eye(2, dim, dtype=np.float32)
     text_cone = 0.25 * image_cone + np.sqrt(1 - 0.25**2) * text_cone
@@ -44,7 +45,7 @@ def embeddings(
 
 
 def _noise(rng: np.random.Generator, number: int, dim: int) -> Float[np.ndarray, "number dim"]:
-    """Gaussian vectors with a squared norm of about 1."""
+    """Returns Gaussian vectors with a squared norm of about 1."""
     return rng.standard_normal((number, dim), np.float32) / np.float32(np.sqrt(dim))
 
 

@@ -1,16 +1,20 @@
-"""How the documentation is built: `sphinx-build -W --keep-going -n docs docs/_build/html`.
+"""Configuration of Sphinx. Build with `sphinx-build -W --keep-going -n docs docs/_build/html`.
 
-Nothing is fetched, neither while building nor while reading: no inventory of another project, no font,
-no script from elsewhere. Formulas become MathML, which browsers draw themselves.
+Nothing is downloaded, neither by the build nor by a reader's browser: no inventory of another project, no
+font and no script of another host. Formulas are MathML, which browsers render themselves. The notebooks in
+`tutorials/` are executed.
 """
 
 import ast
 import html
 import inspect
+import os
 import re
+import sys
 import textwrap
 from dataclasses import is_dataclass
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -18,28 +22,33 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).parent))
+from equations import are_equations, as_latex
+from import_graph import as_svg, room_graph, summary
+from public_names import as_rst, public_names
 
 project = "bliss_jax"
 copyright = "the authors of bliss_jax"
 version = release = installed_version("bliss-jax")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_click",
     "sphinx_copybutton",
+    "sphinx_design",
 ]
-# What pages include is no page of its own.
+# These files are included by other pages.
 exclude_patterns = ["_build", "figures", "calibration-table.md", "fuzz-table.md", "soak-table.md"]
 nitpicky = True
-# Types in signatures are of other projects, whose inventories would have to be fetched, and single backticks
-# are not all names. What the pages themselves refer to, functions, methods, pages, must exist.
+# Types in signatures belong to other projects, whose inventories would have to be downloaded, and a word in
+# single backticks is not always a name. References of the pages themselves must exist.
 nitpick_ignore_regex = [(f"py:{role}", "(?s).*") for role in ("class", "exc", "obj")]
 
-# furo: one list of all pages at the side, which a site of this size fits into; light and dark; no request to
-# another host.
+# furo: one list of all pages at the side; light and dark; no request to another host.
 html_theme = "furo"
 html_title = f"bliss_jax {release}"
 html_static_path = ["_static"]
@@ -52,13 +61,21 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 
-myst_enable_extensions = ["amsmath", "attrs_block", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-# A name in single backticks is a link where it is documented, and code elsewhere.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars and their warnings
+# The kernels of the notebooks need neither a network nor an accelerator.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A name in single backticks is a link if it is documented, and code otherwise.
 default_role = "py:obj"
 add_module_names = False
-autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -72,30 +89,68 @@ _SECTION = re.compile(
 )
 
 
-def indented_lines_are_literal(
+def indented_blocks(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Equations and tables in a docstring's prose stand indented; they are shown as they were typed."""
+    """Renders the indented blocks of a docstring: equations as mathematics, other blocks literally."""
     shown: list[str] = []
-    in_section = in_literal = False
-    for line in lines:
+    block: list[str] = []
+    in_section = False
+    for line in [*lines, ""]:
         indented = line.startswith("    ")
-        if line and not indented:
-            in_section, in_literal = bool(_SECTION.match(line)), False
-        if indented and not in_section and not in_literal and shown and not shown[-1].strip():
-            follows = next((text for text in reversed(shown) if text.strip()), "")
-            if not follows.endswith("::") and not follows.startswith(".. "):
-                shown += [".. code-block:: text", ""]
-            in_literal = True
-        # |x| is a norm, not a substitution of reStructuredText.
-        shown.append(line if in_literal else line.replace("|", r"\|"))
-    lines[:] = shown
+        if indented and not in_section and (block or (shown and not shown[-1].strip())):
+            block.append(line)
+            continue
+        if line.strip() and block:
+            shown += rendered_block(block, _last_text(shown))
+            block = []
+        elif not line.strip() and block:
+            block.append("")
+            continue
+        if line.strip() and not indented:
+            in_section = bool(_SECTION.match(line))
+        shown.append(line.replace("|", r"\|"))  # |x| is a norm, not a substitution
+    lines[:] = [*shown, *rendered_block(block, _last_text(shown))]
+
+
+def _last_text(lines: list[str]) -> str:
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def rendered_block(block: list[str], before: str) -> list[str]:
+    """Returns an indented block as reStructuredText."""
+    if not any(line.strip() for line in block):
+        return block
+    if before.endswith("::") or before.startswith(".. "):
+        return block
+    equations = [line for line in block if line.strip()]
+    if are_equations(equations):
+        return [".. math::", "", f"    {as_latex(equations)}", ""]
+    return [".. code-block:: text", "", *block, ""]
+
+
+class PublicNames(SphinxDirective):
+    """The directive `public-names`: the table of all public names."""
+
+    def run(self) -> list[nodes.Node]:
+        """Returns the nodes of the table."""
+        return self.parse_text_to_nodes("\n".join(as_rst(public_names())))
+
+
+class ImportGraph(SphinxDirective):
+    """The directive `import-graph`: the picture of the rooms, and the line of counts."""
+
+    def run(self) -> list[nodes.Node]:
+        """Returns the nodes of the picture and the line."""
+        graph = room_graph()
+        picture = nodes.raw("", as_svg(graph), format="html")
+        return [picture, nodes.paragraph("", summary(graph) + ".")]
 
 
 def signature_as_written(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: Any
 ) -> tuple[str, str] | None:
-    """The annotations of the source, `Float[Array, "images dim"]`, not what they are at run time."""
+    """Returns a signature with the annotations of the source, such as `Float[Array, "images dim"]`."""
     if inspect.isclass(obj) and (is_dataclass(obj) or hasattr(obj, "_fields")):
         return f"({fields_as_written(obj)})", ""
     obj = getattr(obj, "__func__", obj)  # of a class method
@@ -103,7 +158,7 @@ def signature_as_written(
         return None
     try:
         [function] = ast.parse(textwrap.dedent(inspect.getsource(obj))).body
-    except OSError:  # made at run time
+    except OSError:  # created at run time
         return None
     if not isinstance(function, ast.FunctionDef):
         return None
@@ -115,7 +170,7 @@ def signature_as_written(
 
 
 def fields_as_written(kind: type) -> str:
-    """The fields of a dataclass or named tuple as parameters of its constructor."""
+    """Returns the fields of a dataclass or named tuple as the parameters of its constructor."""
     fields = {}
     for base in reversed(kind.__mro__):
         if not (is_dataclass(base) or hasattr(base, "_fields")):
@@ -131,20 +186,20 @@ def fields_as_written(kind: type) -> str:
 
 
 def visit_inline_math(translator: Any, node: nodes.math) -> None:
-    """$...$ as MathML."""
+    """Writes an inline formula as MathML."""
     translator.body.append(as_mathml(node.astext(), node))
     raise nodes.SkipNode
 
 
 def visit_block_math(translator: Any, node: nodes.math_block) -> None:
-    """A formula on a line of its own as MathML."""
+    """Writes a displayed formula as MathML."""
     source = re.sub(r"\\(begin|end)\{(align|equation)\*?\}", "", node.astext()).strip()
     translator.body.append(f'<div class="math">{as_mathml(source, node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
 def as_mathml(source: str, node: nodes.Element, **options: bool) -> str:
-    """MathML; what docutils does not know is a warning at the formula's place, and stays LaTeX."""
+    """Returns a formula as MathML. If docutils cannot translate it, it stays LaTeX, with a warning."""
     try:
         return tex2mathml(source, **options)
     except MathError as error:
@@ -153,13 +208,15 @@ def as_mathml(source: str, node: nodes.Element, **options: bool) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connects the functions above."""
+    """Registers the functions and directives above."""
     app.add_html_math_renderer(
         "mathml",
         inline_renderers=(visit_inline_math, None),
         block_renderers=(visit_block_math, None),
     )
-    # Before napoleon, which would take an equation for a quotation.
-    app.connect("autodoc-process-docstring", indented_lines_are_literal, priority=400)
+    app.add_directive("public-names", PublicNames)
+    app.add_directive("import-graph", ImportGraph)
+    # Before napoleon, which would render an equation as a quotation.
+    app.connect("autodoc-process-docstring", indented_blocks, priority=400)
     app.connect("autodoc-process-signature", signature_as_written)
     return {"parallel_read_safe": True}

@@ -120,7 +120,7 @@ def as_svg(graph: Graph) -> str:
         for place, room in enumerate(level)
     }
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {step * len(levels)}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {step * len(levels) - 36}" role="img" '
         'class="import-graph" font-family="sans-serif" font-size="13" text-anchor="middle">',
         f"<title>Import graph: {summary(graph)}</title>",
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
@@ -138,7 +138,7 @@ def as_svg(graph: Graph) -> str:
     for room, (x, y) in centre.items():
         parts.append(
             f'<rect x="{x - box / 2:.0f}" y="{y - height / 2:.0f}" width="{box}" height="{height}" rx="6" '
-            'class="room" fill="none" stroke="currentColor"/>'
+            'fill="var(--color-background-primary, white)" stroke="currentColor"/>'
             f'<text x="{x:.0f}" y="{y + 4.5:.1f}" fill="currentColor">{room}</text>'
         )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,1 +1,1 @@
-"""Scripts that reproduce results with bliss_jax; `experiments/README.md` lists them."""
+"""Scripts that reproduce the results of the paper and of this library; see `experiments/README.md`."""

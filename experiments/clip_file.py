@@ -1,9 +1,9 @@
-"""Real CLIP embeddings made by others: OpenAI's ViT-B/32 on the first 500 test images of CIFAR-10.
+"""Reader of a file of real CLIP embeddings: OpenAI's ViT-B/32 on the first 500 test images of CIFAR-10.
 
-The file holds `image_emb` [500, 512], `labels` [500], `class_names` [10], `class_text_emb` [10, 512] (prompt
-"a NAME") and `text_emb`, `text_names`, `text_source`, of which the 1,000 texts of source `imagenet1k` (prompt
-"a photo of a NAME") are the dictionary. It has no training images: random halves of the images serve to fit
-and to test.
+The file was made by others. It contains `image_emb` [500, 512], `labels` [500], `class_names` [10],
+`class_text_emb` [10, 512] (prompt "a NAME"), `text_emb`, `text_names` and `text_source`. The 1,000 texts of
+the source `imagenet1k` (prompt "a photo of a NAME") are the dictionary. The file has no training images, so
+a random half of the images is used for fitting and the other half for testing.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ MODEL, DATASET = "openai/clip-vit-base-patch32", "cifar10"
 
 
 def halves(path: Path, repeats: int, seed: int) -> list[EmbeddingSet]:
-    """One embedding set per repeat: a random half of the images to fit, the other to test."""
+    """Returns one embedding set per repeat, with a random half of the images as its training images."""
     with np.load(path, allow_pickle=False) as file:
         of_imagenet = file["text_source"] == "imagenet1k"
         images, labels = _unit(file["image_emb"]), file["labels"]

@@ -1,8 +1,8 @@
-"""What the experiments share: options, embeddings that are computed once, results as JSON and Markdown.
+"""Shared code of the experiments: options, cached embeddings, and results as JSON and Markdown.
 
-Every script takes the same options. What is embedded is kept under OUTPUT/embeddings and read again by the
-next run and by every other script; name another OUTPUT to start afresh. Results are written to
-OUTPUT/SCRIPT.json, with all that made them, and OUTPUT/SCRIPT.md.
+All scripts take the same options. Embeddings are cached in OUTPUT/embeddings, and every script reads them
+from there; choose another OUTPUT to compute them anew. Results are written to OUTPUT/SCRIPT.json (with their
+provenance) and to OUTPUT/SCRIPT.md.
 """
 
 import json
@@ -21,7 +21,7 @@ import numpy as np
 
 from bliss_jax.datasets import ImageDataset, Protocol, dataset_names, load_dataset, load_protocol
 from bliss_jax.embedding import EmbeddingSet, embed_dataset, load_embeddings, save_embeddings
-from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults
+from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults, dataset_of
 from bliss_jax.models import load_model
 from bliss_jax.storage import replacing
 from bliss_jax.text import load_dictionary
@@ -48,7 +48,7 @@ QUICK_TEXTS, QUICK_SPLITS, QUICK_HALVES = 300, 3, 2
 
 @dataclass(frozen=True)
 class Options:
-    """The command line."""
+    """Options of the command line."""
 
     datasets: tuple[str, ...]
     models: tuple[str, ...]
@@ -64,12 +64,12 @@ class Options:
 
 
 class Case(NamedTuple):
-    """One model on one data set."""
+    """Embeddings and protocols of one model on one data set."""
 
     model: str
     dataset: str
     sets: tuple[EmbeddingSet, ...]
-    """One, or one per random half of a file that has no training images of its own."""
+    """One embedding set, or one per random half if the file has no training images of its own."""
     protocols: tuple[Protocol, ...]
     k: int
     """Dictionary texts per image."""
@@ -79,7 +79,12 @@ class Case(NamedTuple):
 def experiment(
     *, datasets: tuple[str, ...] = (DATASET,), models: tuple[str, ...] = (MODEL,)
 ) -> Callable[[Callable[[Options], None]], click.Command]:
-    """Makes a function of `Options` the command of a script, with these defaults."""
+    """Returns a decorator that turns a function of `Options` into the command of a script.
+
+    Args:
+        datasets: Default data sets.
+        models: Default models.
+    """
 
     def command(run: Callable[[Options], None]) -> click.Command:
         def main(**options: Any) -> None:
@@ -98,24 +103,32 @@ def _options(datasets: tuple[str, ...], models: tuple[str, ...]) -> list[Callabl
     path = click.Path(path_type=Path)
     return [
         click.option("--dataset", "datasets", multiple=True, default=datasets,
-                     help="cifar10, cifar100, tiny-imagenet, glyphs, or a folder. May be repeated."),
-        click.option("--model", "models", multiple=True, default=models, help="May be repeated."),
+                     help="Data set: cifar10, cifar100, tiny-imagenet, glyphs, or a folder of images. May "
+                     "be repeated."),
+        click.option("--model", "models", multiple=True, default=models,
+                     help="Model: a name or a directory. May be repeated."),
         click.option("--embeddings", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                     help="A file of `bliss-jax embed`, or the one of clip_file.py, instead of both."),
-        click.option("--protocol", "protocols", multiple=True, show_default="those of the data set"),
-        click.option("--dictionary", show_default="imagenet1k; unicode-names for glyphs"),
+                     help="File written by `bliss-jax embed`, or a file as described in clip_file.py. It "
+                     "replaces --dataset and --model."),
+        click.option("--protocol", "protocols", multiple=True, show_default="those of the data set",
+                     help="Protocol. May be repeated."),
+        click.option("--dictionary", show_default="imagenet1k; unicode-names for glyphs",
+                     help="Name or file of the dictionary."),
         click.option("--preprocess", type=click.Choice(["clip", "reference"]),
-                     show_default="the model's own"),
-        click.option("--k", type=click.IntRange(1), show_default="10; 1 for glyphs"),
-        click.option("--output", type=path, default=Path("runs/experiments")),
-        click.option("--data-dir", type=path, help="Where prepared data sets are kept."),
-        click.option("--manual-dir", type=path, help="A folder with the official archives."),
-        click.option("--quick", is_flag=True, help="Few images, texts, splits, repeats: does it run?"),
+                     show_default="that of the model", help="Preprocessing of the images."),
+        click.option("--k", type=click.IntRange(1), show_default="10; 1 for glyphs",
+                     help="Number of dictionary texts per image."),
+        click.option("--output", type=path, default=Path("runs/experiments"),
+                     help="Folder for embeddings and results."),
+        click.option("--data-dir", type=path, help="Folder of prepared data sets."),
+        click.option("--manual-dir", type=path, help="Folder with the official archives."),
+        click.option("--quick", is_flag=True,
+                     help="Use few images, texts, splits and repeats, to check that the script runs."),
     ]  # fmt: skip
 
 
 def cases(options: Options, *, exclude_labels: bool = False) -> Iterator[Case]:
-    """The cases that the options ask for, embedded when their turn comes."""
+    """Yields the cases selected by the options. Each is embedded when it is requested."""
     if options.embeddings is not None:
         yield _case_of_file(options, options.embeddings)
         return
@@ -126,7 +139,7 @@ def cases(options: Options, *, exclude_labels: bool = False) -> Iterator[Case]:
                 model,
                 dataset,
                 (embeddings,),
-                _protocols(options, dataset, embeddings.num_classes),
+                _protocols(options, dataset, embeddings.class_names),
                 options.k or dataset_defaults(dataset).k,
                 options.preprocess,
             )
@@ -140,17 +153,20 @@ def _case_of_file(options: Options, file: Path) -> Case:
         model, dataset = clip_file.MODEL, clip_file.DATASET
     else:
         sets = (load_embeddings(file),)
-        recorded = sets[0].provenance
-        model, dataset = (
-            str(recorded.get(what, {}).get("name", file.stem)) for what in ("model", "dataset")
-        )
-    protocols = _protocols(options, dataset, sets[0].num_classes)
+        model = str(sets[0].provenance.get("model", {}).get("name", file.stem))
+        dataset = dataset_of(sets[0]).name or file.stem
+    protocols = _protocols(options, dataset, sets[0].class_names)
     return Case(model, dataset, sets, protocols, options.k or dataset_defaults(dataset).k)
 
 
-def _protocols(options: Options, dataset: str, num_classes: int) -> tuple[Protocol, ...]:
+def _protocols(
+    options: Options, dataset: str, class_names: tuple[str, ...]
+) -> tuple[Protocol, ...]:
     names = options.protocols or PROTOCOLS.get(dataset, (dataset_defaults(dataset).protocol,))
-    protocols = [load_protocol(name, dataset=dataset, num_classes=num_classes) for name in names]
+    protocols = [
+        load_protocol(name, dataset=dataset, num_classes=len(class_names), class_names=class_names)
+        for name in names
+    ]
     if options.quick:
         protocols = [replace(p, splits=p.splits[:QUICK_SPLITS]) for p in protocols[:2]]
     return tuple(protocols)
@@ -189,17 +205,17 @@ def _images(options: Options, dataset: str, split: str) -> ImageDataset:
 
 
 def test_images(options: Options, case: Case) -> Any:
-    """The images behind a case's test embeddings; None where they came from a file."""
+    """Returns the images of a case's test embeddings, or None if the embeddings are from a file."""
     return None if options.embeddings else _images(options, case.dataset, "test").images
 
 
 def slug(text: str) -> str:
-    """A name for a file."""
+    """Returns the text as a valid file name."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("_")
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since its creation."""
 
     def __init__(self):
         self._start = time.perf_counter()
@@ -210,24 +226,26 @@ class Stopwatch:
 
 
 def command() -> str:
-    """The command line of this run."""
+    """Returns the command line of this run."""
     script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).parents[1]).with_suffix("")
     return shlex.join(["python", "-m", ".".join(script.parts), *sys.argv[1:]])
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """A Markdown table; the first `texts` columns are aligned to the left."""
+    """Returns a Markdown table. The first `texts` columns are left-aligned, the others right-aligned."""
     rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, rule, *rows))
 
 
 def by_case(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
-    """A table of `CASE` columns and then `headings`; what all rows share of a case is said once, above.
+    """Returns a Markdown table with the columns model and data set, followed by `headings`.
+
+    If all rows have the same model or data set, a sentence above the table states it instead of a column.
 
     Args:
-        headings: Of the columns after those of the case.
+        headings: Headings of the columns after model and data set.
         rows: Model, data set, and a cell for each heading.
-        texts: As `markdown`, of `headings`.
+        texts: Number of columns among `headings` that are aligned to the left.
     """
     shared = [len({row[i] for row in rows}) == 1 for i in range(len(CASE))]
     said = [
@@ -243,18 +261,18 @@ def by_case(headings: Sequence[str], rows: Sequence[Sequence[str]], *, texts: in
 
 
 def said_once(facts: Sequence[str]) -> str:
-    """A sentence above a table, or nothing."""
+    """Returns the facts as a sentence above a table, or an empty text if there are none."""
     sentence = "; ".join(facts)
     return f"{sentence[:1].upper()}{sentence[1:]}.\n\n" if facts else ""
 
 
 def percent(area: float) -> str:
-    """An AUROC x 100 with one decimal."""
+    """Returns an AUROC x 100 with one decimal."""
     return f"{100 * area:.1f}"
 
 
 def write(options: Options, name: str, table: str, results: Any) -> None:
-    """Prints the Markdown, and writes it and the JSON."""
+    """Prints the Markdown table, and writes it and the results as JSON to the output folder."""
     options.output.mkdir(parents=True, exist_ok=True)
     document = {"command": command(), "results": results}
     text = json.dumps(document, indent=1, default=str) + "\n"

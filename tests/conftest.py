@@ -21,6 +21,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Nor do they read or write the user's cache of compiled programs: all processes of a test run share one of
 # its own. It is set by the first of them; the others, among them those that tests start, inherit it.
 os.environ["BLISS_JAX_COMPILATION_CACHE"] = "off"
+os.environ["BLISS_JAX_WEIGHT_HASHES"] = "off"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="bliss-jax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
@@ -40,7 +41,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# The fixtures `cifar10` and `tiny_imagenet`: official archives built from real pixels.
+# Fixtures with archives of CIFAR-10 and TinyImageNet in the official layouts.
 pytest_plugins = ["official_archives"]
 
 SHARED = Path(os.environ.get("BLISS_JAX_SHARED", Path(__file__).parents[2] / "shared"))

@@ -1,16 +1,17 @@
-"""Encoders and scores on an accelerator, beside its own limits and beside PyTorch.
+"""Benchmark of the encoders and scores on an accelerator, compared with the device's limits and with PyTorch.
 
-    python -m benchmarks.gpu [--quick] [--only SECTION]... [--json FILE] [--budget SECONDS]
+    python -m benchmarks.gpu --output FOLDER [--budget SECONDS] [--only CASE]... [--quick]
+    python -m benchmarks.gpu --tables FOLDER/results.jsonl
+    python -m benchmarks.gpu --list       # the cases in their order, with expected seconds
+    python -m benchmarks.gpu --floors     # the shortest possible time of each case, per card
+    python -m benchmarks.gpu --hlo        # checks of the lowered programs; needs no accelerator
 
-From the repository's root, without installation: needs jax, flax, jaxtyping and numpy, and for the peer
-torch and transformers. Runs on any backend; `--quick` takes shrunken models, to prove on a CPU that all of it
-runs. What cannot run here is a blank cell with its reason below the table.
+The benchmark runs from the repository's root and needs no installation. It needs jax, flax, jaxtyping and
+numpy, and torch and transformers for the comparison. It runs on any backend: `--quick` uses shrunken models
+and proves on a CPU that every case runs. README.md beside this file explains the cases and the floors.
 
-Each section runs in a process of its own. With `--json FILE` the numbers are kept after every section, and
-later sections refer to those that FILE holds of the same machine (the measured ceiling, the best batch); so
-the sections can be spread over several commands. No case is begun after `--budget` seconds.
-
-Weights are random, in the real architectures: time does not depend on them, and embeddings are compared with
-their float32 counterparts of the same weights. Embeddings under random weights all lie close together, which
-flatters a cosine; so beside it stands the cosine after the mean float32 embedding has been subtracted.
+The weights are random and have the shapes of the real architectures, because the time does not depend on
+their values. Embeddings are compared with float32 embeddings of the same weights. Embeddings under random
+weights are all similar, which makes a cosine look better than it is. Therefore the benchmark also reports
+the cosine after the mean float32 embedding has been subtracted.
 """

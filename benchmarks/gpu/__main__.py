@@ -1,4 +1,4 @@
-"""Starts the command, which is a module of its own: new processes do not import a package's `__main__`."""
+"""Starts the command. The command is a module of its own because new processes do not import `__main__`."""
 
 from benchmarks.gpu.command import main
 

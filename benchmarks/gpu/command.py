@@ -1,109 +1,134 @@
-"""The command's sections, options and kept numbers; see the package's text."""
+"""The command's options. See the package's docstring."""
 
 import argparse
-import functools
-import json
+import fnmatch
 import os
-import platform
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-import jax
-
-from benchmarks.gpu.encoders import ceiling, encoders, flags, roofline
-from benchmarks.gpu.inputs import stream, texts
-from benchmarks.gpu.measuring import Found, Settings, attempt
-from benchmarks.gpu.peers import peers
-from benchmarks.gpu.scores import scores
-from benchmarks.gpu.variants import variants
-from benchmarks.measure import Table, in_fresh_process
-
-SECTIONS: dict[str, Callable[[Settings, Found], Table]] = {
-    "ceiling": ceiling, "encoders": encoders, "scores": scores, "variants": variants, "roofline": roofline,
-    "texts": texts, "stream": stream, "flags": flags, "peers": peers,
-}  # fmt: skip
-"""In this order: what others refer to first, the peer, which compiles longest, last."""
+from benchmarks.gpu.cases import ON_REQUEST, Case, cases
+from benchmarks.gpu.floors import floors_table
+from benchmarks.gpu.hlo import hlo_table
+from benchmarks.gpu.measuring import Context
+from benchmarks.gpu.results import FAILED, STOPPED, Results, read_results
+from benchmarks.gpu.supervisor import CaseError, run_cases
+from benchmarks.gpu.tables import Records, cases_table, tables
 
 
-def machine() -> dict[str, str]:
-    """Device and versions."""
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command's options."""
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description="Measure encoders and scores on an accelerator.",
+    )
+    found.add_argument(
+        "--output", type=Path, help="folder for results.jsonl, tables.md and workers.log"
+    )
+    found.add_argument(
+        "--budget", type=float, default=480, help="seconds after which everything ends; default 480"
+    )
+    found.add_argument(
+        "--only", action="append", metavar="CASE", help="a case, or a pattern; may be repeated"
+    )
+    found.add_argument(
+        "--quick", action="store_true", help="shrunken models, to prove on a CPU that all runs"
+    )
+    found.add_argument(
+        "--cache", type=Path, help="folder of compiled programs; default: xla-cache in --output"
+    )
+    found.add_argument(
+        "--tables", type=Path, metavar="FILE", help="print the tables of a results.jsonl and end"
+    )
+    found.add_argument("--image-file", help=".npz with images, for the case aurocs")
+    found.add_argument("--model", help="checkpoint for --image-file")
+    for name, text in {
+        "--list": "print the cases and end",
+        "--floors": "print the shortest possible time of each case and end",
+        "--hlo": "print checks of the lowered programs and end; needs no accelerator",
+    }.items():
+        found.add_argument(name, action="store_true", help=text)
+    return found
 
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
 
-    device = jax.devices()[0]
-    names = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
+def chosen_cases(patterns: list[str] | None) -> dict[str, Case]:
+    """Returns the cases that match any of the patterns, in the benchmark's order; all by default.
+
+    Raises:
+        ValueError: If a pattern matches no case.
+    """
+    known = cases()
+    if patterns is None:
+        return known
+    known = {**known, **ON_REQUEST}
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            raise ValueError(f"--only {pattern}: expected one of {list(known)}, or a pattern")
     return {
-        "device": f"{device.device_kind} ({device.platform}), {jax.device_count()} of them",
-        "host CPUs": str(os.cpu_count()),
-        "python": platform.python_version(),
-        **{name: installed(name) for name in names},
+        name: case
+        for name, case in known.items()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     }
 
 
-def read_kept(path: Path | None, facts: dict[str, str], quick: bool) -> dict[str, Any]:
-    """The numbers of earlier sections, or of none where there is no such file yet.
-
-    Raises:
-        ValueError: they are of another machine, of other versions or of the other mode.
-    """
-    fresh = {"machine": facts, "quick": quick, "sections": {}}
-    if path is None or not path.exists():
-        return fresh
-    kept = json.loads(path.read_text())
-    if (kept.get("machine"), kept.get("quick")) != (facts, quick):
-        raise ValueError(f"{path}: holds numbers of another machine or mode: {kept.get('machine')}")
-    return kept
+def all_tables(records: Records) -> str:
+    """Returns all tables in Markdown, the table of cases last."""
+    found = [*tables(records), cases_table(records)]
+    return "\n\n".join(table.markdown() for table in found)
 
 
-def main() -> None:
-    """Runs the sections, prints their tables and keeps their numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description="Speed on an accelerator."
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="shrunken models, a few seconds a section"
-    )
-    parser.add_argument("--only", action="append", choices=list(SECTIONS), help="may be repeated")
-    parser.add_argument("--json", type=Path, help="keep the numbers here, and refer to those kept")
-    parser.add_argument(
-        "--budget", type=float, default=540, help="seconds after which no case is begun"
-    )
-    parser.add_argument("--embeddings-images", help=".npz with images to measure fp8's AUROC on")
-    parser.add_argument("--model", help="the checkpoint for --embeddings-images")
-    given = parser.parse_args()
-    settings = Settings(
-        given.quick, time.time() + given.budget, given.embeddings_images, given.model
-    )
-    # PyTorch shares the device with JAX in `peers`, which would otherwise reserve three quarters of it.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    facts = in_fresh_process(machine)
-    print("\n".join(f"- {name}: {value}" for name, value in facts.items()), flush=True)
-    numbers = read_kept(given.json, facts, given.quick)
-    for name in given.only or SECTIONS:
-        start = time.perf_counter()
-        # `flags` starts processes of its own, which would find the device taken.
-        run = (
-            SECTIONS[name]
-            if name == "flags"
-            else functools.partial(in_fresh_process, SECTIONS[name])
-        )
-        result, reason = attempt(functools.partial(run, settings, numbers["sections"]), settings)
-        took = time.perf_counter() - start
-        print(f"\n{result.markdown() if result else f'### {name}: {reason}'}", flush=True)
-        print(
-            f"- `python -m benchmarks.gpu {'--quick ' * given.quick}--only {name}`, {took:.0f} s",
-            flush=True,
-        )
-        numbers["sections"][name] = {
-            "took_s": took,
-            **(result.data if result else {"reason": reason}),
-        }
-        if given.json is not None:
-            given.json.write_text(json.dumps(numbers, indent=2) + "\n")
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; the exit code is 1 if a case failed or was stopped."""
+    start = time.monotonic()
+    options = parser().parse_args(arguments)
+    if options.list:
+        for name, case in {**cases(), **ON_REQUEST}.items():
+            print(f"{name:50} {case.worker:30} {case.expected_s:4.0f} s")
+    if options.floors:
+        print(floors_table().markdown())
+    if options.hlo:
+        print(hlo_table(options.quick).markdown())
+    if options.tables:
+        print(all_tables(read_results(options.tables)))
+    if options.list or options.floors or options.hlo or options.tables:
+        return
+    if options.output is None:
+        parser().error("--output: expected a folder for the results, e.g. --output runs/gpu")
+    options.output.mkdir(parents=True, exist_ok=True)
+    _set_environment((options.cache or options.output / "xla-cache").resolve())
+
+    def report(line: str) -> None:
+        print(f"{time.monotonic() - start:5.0f} s  {line}", flush=True)
+
+    try:
+        chosen = chosen_cases(options.only)
+        results = Results(options.output, options.quick)
+        with tempfile.TemporaryDirectory() as scratch:
+            context = Context(
+                options.quick, Path(scratch), "cpu", options.image_file, options.model
+            )
+            deadline = start + options.budget
+            run_cases(chosen, context, results, deadline=deadline, report=report)
+    except (ValueError, CaseError) as error:
+        sys.exit(f"python -m benchmarks.gpu: {error}")
+    (options.output / "tables.md").write_text(all_tables(results.records) + "\n")
+    text = "\n\n".join(table.markdown() for table in tables(results.records))
+    print(f"\n{text}\n", flush=True)
+    statuses = [results.records[name]["status"] for name in chosen]
+    print(", ".join(f"{statuses.count(kind)} {kind}" for kind in dict.fromkeys(statuses)))
+    sys.exit(1 if {FAILED, STOPPED} & set(statuses) else 0)
+
+
+def _set_environment(cache: Path) -> None:
+    """Sets the environment that the workers inherit."""
+    for name, value in {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "HF_HUB_OFFLINE": "1",
+        # JAX would otherwise reserve three quarters of the device's memory.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }.items():
+        os.environ.setdefault(name, value)

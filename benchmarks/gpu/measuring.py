@@ -1,38 +1,34 @@
-"""How the sections measure: repeated calls, blank cells with their reasons, tables that grow."""
+"""Timing of calls, counts of compiled programs, and comparison of embeddings."""
 
+import collections
 import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks.measure import Table
 
-Found = dict[str, dict[str, Any]]
-"""Section to its numbers: what later sections refer to."""
-
-BLANK = ""
-
-
-class Settings(NamedTuple):
-    """What the command was asked for."""
+class Context(NamedTuple):
+    """Settings that every case receives."""
 
     quick: bool
-    deadline: float
-    """Unix time after which no case is begun."""
+    """Whether models and inputs are shrunken, to prove on a CPU that the case runs."""
+    scratch: Path
+    """Folder for files that later cases read, such as embeddings to compare with."""
+    platform: str = "cpu"
+    """JAX's platform, for cases that run without JAX."""
     image_file: str | None = None
+    """`.npz` file with images, for the AUROC of real weights."""
     model: str | None = None
-
-    def spent(self) -> bool:
-        """Whether the time budget is used up."""
-        return time.time() > self.deadline
+    """Checkpoint for `image_file`."""
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: median, least and most of several samples."""
+    """Seconds of one call: median, smallest and largest of several samples."""
 
     median: float
     least: float
@@ -42,16 +38,24 @@ class Timing(NamedTuple):
 def clock(
     call: Callable[[], Any], quick: bool, wait: Callable[[Any], Any] = jax.block_until_ready
 ) -> Timing:
-    """Times a call whose result `wait` waits for: two calls of warm-up, then samples of enough calls.
+    """Returns the seconds of one call, after two calls to warm up.
 
-    The calls of one sample are queued and waited for together, as a stream of batches would be, so that
-    what a single launch costs on the host is hidden where the device is the slower of the two.
+    The calls of one sample are queued and waited for together, like a stream of batches. This hides the
+    time that the host needs to start a call if the device takes longer than the host. A call that takes
+    more than two seconds is timed once.
+
+    Args:
+        call: The function to time. It may return before its result is ready.
+        quick: Whether to take short samples.
+        wait: Waits until the result of a call is ready.
     """
     wait(call())
     start = time.perf_counter()
     wait(call())
     once = time.perf_counter() - start
-    calls = max(1, min(200, math.ceil((0.02 if quick else 0.3) / once)))
+    if once > 2:
+        return Timing(once, once, once)
+    calls = max(1, min(200, math.ceil((0.02 if quick else 0.25) / once)))
     samples = []
     for _ in range(3 if quick or once > 0.5 else 5):
         start = time.perf_counter()
@@ -63,78 +67,59 @@ def clock(
     return Timing(statistics.median(samples), min(samples), max(samples))
 
 
-def attempt(call: Callable[[], Any], settings: Settings) -> tuple[Any, str | None]:
-    """The result and no reason, or None and the reason why there is no result."""
-    if settings.spent():
-        return None, "not begun: the time budget was used up"
-    try:
-        return call(), None
-    # Whatever a backend raises for what it lacks, memory included, is the content of the blank cell.
-    except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return None, f"{type(error).__name__}: {first[:200]}"
+def first_call(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Returns the result of one call and its seconds, compilation included."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return result, time.perf_counter() - start
+
+
+class Compilations:
+    """Counts the programs that JAX compiles in this process, and the seconds that this takes."""
+
+    _SECONDS = "/jax/core/compile/backend_compile_duration"
+    _HITS = "/jax/compilation_cache/cache_hits"
+
+    def __init__(self) -> None:
+        self._events: collections.Counter[str] = collections.Counter()
+        self._seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add_duration)
+        jax.monitoring.register_event_listener(self._add_event)
+
+    def _add_duration(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == self._SECONDS:
+            self._events[event] += 1
+            self._seconds += duration_secs
+
+    def _add_event(self, event: str, **_: Any) -> None:
+        self._events[event] += 1
+
+    def counted(self) -> dict[str, float]:
+        """Returns the programs, the compilation seconds and the cache hits since the last call."""
+        counts = {
+            "programs": self._events[self._SECONDS],
+            "cache_hits": self._events[self._HITS],
+            "compile_s": self._seconds,
+        }
+        self._events.clear()
+        self._seconds = 0.0
+        return counts
 
 
 class Agreement(NamedTuple):
-    """Cosines of embeddings with their float32 counterparts; the smallest over the images."""
+    """Smallest cosine between embeddings and their float32 counterparts, over all images."""
 
     cosine: float
     centred: float
-    """After the mean of the float32 embeddings has been subtracted from both."""
+    """The same after the mean of the float32 embeddings has been subtracted from both."""
 
 
 def agreement(embeddings: Any, reference: Any) -> Agreement:
-    """How close embeddings [n, d] are to float32 ones of the same inputs."""
+    """Compares embeddings [n, d] with float32 embeddings of the same inputs."""
     x, y = (np.asarray(a, np.float64) for a in (embeddings, reference))
 
-    def least(a, b):
+    def smallest_cosine(a, b):
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         return float(((a * b).sum(axis=1) / norms).min())
 
-    return Agreement(least(x, y), least(x - y.mean(axis=0), y - y.mean(axis=0)))
-
-
-class Sheet:
-    """A table that grows: a row for every case, blank with a note where the case could not be measured."""
-
-    def __init__(self, settings: Settings, title: str, headings: str) -> None:
-        self.title, self.headings = title, tuple(headings.split(" | "))
-        self.rows: list[tuple[str, ...]] = []
-        self.notes: list[str] = []
-        self.data: dict[str, Any] = {}
-        self._settings = settings
-
-    def add(self, names: tuple, run: Callable[[], Any], cells: Callable[[Any], tuple]) -> Any:
-        """One row: `names`, then `cells` of the result of `run`, which is returned (None without one)."""
-        result, reason = attempt(run, self._settings)
-        row = names if reason else (*names, *cells(result))
-        blanks = (BLANK,) * (len(self.headings) - len(row))
-        self.rows.append(tuple(f"{x:,}" if isinstance(x, int) else str(x) for x in (*row, *blanks)))
-        if reason:
-            self.notes.append(f"{', '.join(map(str, names))}: {reason}")
-        return result
-
-    def note(self, what: str, run: Callable[[], Any], sentence: Callable[[Any], str]) -> Any:
-        """One sentence below the table, of the result of `run`."""
-        result, reason = attempt(run, self._settings)
-        self.notes.append(f"{what}: {reason or sentence(result)}")
-        return result
-
-    def table(self) -> Table:
-        """What has been measured."""
-        return Table(self.title, self.headings, tuple(self.rows), tuple(self.notes), self.data)
-
-
-def cosines(close: Agreement) -> str:
-    """An agreement in words."""
-    return f"smallest cosine {close.cosine:.6f}, centred {close.centred:.5f}"
-
-
-def share(value: float, whole: float | None) -> str:
-    """A percentage, or a blank where there is nothing to compare with."""
-    return f"{100 * value / whole:.0f} %" if whole and value else BLANK
-
-
-def ceiling_of(found: Found) -> float | None:
-    """The best measured rate of bfloat16 products, FLOP/s, if that section ran."""
-    return found.get("ceiling", {}).get("best_flops")
+    return Agreement(smallest_cosine(x, y), smallest_cosine(x - y.mean(axis=0), y - y.mean(axis=0)))

@@ -1,113 +1,113 @@
-"""PyTorch's vision tower (transformers) with the same weights, on the same device, in turn with ours."""
+"""Cases: the vision towers of transformers in PyTorch, with the same weights and images."""
 
 import dataclasses
 import functools
+import time
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks.gpu.architectures import (
-    architectures,
-    best_batch,
-    float32_embeddings,
-    image_encoder,
-    pixels_for,
-    stored_in,
-)
-from benchmarks.gpu.measuring import BLANK, Found, Settings, Sheet, Timing, agreement, clock
-from benchmarks.measure import Table
+from benchmarks.gpu.architectures import architectures, random_images, random_tensors
+from benchmarks.gpu.encoders import COMPARED_IMAGES, file_name
+from benchmarks.gpu.measuring import Context, agreement, clock
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.export import to_torch
-from bliss_jax.models.untrained import untrained_params
+from bliss_jax.models.preprocessing import STATS
 from bliss_jax.models.weights import flatten
 
+SMALLEST_COSINE = 0.999
+"""Smallest cosine to PyTorch's float32 embeddings. With a smaller one, the times are not compared."""
 
-def peers(settings: Settings, found: Found) -> Table:
-    """PyTorch's vision tower (transformers) with the same weights on the same device, in turn with ours."""
-    headings = "model | batch | PyTorch | bliss_jax, images/s | PyTorch, images/s | ratio"
-    sheet = Sheet(settings, "Beside PyTorch's CLIP, both in bfloat16", headings)
-    models = architectures(settings.quick)
-    for name in ("B/32",) if settings.quick else models:
-        batch = best_batch(found, name, models[name])
-        peer = sheet.note(
-            f"{name}, bliss_jax and eager PyTorch, both in float32",
-            functools.partial(Peer, models[name].config, batch, settings),
-            lambda peer: f"smallest cosine {peer.cosine:.6f}",
+
+def torch_encoder(name: str, context: Context) -> Iterator[dict[str, Any]]:
+    """Measures PyTorch's vision tower in bfloat16: eager, and compiled by `torch.compile`.
+
+    First its embeddings in float32 are compared with those that the case `encoder` kept. They are kept
+    themselves, as the reference of the variants.
+
+    Raises:
+        ValueError: If the library's embeddings differ from PyTorch's.
+    """
+    import torch
+
+    config, batch = architectures(context.quick)[name]
+    device = torch_device(torch, context.platform)
+    torch.backends.cudnn.allow_tf32 = False  # the patch embedding of the float32 reference
+    start = time.perf_counter()
+    tower = torch_tower(config, random_tensors(config, ["vision"]), device)
+    pixels = torch_pixels(batch, config.vision.image_size, device)
+    yield {"device": device, "batch": batch, "prepare_s": time.perf_counter() - start}
+
+    def unit_norm(embeddings: Any) -> np.ndarray:
+        return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
+
+    def wait(result: Any) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    with torch.inference_mode():
+        reference = unit_norm(tower(pixel_values=pixels[:COMPARED_IMAGES]).image_embeds)
+        np.save(context.scratch / f"{file_name(name)} float32.npy", reference)
+        yield from _compare_with_ours(name, reference, context)
+        tower, pixels = tower.to(torch.bfloat16), pixels.to(torch.bfloat16)
+        theirs = unit_norm(tower(pixel_values=pixels[:COMPARED_IMAGES]).image_embeds)
+        yield {"torch_cosine": agreement(theirs, reference).cosine}
+        eager = clock(functools.partial(tower, pixel_values=pixels), context.quick, wait)
+        yield {"eager_images_per_s": batch / eager.median}
+        compiled = torch.compile(tower)
+        start = time.perf_counter()
+        wait(compiled(pixel_values=pixels))
+        yield {"torch_compile_s": time.perf_counter() - start}
+        timing = clock(functools.partial(compiled, pixel_values=pixels), context.quick, wait)
+        yield {"compiled_images_per_s": batch / timing.median}
+
+
+def _compare_with_ours(name: str, reference: np.ndarray, context: Context) -> Iterator[dict]:
+    """Compares the library's embeddings in bfloat16 with PyTorch's in float32, if there are any."""
+    ours = context.scratch / f"{file_name(name)}.npy"
+    if not ours.exists():
+        yield {"note": f"not compared: the case `encoder {name}` did not run"}
+        return
+    close = agreement(np.load(ours), reference)
+    yield {"cosine": close.cosine, "centred": close.centred}
+    if not close.cosine > SMALLEST_COSINE:
+        raise ValueError(
+            f"{name}: expected cosines above {SMALLEST_COSINE} between the library's bfloat16 embeddings "
+            f"and PyTorch's float32 embeddings of the same images, found {close.cosine:.5f}"
         )
-        if peer is None:
-            sheet.rows.append((name, f"{batch:,}", *(BLANK,) * 4))
-            continue
-        for mode in ("eager", "default", "max-autotune"):
-
-            def cells(pair, name=name, mode=mode, batch=batch):
-                ours, theirs = (batch / timing.median for timing in pair)
-                sheet.data[f"{name}, {mode}"] = {"bliss_jax": ours, "pytorch": theirs}
-                return f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}"
-
-            kind = mode if mode == "eager" else f"torch.compile, {mode}"
-            sheet.add((name, batch, kind), functools.partial(peer.run, mode), cells)
-    return sheet.table()
 
 
-class Peer:
-    """Both encoders of one architecture, with the same weights and the same batch of images.
+def torch_pixels(number: int, size: int, device: str) -> Any:
+    """Returns the images of `random_images` as PyTorch's pixels [n, 3, size, size], in float32."""
+    import torch
+
+    images = torch.tensor(random_images(number, size), device=device).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(x, device=device).reshape(1, 3, 1, 1) for x in STATS["clip"])
+    return ((images.float() / 255 - mean) / std).contiguous()
+
+
+def torch_device(torch: Any, platform: str) -> str:
+    """Returns PyTorch's name of the device on which JAX runs.
 
     Raises:
-        ValueError: torch cannot use JAX's device, or the embeddings do not agree.
+        ValueError: If JAX runs on a device that this torch cannot use.
     """
-
-    def __init__(self, config: CLIPConfig, batch: int, settings: Settings) -> None:
-        import torch
-
-        self._torch, self._quick, self._device = torch, settings.quick, torch_device(torch)
-        params, self._pixels = untrained_params(config), pixels_for(config, batch)
-        tower = torch_tower(config, params, self._device)
-        # PyTorch's own layout, contiguous: a transposed array would keep its strides.
-        contiguous = np.ascontiguousarray(np.asarray(self._pixels).transpose(0, 3, 1, 2))
-        given = torch.tensor(contiguous, device=self._device)
-        few = min(32, batch)
-        with torch.inference_mode():
-            theirs = tower(pixel_values=given[:few]).image_embeds.cpu().numpy()
-        self.cosine = agreement(
-            theirs, float32_embeddings(config, params, self._pixels[:few])
-        ).cosine
-        if not self.cosine > 0.999:
-            raise ValueError(f"PyTorch's embeddings differ: smallest cosine {self.cosine:.5f}")
-        self._tower, self._given = tower.to(torch.bfloat16), given.to(torch.bfloat16)
-        self._encode, self._params = image_encoder(config), stored_in(params, "bfloat16")
-
-    def run(self, mode: str) -> tuple[Timing, Timing]:
-        """Ours and theirs: "eager", or a mode of `torch.compile`."""
-        ours = clock(lambda: self._encode(self._params, self._pixels), self._quick)
-        tower = self._tower if mode == "eager" else self._torch.compile(self._tower, mode=mode)
-
-        def wait(result: Any) -> None:
-            if self._device == "cuda":
-                self._torch.cuda.synchronize()
-
-        with self._torch.inference_mode():
-            call = functools.partial(tower, pixel_values=self._given)
-            return ours, clock(call, self._quick, wait)
-
-
-def torch_device(torch: Any) -> str:
-    """The device of torch that is JAX's.
-
-    Raises:
-        ValueError: JAX runs on a device that this torch cannot use.
-    """
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
-        raise ValueError(
-            f"JAX runs on {jax.default_backend()}, but torch {torch.__version__} has no CUDA"
-        )
+        raise ValueError(f"JAX runs on {platform}, but torch {torch.__version__} has no CUDA")
     return "cuda"
 
 
 def torch_tower(config: CLIPConfig, params: Any, device: Any) -> Any:
-    """`CLIPVisionModelWithProjection`, the vision tower of transformers' CLIPModel, with these weights."""
+    """Returns `CLIPVisionModelWithProjection`, the vision tower of transformers' CLIPModel.
+
+    Args:
+        config: Sizes of the model.
+        params: Its parameters, as a tree or by name.
+        device: PyTorch's device.
+    """
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -121,7 +121,7 @@ def torch_tower(config: CLIPConfig, params: Any, device: Any) -> Any:
     state = {name: torch.tensor(np.ascontiguousarray(state[name])) for name in wanted}
     tower = tower.to_empty(device="cpu")
     tower.load_state_dict(state, strict=False)
-    # Buffers are no parameters: the positions that `to_empty` left unset.
+    # `to_empty` leaves buffers unset, and the positions are a buffer.
     positions = tower.vision_model.embeddings.position_ids
     positions.copy_(torch.arange(positions.shape[-1])[None])
     return tower.to(device).eval()

@@ -1,4 +1,4 @@
-"""The library's attention and products replaced: cuDNN's attention, products in fp8."""
+"""Cases: vision towers with the library's attention or products replaced, e.g. by products in fp8."""
 
 import contextlib
 import dataclasses
@@ -11,30 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import bliss_jax as bj
-from benchmarks.gpu.architectures import (
-    architectures,
-    best_batch,
-    float32_embeddings,
-    image_encoder,
-    pixels_for,
-    stored_in,
-    time_encoder,
-)
-from benchmarks.gpu.measuring import Found, Settings, Sheet, agreement
-from benchmarks.measure import Table
-from bliss_jax.models import layers
-from bliss_jax.models.preprocessing import preprocess
-from bliss_jax.models.untrained import untrained_params
+from benchmarks.gpu.architectures import image_encoder, jitted_encoder, model_batch
+from benchmarks.gpu.encoders import COMPARED_IMAGES, file_name
+from benchmarks.gpu.hlo import compiled_counts
+from benchmarks.gpu.measuring import Context, agreement, clock, first_call
+from bliss_jax.models import layers, preprocess
 
 _FP8 = jnp.float8_e4m3fn
 
 
 @contextlib.contextmanager
 def patched(**replacements: Callable) -> Iterator[None]:
-    """Functions of `bliss_jax.models.layers` replaced for the duration.
+    """Replaces functions of `bliss_jax.models.layers` inside the `with` block.
 
     Raises:
-        ValueError: `layers` has no function of that name.
+        ValueError: If `layers` has no function of a given name.
     """
     missing = [name for name in replacements if not hasattr(layers, name)]
     if missing:
@@ -50,26 +41,36 @@ def patched(**replacements: Callable) -> Iterator[None]:
 
 
 def attention_by(implementation: Literal["xla", "cudnn"]) -> Callable:
-    """`layers.attend` through `jax.nn.dot_product_attention`, in bfloat16: "xla" or "cudnn"."""
+    """Returns a replacement of `layers.attend` that uses `jax.nn.dot_product_attention` in bfloat16."""
 
     def attend(query, key, value, mask, dtype):
         query, key, value = (x.astype(jnp.bfloat16) for x in (query, key, value))
         mask = None if mask is None else mask[None, None]
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, implementation=implementation
-        )
+        # The last layer has one query per image, for which cuDNN has no advantage and may have no kernel.
+        by = implementation if query.shape[1] == key.shape[1] else "xla"
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=by)
         return mixed.astype(jnp.float32)
 
     return attend
 
 
+def contract_to_bfloat16(equation: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """Replaces `layers.contract`: the product is written in bfloat16, which halves the bytes.
+
+    Products are still accumulated in float32, and what follows them is still computed in float32.
+    """
+    result = jnp.bfloat16 if dtype == "bfloat16" else jnp.float32
+    product = jnp.einsum(equation, x.astype(dtype), y.astype(dtype), preferred_element_type=result)
+    return product.astype(jnp.float32)
+
+
 class Fp8Contract:
-    """`layers.contract` with e4m3 operands where the right one is a matrix, that is, weights.
+    """A replacement of `layers.contract` with e4m3 operands if the right operand is a weight matrix.
 
         x y  ~  (x / s_x) (y / s_y) s_x s_y,    s = max |.| / 448
 
-    One scale per tensor; that of the weights is computed in every call like that of the activations, which
-    reads the weights once more. Products of activations with activations stay as they are.
+    Each tensor has one scale. The scale of the weights is computed in every call, like that of the
+    activations, which reads the weights once more. Products of activations with activations are unchanged.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Fp8Contract:
         self._otherwise = layers.contract
 
     def __call__(self, equation: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-        """As `layers.contract`."""
+        """Computes the product of `layers.contract`."""
         if y.ndim != 2:
             return self._otherwise(equation, x, y, dtype)
         self.products += 1
@@ -86,75 +87,91 @@ class Fp8Contract:
 
 
 def quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The tensor x / s in e4m3, and s = max |x| / 448, or 1 where all is zero."""
+    """Returns the tensor x / s in e4m3 and the scale s = max |x| / 448, or s = 1 if x is zero."""
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x))
     scale = jnp.where(largest > 0, largest / float(jnp.finfo(_FP8).max), 1.0)
     return (x / scale).astype(_FP8), scale
 
 
-def variants(settings: Settings, found: Found) -> Table:
-    """Attention and products replaced, beside the library as it is."""
-    model = "L/14"
-    architecture = architectures(settings.quick)[model]
-    config, batch = architecture.config, best_batch(found, model, architecture)
-    title = f"Variants of {model}, bfloat16, batch {batch}; cosines to float32"
-    headings = "variant | images/s | ratio | smallest cosine | the same, centred"
-    sheet = Sheet(settings, title, headings)
-    params = untrained_params(config)
-    few, stored = pixels_for(config, min(64, batch)), stored_in(params, "bfloat16")
-    reference = float32_embeddings(config, params, few)
-    cudnn, xla = {"attend": attention_by("cudnn")}, {"attend": attention_by("xla")}
-    replacements = {
-        "as it is": {},
-        "attention by jax.nn, XLA": xla,
-        "attention by jax.nn, cuDNN": cudnn,
-        "products with weights in fp8": {"contract": Fp8Contract()},
-        "fp8 and cuDNN": {"contract": Fp8Contract(), **cudnn},
-    }
-    rates = []
-    for variant, functions in replacements.items():
-
-        def run(functions=functions):
-            with patched(**functions):
-                close = agreement(image_encoder(config)(stored, few), reference)
-                if "contract" in functions and not functions["contract"].products:
-                    raise ValueError("no product has a matrix as its right operand")
-                return time_encoder(config, stored, batch, settings), close
-
-        def cells(measured, variant=variant):
-            timing, close = measured
-            rates.append(batch / timing.median)
-            sheet.data[variant] = {"images_per_s": rates[-1], **close._asdict()}
-            ratio = f"{rates[-1] / rates[0]:.2f}"
-            return f"{rates[-1]:,.0f}", ratio, f"{close.cosine:.6f}", f"{close.centred:.5f}"
-
-        sheet.add((variant,), run, cells)
-
-    def aurocs() -> dict[str, float]:
-        if settings.image_file is None or settings.model is None:
-            raise ValueError("no --embeddings-images and --model given; random weights have none")
-        sheet.data["auroc"] = auroc_by_precision(settings.image_file, settings.model)
-        return sheet.data["auroc"]
-
-    sheet.note(
-        "AUROC x 100 of BLISS, mean of one-class on the images given, half to fit, half to test",
-        aurocs,
-        lambda found: ", ".join(f"{kind} {100 * value:.2f}" for kind, value in found.items()),
-    )
-    return sheet.table()
-
-
-def auroc_by_precision(image_file: str, name: str) -> dict[str, float]:
-    """Mean AUROC of BLISS over the classes, each alone normal in turn, by precision of the encoder.
+def replacements(attention: Literal["xla", "cudnn"]) -> dict[str, dict[str, Callable]]:
+    """Returns the functions that each variant replaces.
 
     Args:
-        image_file: `.npz` with `images` uint8 [n, h, w, 3], `labels` [n], `label_embeddings` [C, d] and
-            `dictionary_embeddings` [M, d] of the same model. Even rows are fitted, odd rows scored.
-        name: Of a model, or a checkpoint's directory (this needs the whole library installed).
+        attention: "cudnn", or "xla" on a backend without cuDNN, so that the case runs there too.
+    """
+    cudnn = {"attend": attention_by(attention)}
+    return {
+        "cuDNN attention": cudnn,
+        "bfloat16 results": {"contract": contract_to_bfloat16},
+        "bfloat16 results and cuDNN attention": {"contract": contract_to_bfloat16, **cudnn},
+        "fp8": {"contract": Fp8Contract()},
+        "fp8 and cuDNN attention": {"contract": Fp8Contract(), **cudnn},
+    }
+
+
+def variant(name: str, kind: str, context: Context) -> Iterator[dict[str, Any]]:
+    """Measures a vision tower with replaced functions, beside the library as it is.
+
+    The embeddings are compared with PyTorch's in float32 if the case `torch` of the same model ran before,
+    and with the library's in bfloat16 otherwise.
 
     Raises:
-        ValueError: arrays that are missing.
+        ValueError: If the variant replaces no product.
+    """
+    model, _, pixels = model_batch(name, context.quick)
+    usual = jitted_encoder()
+    reference = usual(model.params, model.config, pixels)[:COMPARED_IMAGES]
+    kept = context.scratch / f"{file_name(name)} float32.npy"
+    against = "float32" if kept.exists() else "the library in bfloat16"
+    if kept.exists():
+        reference = np.load(kept)
+    as_it_is = clock(lambda: usual(model.params, model.config, pixels), context.quick).median
+    attention = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    yield {
+        "as_it_is_images_per_s": len(pixels) / as_it_is,
+        "compared_with": against,
+        "attention": attention,
+    }
+    functions = replacements(attention)[kind]
+    encode = image_encoder(model.config)
+    with patched(**functions):
+        embeddings, seconds = first_call(lambda: encode(model.params, pixels))
+    contract = functions.get("contract")
+    if isinstance(contract, Fp8Contract) and not contract.products:
+        raise ValueError("fp8: expected products with a matrix as right operand, found none")
+    close = agreement(embeddings[:COMPARED_IMAGES], reference)
+    yield {"first_call_s": seconds, **close._asdict()}
+    timing = clock(lambda: encode(model.params, pixels), context.quick)
+    yield {"images_per_s": len(pixels) / timing.median, "ratio": as_it_is / timing.median}
+    yield {"hlo": compiled_counts(encode.lower(model.params, pixels).compile().as_text())}
+
+
+def aurocs(context: Context) -> Iterator[dict[str, Any]]:
+    """Measures BLISS's AUROC with real weights, by precision of the encoder.
+
+    Raises:
+        ValueError: If `--image-file` and `--model` are not given.
+    """
+    if context.image_file is None or context.model is None:
+        raise ValueError(
+            "expected --image-file and --model, because random weights have no meaningful AUROC"
+        )
+    yield from auroc_by_precision(context.image_file, context.model)
+
+
+def auroc_by_precision(image_file: str, name: str) -> Iterator[dict[str, float]]:
+    """Computes the mean AUROC of BLISS over one-class splits, by precision of the encoder.
+
+    Even rows of the file are used to fit, odd rows to test.
+
+    Args:
+        image_file: `.npz` file with `images` uint8 [n, h, w, 3], `labels` [n], `label_embeddings` [C, d]
+            and `dictionary_embeddings` [M, d] of the same model.
+        name: Name of a model or path of a checkpoint. This needs the whole library installed.
+
+    Raises:
+        ValueError: If the file lacks an array.
     """
     wanted = ("images", "labels", "label_embeddings", "dictionary_embeddings")
     with np.load(image_file, allow_pickle=False) as file:
@@ -163,7 +180,6 @@ def auroc_by_precision(image_file: str, name: str) -> dict[str, float]:
         images, labels, names, dictionary = (file[key] for key in wanted)
     model = bj.load_model(name)
     classes = len(names)
-    results = {}
     for kind in ("float32", "bfloat16", "fp8"):
         config = dataclasses.replace(
             model.config, dtype="float32" if kind == "float32" else "bfloat16"
@@ -175,9 +191,8 @@ def auroc_by_precision(image_file: str, name: str) -> dict[str, float]:
             x = np.concatenate([encode(model.params, preprocess(part, size)) for part in parts])
         moments = bj.fit_moments(x[::2], labels[::2].astype(np.int32), num_classes=classes)
         score = functools.partial(bj.bliss_score, x[1::2], names, dictionary, moments)
-        aurocs = [
+        of_splits = [
             bj.auroc(score(normal=np.arange(classes) == c), labels[1::2] != c)
             for c in range(classes)
         ]
-        results[kind] = float(np.mean(aurocs))
-    return results
+        yield {kind: float(np.mean(of_splits))}

@@ -1,8 +1,8 @@
 """JAX's persistent compilation cache for the command line, so that later runs reuse compiled programs.
 
-The default folder is `$XDG_CACHE_HOME/bliss-jax/compiled` (`~/.cache` if that variable is not set). The
-variable `BLISS_JAX_COMPILATION_CACHE` names another folder, or is `off`. If `JAX_COMPILATION_CACHE_DIR` is
-set, it takes precedence.
+The default folder is `bliss-jax/compiled` in the user's cache folder: `$XDG_CACHE_HOME` if set, otherwise
+`~/.cache` on Linux and `~/Library/Caches` on macOS. The variable `BLISS_JAX_COMPILATION_CACHE` names another
+folder, or is `off`. If `JAX_COMPILATION_CACHE_DIR` is set, it takes precedence.
 
 The cache holds executable code, so its folder is private to the user. Code compiled for one kind of CPU may
 not run on another, and a home directory may be shared by several machines. Each kind of CPU therefore has its
@@ -13,6 +13,8 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 VARIABLE = "BLISS_JAX_COMPILATION_CACHE"
 OFF = "off"
@@ -34,7 +36,10 @@ def use_compilation_cache() -> Path | None:
     choice = os.environ.get(VARIABLE, "")
     if choice == OFF or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
-    folder = (Path(choice) if choice else _user_caches() / "bliss-jax" / "compiled") / _cpu()
+    compiled = (
+        Path(choice) if choice else user_cache_path("bliss-jax", appauthor=False) / "compiled"
+    )
+    folder = compiled / _cpu()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
@@ -43,12 +48,6 @@ def use_compilation_cache() -> Path | None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", MIN_COMPILE_SECONDS)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", MAX_BYTES)
     return folder
-
-
-def _user_caches() -> Path:
-    """Returns the user's cache folder by the XDG Base Directory Specification: relative paths are ignored."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return named if named.is_absolute() else Path.home() / ".cache"
 
 
 def _cpu() -> str:

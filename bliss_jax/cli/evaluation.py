@@ -135,7 +135,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     import numpy as np
 
     from bliss_jax.embedding import load_embeddings
-    from bliss_jax.evaluation import SCORES, Settings, to_csv, to_json
+    from bliss_jax.evaluation import SCORES, Settings, dataset_of, has_own_order, to_csv, to_json
     from bliss_jax.evaluation import evaluate as evaluate_protocol
     from bliss_jax.report import print_evaluation, write_report
 
@@ -157,8 +157,19 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         for file in outputs:
             check_writable(file)
         embeddings = load_embeddings(options["embeddings"])
-        dataset = options["dataset"] or _recorded_dataset(embeddings) or options["embeddings"].stem
+        recognised = dataset_of(embeddings)
+        dataset = options["dataset"] or recognised.name or options["embeddings"].stem
+        if recognised.by_class_names and not options["dataset"] and not options["quiet"]:
+            notes.print(
+                f"{options['embeddings']} has the class names of {dataset} and is evaluated as {dataset}; "
+                "use --dataset NAME if it is another data set"
+            )
         protocols = _protocols(options, dataset, embeddings.class_names)
+        if has_own_order(embeddings, dataset) and not options["quiet"]:
+            notes.print(
+                f"{options['embeddings']} has the classes of {dataset} in another order: the splits of "
+                f"{dataset} are mapped by class name, and class ids are positions in the file"
+            )
     else:
         with processes(options, outputs) as first:
             train, test = jointly(options, lambda: load_data(options))
@@ -286,13 +297,6 @@ def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _recorded_dataset(embeddings: Any) -> str | None:
-    """Returns the data set that the provenance of an embeddings file names."""
-    recorded = embeddings.provenance.get("dataset")
-    name = recorded.get("name") if isinstance(recorded, dict) else None
-    return name if isinstance(name, str) else None
-
-
 def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ...]) -> list[Any]:
     """Returns the protocols of --protocol, and one protocol with the splits of --normal."""
     from bliss_jax.datasets import Protocol, load_protocol, normal_against_rest
@@ -300,7 +304,8 @@ def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ..
     default = () if options["own_splits"] else (dataset_defaults(dataset).protocol,)
     names = options["protocols"] or default
     protocols = [
-        load_protocol(name, dataset=dataset, num_classes=len(class_names)) for name in names
+        load_protocol(name, dataset=dataset, num_classes=len(class_names), class_names=class_names)
+        for name in names
     ]
     if options["own_splits"]:
         splits = tuple(

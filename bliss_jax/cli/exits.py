@@ -55,7 +55,7 @@ class Group(click.Group):
                 return super().invoke(ctx)
             except BrokenPipeError:
                 raise
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, ModuleNotFoundError) as error:
                 raise click.ClickException(str(error)) from error
 
 

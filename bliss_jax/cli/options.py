@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bliss_jax.detection import Detector
 
 ENVIRONMENT = (
-    "Compiled programs are cached in $XDG_CACHE_HOME/bliss-jax/compiled (default: below ~/.cache). The "
+    "Compiled programs are cached in bliss-jax/compiled in the user's cache folder (~/.cache on Linux). The "
     "variable BLISS_JAX_COMPILATION_CACHE names another folder, or is 'off'."
 )
 

@@ -1,3 +1,5 @@
+from bliss_jax.datasets.class_names import class_positions as class_positions
+from bliss_jax.datasets.class_names import recognise_dataset as recognise_dataset
 from bliss_jax.datasets.decode import UnreadableImageError as UnreadableImageError
 from bliss_jax.datasets.decode import decode_image as decode_image
 from bliss_jax.datasets.folder import FileImages as FileImages

@@ -7,6 +7,7 @@ image is used for testing here.
 
 import numpy as np
 
+from bliss_jax import _require
 from bliss_jax.datasets.image_dataset import ImageDataset
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -15,6 +16,7 @@ _WHITE = 16
 
 def load_digits(split: str) -> ImageDataset:
     """Loads the split `"train"` or `"test"`; grey levels are scaled to 0..255 and repeated for R, G and B."""
+    _require("sklearn", "datasets")
     import sklearn
     from sklearn import datasets
 

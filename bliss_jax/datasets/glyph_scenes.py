@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from bliss_jax import _require
+
 SIZE = 32
 LARGE, SMALL = 32, 12
 """Side lengths of the masks of large and small glyphs, in pixels."""
@@ -301,6 +303,7 @@ def _placed(
 
 def font_path(face: str) -> Path:
     """Returns the file of a font face that matplotlib contains."""
+    _require("matplotlib", "datasets")
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
@@ -309,6 +312,7 @@ def font_path(face: str) -> Path:
 @cache
 def characters(face: str = "DejaVuSans") -> tuple[str, ...]:
     """Returns the characters of a face that have a Unicode name and are visible on their own, in order."""
+    _require("matplotlib", "datasets")
     from matplotlib.ft2font import FT2Font
 
     drawn = (chr(code) for code in sorted(FT2Font(str(font_path(face))).get_charmap()))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bliss_jax import _require
 from bliss_jax.datasets.folder import SPLITS, load_folder
 from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
 
@@ -123,6 +124,7 @@ def _load_named(
 
         return load_digits(split)
 
+    _require("tensorflow_datasets", "datasets")
     from bliss_jax.datasets.cifar import Cifar10, Cifar100
     from bliss_jax.datasets.records import load_prepared
     from bliss_jax.datasets.tiny_imagenet import TinyImagenet

@@ -1,28 +1,28 @@
-"""TinyImageNet: a tensorflow-datasets builder, without TensorFlow.
+"""TinyImageNet: a builder of tensorflow-datasets that works without TensorFlow.
 
-200 classes of ImageNet, 64 x 64 JPEGs: train/<wnid>/images/<wnid>_<0 to 499>.JPEG, and the validation set
-(val/images, labelled by val/val_annotations.txt), which is the test split here as in the literature; the
-archive's own test images have no labels. Classes are in the order of their sorted wnids, and called as
-the protocol spells them in `tiny_imagenet_classes.csv`. JPEGs are stored as they are.
+TinyImageNet has 200 classes of ImageNet as JPEGs of 64 x 64 pixels. The training images are the files
+train/<wnid>/images/<wnid>_<0 to 499>.JPEG. The test split is the validation set (val/images, labelled by
+val/val_annotations.txt), as in the literature, because the test images of the archive have no labels.
+Classes are in the order of their sorted wnids, and `tiny_imagenet_classes.csv` has their names as the
+protocol spells them. JPEGs are stored unchanged.
 
-Pinned are the archive's size and SHA-256. Both, and its MD5 90528d7ca1a48142e341f4ef8d21d0de, are as
-published independently by many users of the archive; its authors publish none.
+The size and SHA-256 of the archive are pinned. They and its MD5 90528d7ca1a48142e341f4ef8d21d0de have been
+published independently by many users of the archive; the authors do not publish a checksum.
 
 Source: Stanford CS231n, http://cs231n.stanford.edu/tiny-imagenet-200.zip. ImageNet's terms apply
 (non-commercial research).
 """
 
-import csv
 import io
 import zipfile
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from bliss_jax.datasets.archives import OfficialArchive
+from bliss_jax.datasets.class_names import class_table
 
 TINY_IMAGENET = OfficialArchive(
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
@@ -32,18 +32,6 @@ TINY_IMAGENET = OfficialArchive(
 )
 
 
-def class_table() -> dict[str, str]:
-    """The label of each wnid, in the order of the sorted wnids."""
-    text = (
-        resources.files("bliss_jax.datasets")
-        .joinpath("tiny_imagenet_classes.csv")
-        .read_text("utf-8")
-    )
-    return {
-        row["wnid"]: row["label"].replace("_", " ") for row in csv.DictReader(io.StringIO(text))
-    }
-
-
 class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TinyImageNet: 100,000 training and 10,000 validation images of 200 classes."""
 
@@ -51,7 +39,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ARCHIVE = TINY_IMAGENET
     TRAIN_IMAGES_PER_CLASS = 500
     TEST_IMAGES = 10_000
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "The archive, or the folder it unpacks to."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Provide the archive or the folder it unpacks to."
     url_infos = TINY_IMAGENET.url_infos()
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -82,7 +70,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _training_files(self, wnids: list[str]) -> list[tuple[str, int]]:
-        """Each training image's file and label."""
+        """Returns the file and the label of each training image."""
         return [
             (f"train/{wnid}/images/{wnid}_{number}.JPEG", label)
             for label, wnid in enumerate(wnids)
@@ -92,7 +80,10 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _validation_files(
         self, root: Path | zipfile.Path, wnids: list[str]
     ) -> list[tuple[str, int]]:
-        """Each validation image's file and label, by val_annotations.txt (file, wnid, bounding box)."""
+        """Reads each validation image's file and label from val_annotations.txt.
+
+        Each line of that file contains a file name, a wnid and a bounding box.
+        """
         position = {wnid: label for label, wnid in enumerate(wnids)}
         rows = [
             line.split("\t")
@@ -105,7 +96,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 " once"
             )
         if unknown := sorted({row[1] for row in rows} - set(wnids)):
-            raise ValueError(f"val_annotations.txt names unknown classes: {', '.join(unknown)}")
+            raise ValueError(f"val_annotations.txt contains unknown classes: {', '.join(unknown)}")
         rows.sort(key=lambda row: int(row[0].removeprefix("val_").removesuffix(".JPEG")))
         return [(f"val/images/{name}", position[wnid]) for name, wnid, *_ in rows]
 
@@ -128,4 +119,4 @@ def _read(root: Path | zipfile.Path, name: str) -> bytes:
     try:
         return root.joinpath(*name.split("/")).read_bytes()
     except (FileNotFoundError, KeyError):
-        raise ValueError(f"{TINY_IMAGENET.folder} lacks {name}") from None
+        raise ValueError(f"{TINY_IMAGENET.folder} does not contain {name}") from None

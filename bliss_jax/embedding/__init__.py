@@ -1,4 +1,4 @@
-"""Images and texts to embeddings: in batches, over devices and processes, cached and resumable."""
+"""Embeds images and texts in batches, on several devices and processes, cached and resumable."""
 
 from bliss_jax import _lazy_exports
 

@@ -1,7 +1,8 @@
 """Reads images in background threads and yields batches of one shape that are already on the devices.
 
-Images of one size are transferred as they are, uint8 at their own size, and resized on the device. A batch of
-several sizes and images with a long side are resized on the host, to the same pixels.
+If all images of a batch have the same size, they are transferred as uint8 in this size and resized on the
+device. A batch with several sizes is resized on the host, and so are images with a long side. Both ways give
+the same pixels.
 """
 
 import os
@@ -20,11 +21,12 @@ from bliss_jax.embedding.shards import Span
 from bliss_jax.models import Preprocessing, resize_on_host
 
 _LARGEST_SIDE = 2048
-"""Larger images are resized as they are read: a batch of them would take gigabytes, and one of them is padded
-to a whole batch."""
+"""Images with a longer side are resized on the host when they are read, because a batch of them would take
+gigabytes and even a single one is padded to a whole batch."""
 
 _IMAGES_AT_ONCE = 8
-"""Read by a thread in one go: handing over single small images would cost as much as reading them."""
+"""Number of images per task of a reading thread. Passing single small images between threads would take as
+long as reading them."""
 
 Item = TypeVar("Item")
 
@@ -33,16 +35,18 @@ class Batch(NamedTuple):
     """A batch of images on the devices."""
 
     images: jax.Array
-    """uint8, already on the devices; padded."""
+    """uint8 [batch_size, h, w, 3], on the devices, padded."""
     rows: Sequence[int]
-    """Position of each in the data set; as many as are not padding."""
+    """Positions of the images in the data set, without the padding."""
 
 
 class SpanEnd(NamedTuple):
-    """Marks the end of a span of rows."""
+    """Marker for the end of a span of rows."""
 
     span: Span
+    """The span that ends."""
     unreadable: tuple[str, ...]
+    """Name and reason of each image of the span that could not be read."""
 
 
 def read_batches(
@@ -52,7 +56,17 @@ def read_batches(
     preprocessing: Preprocessing,
     sharding: NamedSharding,
 ) -> Iterator[Batch | SpanEnd]:
-    """Full batches, the last of each span apart, and after each span what could not be read of it."""
+    """Yields the images of each span in batches, followed by a `SpanEnd`.
+
+    All batches have `batch_size` images; the last batch of a span is padded.
+
+    Args:
+        dataset: Data set to read.
+        todo: Spans of rows to read.
+        batch_size: Images per batch, including the padding.
+        preprocessing: Preprocessing that determines the size of images that are resized on the host.
+        sharding: Placement of the batches on the devices.
+    """
     images = dataset.images
     if isinstance(images, np.ndarray):
         for span in todo:
@@ -114,20 +128,20 @@ def read_batches(
 def _stack(
     pool: ThreadPoolExecutor, images: list[np.ndarray], preprocessing: Preprocessing
 ) -> np.ndarray:
-    """uint8 [images, h, w, 3]: images of one size as they are, others resized."""
+    """Stacks images to uint8 [images, h, w, 3], and resizes them first if their sizes differ."""
     if len({image.shape for image in images}) > 1:
         images = list(pool.map(lambda image: resize_on_host(image, preprocessing), images))
     return np.stack(images)
 
 
 def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:
-    """uint8 [batch_size, h, w, 3], with zeros after the images."""
+    """Appends images of zeros up to the batch size."""
     missing = batch_size - len(images)
     return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
 
 
 def ahead(items: Iterator[Item], number: int) -> Iterator[Item]:
-    """The items, made in a thread so that `number` of them are ready before they are asked for."""
+    """Yields the items of an iterator, of which a thread computes up to `number` in advance."""
     with ThreadPoolExecutor(1) as pool:
         coming = deque(pool.submit(next, items, None) for _ in range(number))
         try:
@@ -140,6 +154,6 @@ def ahead(items: Iterator[Item], number: int) -> Iterator[Item]:
 
 
 def readers() -> int:
-    """Threads that read: one per CPU, at least four for the sake of slow disks."""
+    """Returns the number of reading threads: one per CPU, from 4 (because of slow disks) to 32."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(32, max(4, cpus or 1))

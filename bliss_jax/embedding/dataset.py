@@ -1,4 +1,4 @@
-"""Embeds all that an evaluation needs: images, labels, dictionary, and the texts of the baselines."""
+"""Embeds the images and texts that an evaluation needs."""
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
@@ -41,40 +41,47 @@ def embed_dataset(
     cache: Path | None = None,
     track: Track = lambda what, total: nullcontext(lambda done: None),
 ) -> EmbeddingSet:
-    """Embeds all that an evaluation needs: images of both sets, labels, dictionary, baselines' texts.
+    """Embeds the images and texts that an evaluation needs.
+
+    These are the training and test images, the labels, the dictionary, and the texts of the baselines MCM
+    and CLIP-AD.
 
     Args:
-        model: The encoder.
-        train: Labelled normal images (of every class that is normal in some split).
-        test: Labelled images, with the same class names.
-        dictionary: Phrases.
-        dictionary_name: For provenance.
-        exclude_labels: Leave phrases that are labels out of the dictionary.
-        prompt: Template with `{label}`, for labels and dictionary alike.
-        preprocess: As `Model.encode_images`.
-        batch_size: As `embed_images`.
-        train_classes: Embed only training images of these classes.
-        test_classes: Embed only test images of these classes.
-        skip_unreadable: Go on without images that cannot be read, and list them in the provenance;
-            otherwise they are an error that names them all.
-        cache: A folder in which embeddings of images and dictionary are kept as they are done, as
+        model: Encoder.
+        train: Labelled training images; they must include every class that is normal in some split.
+        test: Labelled test images, with the same class names.
+        dictionary: Phrases of the dictionary.
+        dictionary_name: Name of the dictionary, for the provenance.
+        exclude_labels: Whether to remove phrases that equal a label from the dictionary.
+        prompt: Template with `{label}`, for labels and dictionary phrases.
+        preprocess: Preprocessing, as for `Model.encode_images`.
+        batch_size: Images per batch, as for `embed_images`.
+        train_classes: Ids of the classes whose training images are embedded; all by default.
+        test_classes: Ids of the classes whose test images are embedded; all by default.
+        skip_unreadable: Whether to skip images that cannot be read and list them in the provenance. By
+            default they are an error that names all of them.
+        cache: Folder in which finished embeddings of images and dictionary are stored, as for
             `embed_images`.
         track: Opens a progress display for each stage.
 
     Returns:
-        The embeddings, with what they were made with as provenance.
+        The embeddings. Their provenance records model, preprocessing, prompt, dictionary, data set and
+        versions.
 
     Raises:
-        ValueError: class names that differ, an unknown preprocessing, a prompt too long for the model,
-            images that cannot be read, each with its name and reason; or as `embed_images`.
-        OSError: a shard cannot be written.
+        ValueError: The class names of both sets differ, the preprocessing is unknown, a prompt is too long
+            for the model, images cannot be read (the message gives the name and reason of each), or
+            `embed_images` raises it.
+        OSError: A shard cannot be written.
     """
     if train.class_names != test.class_names:
-        raise ValueError(f"training and test set differ in class names: {train.name}, {test.name}")
+        raise ValueError(
+            f"training and test set must have the same class names: {train.name}, {test.name}"
+        )
     labels_in_it = sorted(find_overlap(dictionary, train.class_names))
     if exclude_labels:
         dictionary = without_labels(dictionary, train.class_names)
-    # Texts first: they are quick, and a prompt that is too long should not cost the images.
+    # Texts come first because they are fast, and a prompt that is too long then fails before the images.
     texts = {
         "label_embeddings": fill_prompt(prompt, train.class_names),
         "dictionary_embeddings": fill_prompt(prompt, dictionary, allow_repeats=True),
@@ -114,7 +121,7 @@ def embed_dataset(
         unreadable += embedded.unreadable
         if unreadable and not skip_unreadable:
             raise ValueError(
-                f"{len(unreadable)} {side} images cannot be used:\n" + "\n".join(unreadable)
+                f"{len(unreadable)} {side} images cannot be read:\n" + "\n".join(unreadable)
             )
     return EmbeddingSet(
         **arrays,

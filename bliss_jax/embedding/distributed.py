@@ -1,12 +1,12 @@
-"""Several processes as one program, by JAX's own multi-controller runtime (`jax.distributed`).
+"""Runs several processes as one program with JAX's multi-controller runtime (`jax.distributed`).
 
-Every process runs the same program on its own devices. What they need of each other is one collective,
-`exchange`: each gives some bytes and gets everyone's. It runs on the devices (NCCL, ICI, or gloo on
-CPUs), so that no folder need be visible to all.
+Every process runs the same program on its own devices. The processes need only one collective operation,
+`exchange`: each process contributes some bytes and receives those of all processes. It runs on the devices
+(NCCL, ICI, or gloo on CPUs), so the processes need no common folder.
 
-A process that fails says so in the next exchange, and all raise: nobody waits for a process that has given
-up. A process that is killed can say nothing: JAX then ends the others, at once where the coordinator
-(process 0) is lost, else after `heartbeat_seconds`.
+A process that fails reports this in the next exchange, and all processes raise. No process waits for one
+that has failed. A process that is killed cannot report anything. JAX then terminates the other processes:
+immediately if the killed process was the coordinator (process 0), and otherwise after `heartbeat_seconds`.
 """
 
 import os
@@ -18,36 +18,37 @@ import jax
 import numpy as np
 
 HEARTBEAT_SECONDS = 30
-"""After so many seconds without a sign of life a process is taken for dead. JAX's own default is 100."""
+"""Seconds without a heartbeat after which a process counts as dead. The default of JAX is 100."""
 
 _SHUTDOWN_SECONDS = 60
 _MESSAGE_GRAIN = 1 << 16
-"""Messages are padded to a multiple of so many bytes, so that few lengths compile."""
+"""Messages are padded to a multiple of this number of bytes, so that few lengths are compiled."""
 
 Result = TypeVar("Result")
 
 
 class LostProcessError(ConnectionError):
-    """A process could not be reached: it was killed, or the network is down."""
+    """Error for a process that cannot be reached because it was killed or the network is down."""
 
 
 class RemoteError(ValueError):
-    """Another process failed and said why; this one gave up with it."""
+    """Error that reports the failure of another process."""
 
 
 def initialize_distributed(heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
-    """Joins the processes of this run; before anything else of JAX.
+    """Connects the processes of this run. It must be called before any other function of JAX.
 
-    SLURM, Open MPI, Kubernetes and Cloud TPU are found by JAX. Elsewhere `JAX_COORDINATOR_ADDRESS`
-    (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` tell it; JAX itself reads only the
-    first of them. Where all three are set, nothing is searched for.
+    JAX detects SLURM, Open MPI, Kubernetes and Cloud TPU. Otherwise the environment variables
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` describe the
+    processes; JAX itself reads only the first of them. If all three are set, the detection is skipped.
 
     Args:
-        heartbeat_seconds: How long a process may be silent before the others are ended.
+        heartbeat_seconds: Seconds without a heartbeat of a process after which JAX terminates the others.
 
     Raises:
-        ValueError: neither a known launcher nor these variables, or variables that are no numbers.
-        LostProcessError: the coordinator does not answer.
+        ValueError: Neither a launcher is detected nor are these variables set, or a variable that should
+            be a number is none.
+        LostProcessError: The coordinator does not answer.
     """
     count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
     explicit = None not in (os.environ.get("JAX_COORDINATOR_ADDRESS"), count, index)
@@ -61,25 +62,28 @@ def initialize_distributed(heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            "these processes do not know of each other: start them with SLURM, Open MPI, Kubernetes or on a "
-            "Cloud TPU, or set JAX_COORDINATOR_ADDRESS=HOST:PORT of process 0, JAX_NUM_PROCESSES and "
-            f"JAX_PROCESS_ID ({error})"
+            "no launcher of several processes was detected: start them with SLURM, Open MPI, Kubernetes or "
+            "on a Cloud TPU, or set JAX_COORDINATOR_ADDRESS=HOST:PORT (of process 0), JAX_NUM_PROCESSES and "
+            f"JAX_PROCESS_ID in each process ({error})"
         ) from error
     except jax.errors.JaxRuntimeError as error:
-        raise LostProcessError(f"the processes did not find each other: {error}") from error
+        raise LostProcessError(f"the processes could not connect to each other: {error}") from error
 
 
 def shutdown_distributed() -> None:
-    """Leaves the run together with the other processes; each goes on alone, on its own devices."""
+    """Disconnects all processes; each continues alone on its own devices."""
     jax.distributed.shutdown()
 
 
 def exchange(message: bytes) -> list[bytes]:
-    """Each process's message, in the order of the processes. All must call it, equally often.
+    """Exchanges messages between all processes. All must call it, and equally often.
+
+    Returns:
+        The message of each process, in the order of the processes.
 
     Raises:
-        RemoteError: a process failed (`failing_together`); with its message.
-        LostProcessError: a process is gone.
+        RemoteError: Another process failed (see `failing_together`); the error contains its message.
+        LostProcessError: Another process was killed or cannot be reached.
     """
     if jax.process_count() == 1:
         return [message]
@@ -88,9 +92,10 @@ def exchange(message: bytes) -> list[bytes]:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """If the block fails in one process, it fails in all: those in which it went well raise RemoteError.
+    """Makes a block fail in all processes if it fails in one of them.
 
-    The block itself must not exchange anything, and all processes must go through it.
+    Processes in which the block succeeds then raise RemoteError. All processes must execute the block, and
+    the block itself must not call `exchange`.
     """
     try:
         yield
@@ -102,7 +107,10 @@ def failing_together() -> Iterator[None]:
 
 
 def first_process_first(function: Callable[[], Result]) -> Result:
-    """function(), in process 0 and then in the others, which find what it downloaded or prepared."""
+    """Calls a function in process 0 and then in the other processes, and returns its result.
+
+    The other processes can then use files that process 0 has downloaded or prepared.
+    """
     first = jax.process_index() == 0
     result = None
     for now in (first, not first):
@@ -123,10 +131,10 @@ def _exchange(message: bytes, failed: bool) -> list[bytes]:
         padded = np.zeros(-(-max(longest, 1) // _MESSAGE_GRAIN) * _MESSAGE_GRAIN, np.uint8)
         padded[: len(message)] = np.frombuffer(message, np.uint8)
         gathered = np.asarray(process_allgather(padded)) if longest else np.zeros((len(heads), 0))
-    # gloo's errors come as ValueError, those of other backends as JaxRuntimeError.
+    # gloo raises ValueError, and other backends raise JaxRuntimeError.
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise LostProcessError(
-            f"process {jax.process_index()} of {jax.process_count()}: another process is gone "
+            f"process {jax.process_index()} of {jax.process_count()}: another process cannot be reached "
             f"({str(error).splitlines()[0]})"
         ) from error
     messages = [row[:size].tobytes() for row, (size, _) in zip(gathered, heads, strict=True)]

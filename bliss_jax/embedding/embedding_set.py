@@ -1,14 +1,15 @@
-"""Everything an evaluation needs of a data set and a model: embeddings, labels, texts, provenance.
+"""Embedding sets: the embeddings, labels, texts and provenance that an evaluation needs.
 
-`EmbeddingSet` is what `embed.py` makes and `evaluation.py` scores, and it is one `.npz` file:
+`embed_dataset` creates an `EmbeddingSet`, and `bliss_jax.evaluation` scores it. Its file is one `.npz` file:
 
     train_embeddings [n, d]       train_labels [n] int      test_embeddings [q, d]   test_labels [q] int
     class_names [C]               label_embeddings [C, d]
     dictionary [M] str            dictionary_embeddings [M, d]
     mcm_label_embeddings [C, d]   something_embedding [d]   provenance, one JSON string
 
-The embeddings are float32 of unit norm; rows that are not are normalised on reading. The third row holds
-what MCM and CLIP-AD need beside the labels and may be missing. No array may hold pickled objects.
+Embeddings are float32 of unit norm; other rows are normalised when the file is read. The arrays in the last
+row are optional: `mcm_label_embeddings` and `something_embedding` are for the baselines MCM and CLIP-AD. No
+array may contain pickled objects.
 """
 
 import hashlib
@@ -38,30 +39,30 @@ _OPTIONAL = ("mcm_label_embeddings", "something_embedding", "provenance")
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingSet:
-    """Embeddings of images, labels and dictionary, checked on construction.
+    """Embeddings of images, labels and dictionary, validated on construction.
 
     Raises:
-        ValueError: shapes that do not fit each other, labels out of range, embeddings that are not
-            finite float32 of unit norm; the field is named.
+        ValueError: Shapes do not match each other, labels are out of range, or embeddings are not finite
+            float32 of unit norm; the message names the field.
     """
 
     train_embeddings: Float[np.ndarray, "train dim"]
-    """Of the official training set; moments are fitted on its images of the normal classes."""
+    """Embeddings of the training images; moments are fitted on those of the normal classes."""
     train_labels: Int[np.ndarray, " train"]
     test_embeddings: Float[np.ndarray, "test dim"]
     test_labels: Int[np.ndarray, " test"]
     class_names: tuple[str, ...]
     label_embeddings: Float[np.ndarray, "classes dim"]
-    """Of each class's prompt."""
+    """Embedding of each class's prompt."""
     dictionary: tuple[str, ...]
     dictionary_embeddings: Float[np.ndarray, "texts dim"]
-    """Of each phrase's prompt."""
+    """Embedding of each phrase's prompt."""
     mcm_label_embeddings: Float[np.ndarray, "classes dim"] | None = None
-    """Of `a photo of a {label}`, MCM's prompt."""
+    """Embeddings of `a photo of a {label}`, the prompt of MCM."""
     something_embedding: Float[np.ndarray, " dim"] | None = None
-    """Of `a photo of something`, CLIP-AD's anomaly."""
+    """Embedding of `a photo of something`, the anomaly prompt of CLIP-AD."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """What the embeddings were made with; JSON values."""
+    """Model, preprocessing, prompt, dictionary, data set and versions, as JSON values."""
 
     def __post_init__(self):
         dim = np.shape(self.train_embeddings)[-1:]
@@ -103,10 +104,10 @@ class EmbeddingSet:
 
 
 def save_embeddings(embeddings: EmbeddingSet, path: str | Path) -> None:
-    """Writes the `.npz` file described above, whole or not at all.
+    """Writes an embedding set as an `.npz` file; an existing file is replaced atomically.
 
     Raises:
-        ValueError, OSError: the file cannot be written; an earlier file of that name is left as it was.
+        ValueError, OSError: The file cannot be written; an existing file is then unchanged.
     """
     path = Path(path)
     arrays = {name: getattr(embeddings, name) for name in (*_REQUIRED, *_OPTIONAL[:-1])}
@@ -117,16 +118,16 @@ def save_embeddings(embeddings: EmbeddingSet, path: str | Path) -> None:
 
 
 def load_embeddings(path: str | Path) -> EmbeddingSet:
-    """Reads the `.npz` file described above.
+    """Reads an embedding set from an `.npz` file.
 
-    Embeddings in another floating type become float32, and rows that are not of unit norm are
-    normalised; whether that happened is recorded under `"read"` in the provenance, with the SHA-256 of
+    Embeddings of another floating-point type are converted to float32, and rows that do not have unit norm
+    are normalised. The entry `"read"` of the provenance records the normalised arrays and the SHA-256 of
     the file.
 
     Raises:
-        ValueError: not a readable `.npz`, arrays that are missing, unknown, pickled, not finite or zero,
-            or that do not fit each other; the file and the array are named.
-        OSError: the file cannot be opened.
+        ValueError: The file is not a readable `.npz` file, or arrays are missing, unknown, pickled, not
+            finite, zero or do not match each other; the message gives the file and the array.
+        OSError: The file cannot be opened.
     """
     path = Path(path)
     content = _read_arrays(path)
@@ -135,16 +136,18 @@ def load_embeddings(path: str | Path) -> EmbeddingSet:
     if missing or unknown:
         raise ValueError(
             f"{path.name}: missing arrays {missing}, unknown arrays {unknown}; "
-            f"expected {list(_REQUIRED)} and perhaps {list(_OPTIONAL)}"
+            f"expected {list(_REQUIRED)} and optionally {list(_OPTIONAL)}"
         )
     normalised = []
     for name in [name for name in content if name.endswith(("embeddings", "embedding"))]:
         array = content[name]
         if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-            raise ValueError(f"{path.name}: {name} must hold finite floating numbers")
+            raise ValueError(f"{path.name}: {name} must contain finite floating-point numbers")
         norms = np.linalg.norm(array.astype(np.float64), axis=-1, keepdims=True)
         if not norms.all():
-            raise ValueError(f"{path.name}: {name} has a row of zeros")
+            raise ValueError(
+                f"{path.name}: {name} contains a row of zeros, which cannot be normalised"
+            )
         if not np.allclose(norms, 1, rtol=0, atol=1e-5):
             normalised.append(name)
             array = array / norms
@@ -168,7 +171,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    # Damaged archives raise what zipfile, zlib, tokenize and NumPy come upon.
+    # Damaged archives raise errors of zipfile, zlib, tokenize and NumPy.
     except Exception as error:
         raise ValueError(f"{path.name}: not an .npz file of plain arrays ({error})") from error
 

@@ -1,9 +1,9 @@
-"""Computes the missing shards of a set of rows, spread over processes, and gathers all of them.
+"""Computes the missing shards of an embedding, divided among processes, and gathers all shards.
 
-The work is cut into shards (`shards.py`), and batches within them, in the same way whether or not they are
-kept and however many processes there are: so a run that was stopped and one that was spread over processes
-(`distributed.py`) give the same bits as one that was not. Each process embeds a contiguous part of the
-shards that no process has; then all are gathered, a shard per process at a time.
+The work is divided into shards (`shards.py`) and batches in the same way with and without a cache and for
+any number of processes. Interrupted runs and runs with several processes (`distributed.py`) therefore give
+the same bits as a single uninterrupted run. Each process embeds a contiguous part of the shards that no
+process has. Afterwards all shards are gathered, one shard per process at a time.
 """
 
 import json
@@ -40,16 +40,24 @@ def gather_shards(
     embed: Callable[[Sequence[Span], Progress], Iterator[tuple[Span, Shard]]],
     progress: Progress | None,
 ) -> Shard:
-    """All spans: read where they are kept, embedded where they are not, a part of them in each process.
+    """Reads the cached shards, embeds a part of the missing ones in each process, and gathers all.
 
     Args:
-        cut: The spans.
-        name: As `ShardFolder`.
-        key: As `ShardFolder`, without what `content` and `_computed_with` add.
-        content: SHA-256 of what is embedded; asked for only if something depends on it.
-        cache: As `embed_images`.
-        embed: Gives the spans it is called with as shards, in their order.
-        progress: Called with numbers of rows.
+        cut: All spans.
+        name: Name of the shards, as for `ShardFolder`.
+        key: Key as for `ShardFolder`, without the results of `content` and `_computed_with`.
+        content: Returns the SHA-256 of the input. It is called only if there is a cache or several
+            processes.
+        cache: Folder of the cache, as for `embed_images`.
+        embed: Embeds the given spans and yields them as shards in order.
+        progress: Called with numbers of finished rows.
+
+    Returns:
+        All rows as one shard.
+
+    Raises:
+        ValueError: A shard is damaged, or the processes embed different inputs.
+        OSError: A shard cannot be written.
     """
     report = progress or (lambda done: None)
     rank, processes = jax.process_index(), jax.process_count()
@@ -58,7 +66,7 @@ def gather_shards(
     with failing_together():
         if cache is not None or processes > 1:
             key = {**key, "content_sha256": content(), "computed_with": _computed_with()}
-            # Through JSON, so that it is what comes back from a file: lists, not tuples.
+            # A round trip through JSON turns tuples into lists, so that the key equals one from a file.
             key = json.loads(json.dumps(key))
         if cache is not None:
             folder = ShardFolder(Path(cache), name, key)
@@ -67,9 +75,9 @@ def gather_shards(
     views = [json.loads(v) for v in exchange(json.dumps(view).encode())]
     if others := [i for i, v in enumerate(views) if v["key"] != view["key"]]:
         raise ValueError(
-            f"process {rank} embeds something else than processes {others}: images, labels, weights, "
-            "versions and kind of device must be the same in all (a folder's files with the same times of "
-            "modification)"
+            f"the input of process {rank} differs from that of processes {others}: images, labels, weights, "
+            "versions and kind of device must be the same in all processes (files in a folder must also "
+            "have the same modification times)"
         )
     owners: dict[int, list[int]] = {i: [] for i in range(len(cut))}
     for process, v in enumerate(views):
@@ -86,8 +94,8 @@ def gather_shards(
         mine = [cut[i] for i in missing if owners[i] == [rank]]
         if folder is not None and mine:
             folder.prepare()
-        have |= _kept(embed(mine, report), folder)
-    # Whoever has sent least sends next; what all have is not sent.
+        have |= _collected(embed(mine, report), folder)
+    # A shard is sent by the owner with the fewest shards to send, unless all processes have it.
     queues: list[list[int]] = [[] for _ in range(processes)]
     for i, process in owners.items():
         if len(process) < processes:
@@ -103,8 +111,10 @@ def gather_shards(
     return join_shards([have[span] for span in cut])
 
 
-def _kept(embedded: Iterator[tuple[Span, Shard]], folder: ShardFolder | None) -> dict[Span, Shard]:
-    """What is embedded, each shard written while the next one is made."""
+def _collected(
+    embedded: Iterator[tuple[Span, Shard]], folder: ShardFolder | None
+) -> dict[Span, Shard]:
+    """Collects the embedded shards, and writes each one while the next is computed."""
     have: dict[Span, Shard] = {}
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
@@ -125,6 +135,6 @@ def model_key(model: Model) -> dict[str, Any]:
 
 
 def _computed_with() -> dict[str, str]:
-    """What the last bits of an embedding depend on beside its input."""
+    """Returns the versions and the device, on which the last bits of an embedding depend."""
     packages = ("bliss-jax", "jax", "jaxlib", "flax", "numpy", "device")
     return {"pillow": version("pillow")} | {name: package_versions()[name] for name in packages}

@@ -1,7 +1,7 @@
 """Embeds the images of a data set.
 
-Every batch has the same shape (the last one is padded and the padding cut off), so that one compilation
-serves the whole run. With several devices, batches are sharded over them and parameters replicated.
+All batches have the same shape, because the last one is padded; the model is therefore compiled once. With
+several devices, batches are sharded over the devices and parameters are replicated.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from bliss_jax.models import Model
 
 BATCH_SIZE = 64
 SHARD_SIZE = 4096
-"""Images in a shard of a large data set: some megabytes, written in no time beside embedding them."""
+"""Images per shard of a large data set: some megabytes, written much faster than they are embedded."""
 
 _SHARDS = 64
-"""Smaller sets are cut into about so many shards, so that several processes have even shares."""
+"""Approximate number of shards of a smaller data set, so that several processes have equal shares."""
 
 _BATCHES_AHEAD = 2
 
@@ -41,7 +41,7 @@ class EmbeddedImages(NamedTuple):
     embeddings: Float[np.ndarray, "read dim"]
     """Unit-norm float32, in the order of the data set."""
     rows: Int[np.ndarray, " read"]
-    """Position of each in the data set."""
+    """Position of each image in the data set."""
     unreadable: tuple[str, ...]
     """Name and reason of each image that could not be read."""
 
@@ -59,32 +59,32 @@ def embed_images(
 ) -> EmbeddedImages:
     """Embeds all images of a data set.
 
-    Under `jax.distributed` every process must call this with the same arguments; each embeds a part, and
-    all return the same.
+    Under `jax.distributed` every process must call this with the same arguments. Each process embeds a
+    part, and all return the same result.
 
     Args:
-        model: The encoder.
+        model: Encoder.
         dataset: Images of any sizes.
-        preprocess: As `Model.encode_images`.
-        batch_size: Images per call of the encoder, in each process; rounded up to a multiple of the
-            devices.
-        mesh: Devices to compute on, along its first axis; all local devices by default.
-        cache: A folder in which finished shards are kept. What is there is not embedded again, if it was
-            made with the same weights, dtype, preprocessing, images (`content_sha256` says what that
-            covers), labels, batches, shards, versions and kind of device. Several processes may use it at
-            once.
-        shard_size: Images per shard, rounded up to whole batches. By default a 64th of the data set, but
-            at most 4,096.
-        progress: Called after each batch with the number of images it held, and for each shard that was
-            found or came from another process.
+        preprocess: Preprocessing, as for `Model.encode_images`.
+        batch_size: Images per call of the encoder in each process, rounded up to a multiple of the number
+            of devices.
+        mesh: Mesh whose first axis has the devices to use; all local devices by default.
+        cache: Folder in which finished shards are stored. A stored shard is used again if it was made with
+            the same weights, dtype, preprocessing, images (compared by `content_sha256`), labels, batches,
+            shards, versions and kind of device. Several processes may use the folder at once.
+        shard_size: Images per shard, rounded up to whole batches. The default is a 64th of the data set,
+            but at most 4,096.
+        progress: Called after each batch, and for shards from the cache or from another process, with the
+            number of images.
 
     Returns:
-        Embeddings of the images that could be read, and the names of those that could not.
+        Embeddings of the images that could be read, and the names of the others.
 
     Raises:
-        ValueError: a batch or shard size below 1, an unknown preprocessing, no readable image, a shard that
-            is damaged (named, with how to go on), processes that differ in what they embed.
-        OSError: a shard cannot be written; those written before stay.
+        ValueError: A batch or shard size is below 1, the preprocessing is unknown, no image can be read,
+            a shard is damaged (the message names it and explains how to continue), or the processes
+            embed different inputs.
+        OSError: A shard cannot be written; shards that were written before are kept.
     """
     for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
         if size is not None and size < 1:
@@ -115,7 +115,7 @@ def embed_images(
     found = gather_shards(cut, f"{dataset.name}-{model.name}", key, content, cache, embed, progress)
     if not len(found.rows):
         first = found.unreadable[0]
-        raise ValueError(f"{dataset.name}: no image could be read, the first: {first}")
+        raise ValueError(f"{dataset.name}: none of the images can be read; the first: {first}")
     return EmbeddedImages(*found)
 
 
@@ -133,7 +133,7 @@ def _embed_spans(
     todo: Sequence[Span],
     report: Progress,
 ) -> Iterator[tuple[Span, Shard]]:
-    """The images of some spans as shards; batches follow each other without a gap between the spans."""
+    """Embeds the images of some spans and yields them as shards, without waiting between spans."""
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
     batches = read_batches(dataset, todo, batch_size, model.preprocessing, sharding)
     pending: deque[_Computing | SpanEnd] = deque()
@@ -142,7 +142,7 @@ def _embed_spans(
     done: list[np.ndarray] = []
     for item in chain(ahead(batches, _BATCHES_AHEAD), [None]):
         if isinstance(item, Batch):
-            # Dispatch returns at once: a batch is waited for only while the next one is being computed.
+            # Calls are asynchronous. The result of a batch is fetched while the next one is computed.
             pending.append(_Computing(model.encode_images(item.images, preprocess), item.rows))
             computing += 1
         elif item is not None:

@@ -1,11 +1,11 @@
-"""Types of the callbacks that report progress."""
+"""Types of callbacks that report progress."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 Progress = Callable[[int], None]
-"""Called after each batch with the number of images or texts done since the last call."""
+"""Callback that is called after each batch with the number of images or texts since the last call."""
 
 Track = Callable[[str, int], AbstractContextManager[Progress]]
-"""Opens a progress display. Takes the name of a stage and its number of items; returns a context manager that
-yields a `Progress`."""
+"""Function that opens a progress display. It takes the name of a stage and its number of items, and returns a
+context manager that yields a `Progress`."""

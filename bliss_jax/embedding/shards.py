@@ -1,16 +1,16 @@
-"""Embeddings in pieces that are kept on disk as they are done, so that a run that was stopped goes on.
+"""Shards: parts of an embedding that are stored as they are finished, so an interrupted run can continue.
 
-A shard is what became of a contiguous range of images (or texts), one file of safetensors:
+A shard contains the embeddings of a contiguous range of images (or texts). It is one safetensors file:
 
     FOLDER/NAME-KEY/START-STOP.safetensors      embeddings float32 [read, dim], rows int32 [read]
 
-Each is sealed (`sealed.py`): it describes itself by the key in full, the range and the names of what could
-not be read, and carries the SHA-256 of all of that and of both arrays. KEY are the first 16 digits of the
-key's SHA-256; the key is a mapping of all that decides the embeddings, so that other weights or other images
-never meet these files.
+Each file is sealed (`bliss_jax.storage.seal`). Its description contains the complete key, the range and the
+names of the images that could not be read; its SHA-256 covers the description and both arrays. The key is a
+mapping of everything that determines the embeddings, and KEY is the first 16 digits of its SHA-256. Other
+weights or other images therefore have other folders.
 
-A file is written beside its place and renamed into it: it is there whole or not at all, also when two
-processes write the same. A shard that was damaged later is refused by name, never repaired or skipped.
+Files are written atomically, also if two processes write the same shard. A damaged shard is an error that
+names the file; it is never repaired or skipped.
 """
 
 import hashlib
@@ -29,65 +29,65 @@ from bliss_jax.storage import check_writable, replacing, seal, unseal
 
 FORMAT = "bliss_jax shard 2"
 _ABANDONED_SECONDS = 3600
-"""Age at which a file that was being written is taken for one whose process was killed."""
+"""Age at which an unfinished file is taken for one whose process was killed."""
 
 
 class Span(NamedTuple):
-    """Positions start, ..., stop - 1 of the data set."""
+    """Range of positions start, ..., stop - 1 in the data set."""
 
     start: int
     stop: int
 
 
 class Shard(NamedTuple):
-    """What became of the images of a span."""
+    """Embeddings of the images (or texts) of a span."""
 
     embeddings: Float[np.ndarray, "read dim"]
-    """Unit-norm float32, of the images that could be read."""
+    """Unit-norm float32 embeddings of the images that could be read."""
     rows: Int[np.ndarray, " read"]
-    """Position of each in the data set."""
+    """Position of each embedded image in the data set."""
     unreadable: tuple[str, ...] = ()
-    """Name and reason of each of the others."""
+    """Name and reason of each image that could not be read."""
 
 
 def spans(total: int, size: int) -> tuple[Span, ...]:
-    """0, ..., total - 1 in contiguous spans of `size`, the last one shorter."""
+    """Divides 0, ..., total - 1 into contiguous spans of length `size`; the last one may be shorter."""
     return tuple(Span(start, min(start + size, total)) for start in range(0, total, size))
 
 
 def encode_shard(shard: Shard, span: Span, key: Mapping[str, Any]) -> bytes:
-    """A shard as the content of its file."""
+    """Returns the content of a shard's file."""
     arrays = {"embeddings": shard.embeddings, "rows": shard.rows}
     return seal("shard", _description(shard.unreadable, span, key), arrays)
 
 
 def decode_shard(content: bytes, span: Span, key: Mapping[str, Any]) -> Shard:
-    """The shard that `encode_shard` made into this content.
+    """Decodes the content of a shard's file.
 
     Raises:
-        ValueError: the content is damaged, or of another span or key.
+        ValueError: The content is damaged or belongs to another span or key.
     """
     description, arrays = unseal("shard", content)
     unreadable = description.get("unreadable")
     if arrays.keys() != {"embeddings", "rows"} or not isinstance(unreadable, list):
-        raise ValueError("it is damaged: it holds something else than a shard does")
+        raise ValueError("it is damaged: its arrays or its description are not those of a shard")
     if description != _description(tuple(unreadable), span, key):
-        raise ValueError("it was made from something else than its name says")
+        raise ValueError("its content belongs to another input than its name")
     return Shard(arrays["embeddings"], arrays["rows"], tuple(unreadable))
 
 
 def _description(unreadable: tuple[str, ...], span: Span, key: Mapping[str, Any]) -> dict[str, Any]:
-    # Lists, not tuples: as it comes back from JSON.
+    # Lists instead of tuples, because JSON has only lists.
     return {"format": FORMAT, "key": key, "span": list(span), "unreadable": list(unreadable)}
 
 
 def key_digest(key: Mapping[str, Any]) -> str:
-    """SHA-256 of a key."""
+    """Returns the SHA-256 of a key."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def join_shards(shards: Sequence[Shard]) -> Shard:
-    """One shard of them all, in the order given."""
+    """Concatenates shards in the given order."""
     return Shard(
         np.concatenate([shard.embeddings for shard in shards]),
         np.concatenate([shard.rows for shard in shards]),
@@ -97,12 +97,12 @@ def join_shards(shards: Sequence[Shard]) -> Shard:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """The shards of one key below a folder.
+    """Folder with the shards of one key.
 
     Attributes:
-        root: Where the shards of all keys are; made when the first shard is written.
-        name: What people call it, for the folder's name.
-        key: All that decides the embeddings; JSON values.
+        root: Folder for the shards of all keys; it is created when the first shard is written.
+        name: Readable part of the folder's name.
+        key: Everything that determines the embeddings, as JSON values.
     """
 
     root: Path
@@ -111,40 +111,40 @@ class ShardFolder:
 
     @property
     def folder(self) -> Path:
-        """Of the shards of this key."""
+        """Folder of the shards of this key."""
         name = re.sub(r"[^\w.+-]+", "_", self.name).strip("_.")
         return self.root / f"{name}-{key_digest(self.key)[:16]}"
 
     def file(self, span: Span) -> Path:
-        """Of a span."""
+        """Returns the file of a span."""
         return self.folder / f"{span.start:010d}-{span.stop:010d}.safetensors"
 
     def prepare(self) -> None:
-        """Makes the folder, and removes what killed processes have left unfinished in it.
+        """Creates the folder and deletes unfinished files of killed processes.
 
         Raises:
-            ValueError: no file can be made there.
-            OSError: the folder cannot be made.
+            ValueError: No file can be created in the folder.
+            OSError: The folder cannot be created.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_keep(self.folder, error) from error
+            raise _cannot_write(self.folder, error) from error
         check_writable(self.file(Span(0, 0)))
         abandoned = time.time() - _ABANDONED_SECONDS
         for unfinished in self.folder.glob(".*.safetensors.*"):
             try:
                 if unfinished.stat().st_mtime < abandoned:
                     unfinished.unlink()
-            except FileNotFoundError:  # its process has finished it, or another has removed it
+            except FileNotFoundError:  # its process finished it, or another process deleted it
                 continue
 
     def read(self, span: Span) -> Shard | None:
-        """The shard of a span, or None where there is none yet.
+        """Reads the shard of a span, or returns None if it does not exist.
 
         Raises:
-            ValueError: its file is damaged; names it, and says how to go on.
-            OSError: it cannot be read.
+            ValueError: The file is damaged; the message names it and explains how to continue.
+            OSError: The file cannot be read.
         """
         file = self.file(span)
         try:
@@ -155,27 +155,27 @@ class ShardFolder:
             return decode_shard(content, span, self.key)
         except ValueError as error:
             raise ValueError(
-                f"{file} cannot be used: {error}. Delete that file and run the same again: only its "
-                f"{span.stop - span.start} rows are embedded anew"
+                f"{file} cannot be used: {error}. Delete this file and repeat the run; only its "
+                f"{span.stop - span.start} rows will be embedded again"
             ) from error
 
     def write(self, span: Span, shard: Shard) -> None:
-        """Keeps a shard.
+        """Writes a shard.
 
         Raises:
-            OSError: it cannot be written (no space, say); those written before stay.
+            OSError: The shard cannot be written (e.g. no space); shards that were written before are kept.
         """
         file = self.file(span)
         try:
             with replacing(file) as opened:
                 opened.write(encode_shard(shard, span, self.key))
         except (OSError, ValueError) as error:
-            raise _cannot_keep(file, error) from error
+            raise _cannot_write(file, error) from error
 
 
-def _cannot_keep(path: Path, error: Exception) -> OSError:
+def _cannot_write(path: Path, error: Exception) -> OSError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return OSError(
-        f"cannot write {path}: {reason}. The shards written before are kept; the same command goes on "
+        f"cannot write {path}: {reason}. The shards written before are kept; repeat the run to continue "
         "from them"
     )

@@ -1,4 +1,4 @@
-"""Embeds texts."""
+"""Embeds texts in blocks, which are cached like shards of images."""
 
 import hashlib
 import json
@@ -24,22 +24,22 @@ def embed_texts(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "texts dim"]:
-    """Embeds texts (prompts, already filled in); see `Model.encode_texts`.
+    """Embeds texts, e.g. filled prompts; see `Model.encode_texts`.
 
-    Under `jax.distributed` every process must call this with the same arguments. Blocks of 4,096 texts
-    are dealt out like shards of images: a dictionary of some thousand is embedded by one process, one of
-    80,000 by all.
+    Under `jax.distributed` every process must call this with the same arguments. Blocks of 4,096 texts are
+    divided among the processes like shards of images: one process embeds a dictionary of a few thousand
+    phrases, and all processes embed one of 80,000.
 
     Args:
-        model: The encoder.
-        texts: Any number of texts.
-        truncate: Cut texts longer than the context instead of refusing them.
-        cache: As `embed_images`; a block is a shard.
-        progress: Called after each block with the number of texts it held.
+        model: Encoder.
+        texts: At least one text.
+        truncate: Whether to truncate texts that are longer than the tokenizer context.
+        cache: Folder of the cache, as for `embed_images`; a block is a shard.
+        progress: Called after each block with its number of texts.
 
     Raises:
-        ValueError: no texts, or a text longer than the model's context (unless `truncate`).
-        OSError: a shard cannot be written; those written before stay.
+        ValueError: There are no texts, or a text is longer than the context and `truncate` is False.
+        OSError: A shard cannot be written; shards that were written before are kept.
     """
     if not texts:
         raise ValueError("texts: expected at least one text, got none")

@@ -5,6 +5,8 @@ from typing import NamedTuple
 MODEL = "bliss-jax/tiny"
 DATASET = "glyphs"
 """The default model and data set. Neither needs a download."""
+UNTRAINED_MODEL = "bliss-jax/untrained"
+"""The model with random weights."""
 
 
 class Defaults(NamedTuple):

@@ -58,6 +58,17 @@ class Row:
         """Whether the mean AUROC is within 5 points of 50, so the score is hardly better than chance."""
         return abs(self.auroc - 0.5) < 0.05
 
+    def __repr__(self) -> str:
+        return (
+            f"Row(protocol={self.protocol!r}, score={self.score!r}, auroc={self.auroc:.4f}, "
+            f"auroc_std={self.auroc_std:.4f}, splits={len(self.splits)})"
+        )
+
+    def _repr_html_(self) -> str:
+        from bliss_jax.evaluation.tables import html_of, row_table
+
+        return html_of(row_table(self))
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -67,6 +78,17 @@ class Evaluation:
     rows: tuple[Row, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Names of the scores that could not be computed, each with the reason."""
+
+    def __repr__(self) -> str:
+        rows = ", ".join(map(repr, self.rows))
+        return (
+            f"Evaluation(rows=({rows}{',' * (len(self.rows) == 1)}), left_out={[*self.left_out]})"
+        )
+
+    def _repr_html_(self) -> str:
+        from bliss_jax.evaluation.tables import evaluation_table, html_of
+
+        return html_of(evaluation_table(self))
 
 
 def to_json(evaluations: Sequence[Evaluation], **provenance: Any) -> str:

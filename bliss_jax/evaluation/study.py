@@ -39,6 +39,18 @@ class Study:
                 f"series: expected arrays [{len(self.values)}, repeats, splits], got {shapes}"
             )
 
+    def __repr__(self) -> str:
+        shape = next(iter(self.series.values())).shape
+        return (
+            f"Study(name={self.name!r}, protocol={self.protocol!r}, setting={self.setting!r}, "
+            f"values={self.values}, scores={[*self.series]}, repeats={shape[1]}, splits={shape[2]})"
+        )
+
+    def _repr_html_(self) -> str:
+        from bliss_jax.evaluation.tables import html_of, study_table
+
+        return html_of(study_table(self))
+
     def mean(self, score: str) -> Float[np.ndarray, " values"]:
         """Returns the mean AUROC of a score over repeats and splits."""
         return self.series[score].mean(axis=(1, 2))

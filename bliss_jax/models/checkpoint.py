@@ -1,125 +1,82 @@
-"""Which files a checkpoint consists of, and what its configuration files say.
+"""The configuration and the preprocessing that a checkpoint's files state.
 
-transformers and huggingface_hub do the finding, fetching and reading of defaults; code that a
-repository may carry is never run (`trust_remote_code=False`).
+transformers reads `config.json` and fills in its defaults. Code in a repository is never run
+(`trust_remote_code=False`).
 """
 
-import json
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bliss_jax.models import open_clip
 from bliss_jax.models.clip import CLIPConfig
+from bliss_jax.models.families import ModelConfig
 from bliss_jax.models.layers import Dtype
-from bliss_jax.models.preprocessing import STATS, Preprocessing, Resample
-from bliss_jax.models.siglip import SiglipConfig
-from bliss_jax.models.weights import (
-    FLAX_MSGPACK,
-    SAFETENSORS,
-    SAFETENSORS_INDEX,
-    has_weights,
-    pickle_refused,
+from bliss_jax.models.layout import (
+    CONFIG,
+    FAMILIES,
+    OPEN_CLIP_CONFIG,
+    check_architecture,
+    config_fields,
+    directory_layout,
 )
+from bliss_jax.models.naflex import NaflexConfig, naflex_preprocessing
+from bliss_jax.models.preprocessing import STATS, Preprocessing, Resample
+from bliss_jax.models.quiet import import_transformers
+from bliss_jax.models.siglip import SiglipConfig
 
-# Everything but weights: small files, fetched together.
-DESCRIPTIONS = [
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "tokenizer.model",
-]
-# Pillow's numbers for its filters.
 RESAMPLE: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}
+"""Supported filters by the numbers that Pillow gives them."""
 
 
-def fetch(repository: str, revision: str | None) -> Path:
-    """Downloads a checkpoint from the Hugging Face Hub, or finds it in the local cache.
+def uses_open_clip(directory: Path) -> bool:
+    """Whether a directory is read in OpenCLIP's layout; see `layout`."""
+    if not (directory / OPEN_CLIP_CONFIG).is_file():
+        return False
+    if config_fields(directory / CONFIG).get("model_type") not in FAMILIES:
+        return True
+    try:
+        return directory_layout(directory).kind == "open_clip"
+    except ValueError:  # no weights yet
+        return False
 
-    Args:
-        repository: Its name there, "owner/name".
-        revision: A commit, tag or branch; None is the repository's main branch.
 
-    Returns:
-        The snapshot's directory, whose name is the commit.
+def read_config(directory: Path, dtype: Dtype) -> ModelConfig:
+    """Reads the configuration in `config.json` or `open_clip_config.json`.
 
     Raises:
-        ValueError: The repository or revision does not exist, is not accessible, or is not in the
-            cache while offline; or it holds no weights but a pickle.
+        ValueError: The file is absent, not valid, or describes a model of an unsupported family.
     """
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
+    check_architecture(directory)
+    if uses_open_clip(directory):
+        return open_clip.read_config(directory, dtype)
+    auto = import_transformers().AutoConfig
     try:
-        directory = Path(hf_hub_download(repository, "config.json", revision=revision)).parent
-        commit = directory.name
-        if not has_weights(directory):
-            weights = weight_patterns(
-                repository, HfApi().list_repo_files(repository, revision=commit)
-            )
-            # Weights last: where they are in the cache, everything is.
-            for patterns in (DESCRIPTIONS, weights):
-                snapshot_download(repository, revision=commit, allow_patterns=patterns)
-    except (EntryNotFoundError, HFValidationError, OSError) as error:
-        raise ValueError(f"cannot get {repository!r} at revision {revision!r}: {error}") from error
-    return directory
-
-
-def weight_patterns(repository: str, names: Iterable[str]) -> list[str]:
-    """Which of a repository's files are its weights, in the order of preference of `weights`."""
-    names = set(names)
-    if SAFETENSORS in names:
-        return [SAFETENSORS]
-    if SAFETENSORS_INDEX in names:
-        return [SAFETENSORS_INDEX, "model-*.safetensors"]
-    if FLAX_MSGPACK in names:
-        return [FLAX_MSGPACK]
-    if any(name.startswith("pytorch_model") for name in names):
-        raise ValueError(pickle_refused(repository))
-    raise ValueError(
-        f"no weights in {repository}: expected {SAFETENSORS}, {SAFETENSORS_INDEX} or {FLAX_MSGPACK}"
-    )
-
-
-def read_config(directory: Path, dtype: Dtype) -> CLIPConfig | SiglipConfig:
-    """The configuration in `config.json`, with transformers' defaults for what it leaves out."""
-    from transformers import AutoConfig
-
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"no config.json in {directory}: not a checkpoint of transformers")
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    # transformers 5 checks fields with errors of its own, which are no more than Exceptions.
+        config = auto.from_pretrained(directory, trust_remote_code=False)
+    # transformers 5 checks fields with errors of its own, which are plain Exceptions.
     except Exception as error:
-        raise ValueError(f"{directory / 'config.json'} is not valid: {error}") from error
-    if config.model_type == "clip":
+        raise ValueError(f"{directory / CONFIG} is not valid: {error}") from error
+    if config.model_type in ("clip", "metaclip_2"):
         return CLIPConfig.from_transformers(config, dtype)
     if config.model_type == "siglip":
         return SiglipConfig.from_transformers(config, dtype)
-    raise ValueError(
-        f"model type {config.model_type!r} in {directory / 'config.json'}; expected 'clip' or "
-        f"'siglip' (which includes SigLIP 2 at fixed resolution)"
-    )
+    return NaflexConfig.from_transformers(config, dtype)
 
 
-def read_preprocessing(directory: Path, config: CLIPConfig | SiglipConfig) -> Preprocessing:
-    """The preprocessing that a checkpoint asks for in `preprocessor_config.json`.
+def read_preprocessing(directory: Path, config: ModelConfig) -> Preprocessing:
+    """Reads the preprocessing in `preprocessor_config.json` or `open_clip_config.json`.
 
-    Fields left out have the defaults of transformers' image processor of the family.
+    Missing fields have the defaults of the family's image processor in transformers.
 
     Raises:
-        ValueError: There is no such file, or it asks for something that
-            `bliss_jax.models.preprocessing` does not do; the message names the fields.
+        ValueError: The file does not exist, or asks for a preprocessing that is not supported. The message
+            names the fields.
     """
+    if uses_open_clip(directory) and not isinstance(config, NaflexConfig):
+        return open_clip.read_preprocessing(directory, config)
     file, given = processor_fields(directory)
     size, is_clip = config.vision.image_size, isinstance(config, CLIPConfig)
-    square = {"height": size, "width": size}
     mean, std = STATS["clip" if is_clip else "siglip"]
     fields = {
         "do_resize": True,
@@ -127,56 +84,115 @@ def read_preprocessing(directory: Path, config: CLIPConfig | SiglipConfig) -> Pr
         "do_rescale": True,
         "do_normalize": True,
         "rescale_factor": 1 / 255,
-        "resample": 3,
+        "resample": 2 if isinstance(config, NaflexConfig) else 3,
         "size": size,
         "crop_size": size,
         "image_mean": mean,
         "image_std": std,
     } | {name: value for name, value in given.items() if value is not None}
 
-    crops = fields["do_center_crop"]
-    # A bare number is the short side to CLIP's processor, both sides to SigLIP's.
-    number = [size] if crops == is_clip else []
-    supported = {
+    supported: dict[str, list[Any]] = {
         "do_resize": [True],
         "do_rescale": [True],
         "do_normalize": [True],
         "rescale_factor": [1 / 255],
         "resample": list(RESAMPLE),
-        "size": [*number, {"shortest_edge": size} if crops else square],
-        "crop_size": [size, square] if crops else [fields["crop_size"]],
     }
+    crops = bool(fields["do_center_crop"])
+    if not isinstance(config, NaflexConfig):
+        supported |= _supported_sizes(fields, size, crops, is_clip)
     wrong = [f"{name} {fields[name]!r}" for name, ok in supported.items() if fields[name] not in ok]
     if wrong:
         raise ValueError(
-            f"{file} asks for what is not supported with a tower for {size} x {size} pixels: "
-            f"{', '.join(wrong)}"
+            f"{file} asks for a preprocessing that is not supported with a tower for {size} x {size} "
+            f"pixels: {', '.join(wrong)}"
         )
-    return Preprocessing(
+    preprocessing = Preprocessing(
         size=size,
-        geometry="crop" if crops else "squash",
+        geometry="crop" if crops and not _squashes(fields, size) else "squash",
         resample=RESAMPLE[fields["resample"]],
         mean=tuple(fields["image_mean"]),
         std=tuple(fields["image_std"]),
     )
+    if isinstance(config, NaflexConfig):
+        patch = fields.get("patch_size", config.vision.patch_size)
+        if patch != config.vision.patch_size:
+            raise ValueError(
+                f"{file} has patch_size {patch}, but {CONFIG} has {config.vision.patch_size}"
+            )
+        return naflex_preprocessing(preprocessing, patch, fields.get("max_num_patches", 256))
+    return preprocessing
+
+
+def _square(value: object) -> int | None:
+    """Returns the side of a size {"height": n, "width": n}, or None for other values."""
+    if isinstance(value, Mapping) and set(value) == {"height", "width"}:
+        return value["height"] if value["height"] == value["width"] else None
+    return None
+
+
+def _squashes(fields: Mapping[str, Any], size: int) -> bool:
+    """Whether both sides are scaled to the model's size, after which a centre crop has no effect."""
+    return _square(fields["size"]) == size
+
+
+def _supported_sizes(
+    fields: Mapping[str, Any], size: int, crops: bool, is_clip: bool
+) -> dict[str, list[Any]]:
+    square = {"height": size, "width": size}
+    # A bare number is the length of the short side to CLIP's processor, and of both sides to SigLIP's.
+    number = [size] if crops == is_clip else []
+    return {
+        "size": [*number, square, *([{"shortest_edge": size}] if crops else [])],
+        "crop_size": [size, square] if crops else [fields["crop_size"]],
+    }
 
 
 def processor_fields(directory: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The image processor's fields, and the file they stand in.
+    """Returns the file with the image processor's fields, and these fields.
 
-    That is `preprocessor_config.json`, or the part "image_processor" of `processor_config.json`,
-    which is where transformers 5 saves them.
+    The file is `preprocessor_config.json`, or `processor_config.json` with the section "image_processor",
+    which transformers 5 writes.
     """
     file = directory / "preprocessor_config.json"
     newer = directory / "processor_config.json"
-    try:
-        if file.is_file():
-            return file, dict(json.loads(file.read_text()))
-        if newer.is_file():
-            return newer, dict(json.loads(newer.read_text())["image_processor"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"no image processor can be read from {directory}: {error!r}") from error
+    if file.is_file():
+        return file, _processor(config_fields, file)
+    if newer.is_file():
+        return newer, _processor(lambda path: dict(config_fields(path)["image_processor"]), newer)
     raise ValueError(
-        f"no preprocessor_config.json in {directory}: the images' size, crop and statistics are "
-        f"unknown"
+        f"no preprocessor_config.json in {directory}: the size, crop and statistics of images are unknown"
+    )
+
+
+def _processor(read: Any, file: Path) -> dict[str, Any]:
+    try:
+        return read(file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"no image processor can be read from {file.parent}: {error!r}") from error
+
+
+def with_image_size(
+    config: ModelConfig, preprocessing: Preprocessing, image_size: int
+) -> tuple[ModelConfig, Preprocessing]:
+    """Returns configuration and preprocessing for another image size.
+
+    Raises:
+        ValueError: The size is not a positive int or smaller than a patch, or the model takes images of
+            variable size.
+    """
+    if isinstance(config, NaflexConfig):
+        raise ValueError(
+            "image_size: a NaFlex model takes images of any size and resizes its positions for each image; "
+            "load it without image_size="
+        )
+    patch = config.vision.patch_size
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < patch:
+        raise ValueError(
+            f"image_size must be an int of at least one patch ({patch} pixels), got {image_size!r}"
+        )
+    vision = dataclasses.replace(config.vision, image_size=image_size)
+    return (
+        dataclasses.replace(config, vision=vision),
+        dataclasses.replace(preprocessing, size=image_size),
     )

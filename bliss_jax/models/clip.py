@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -49,6 +50,26 @@ class CLIPTextConfig(TextConfig):
         if not isinstance(self.eos_token_id, int):
             raise ValueError(f"eos_token_id must be one integer, got {self.eos_token_id!r}")
 
+    @property
+    def pools_at_largest_id(self) -> bool:
+        """Whether a text is pooled at its largest id instead of at the first `eos_token_id`."""
+        return self.eos_token_id == 2
+
+    def end_of_text(self, tokens: Int[Array, "n length"]) -> Int[Array, " n"]:
+        """Returns the position at which each row is pooled; 0 for a row without an end-of-text token."""
+        where = tokens if self.pools_at_largest_id else tokens == self.eos_token_id
+        return jnp.argmax(where, axis=1).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class FirstEosTextConfig(CLIPTextConfig):
+    """A text tower that is pooled at the first `eos_token_id` even if that id is 2, as in MetaCLIP 2."""
+
+    @property
+    def pools_at_largest_id(self) -> bool:
+        """Whether a text is pooled at its largest id: never."""
+        return False
+
 
 @dataclass(frozen=True)
 class CLIPConfig:
@@ -66,10 +87,13 @@ class CLIPConfig:
 
     @classmethod
     def from_transformers(cls, config: Any, dtype: Dtype = "float32") -> "CLIPConfig":
-        """Reads transformers' `CLIPConfig`, which fills in fields that old checkpoints omit."""
+        """Reads transformers' `CLIPConfig` or `MetaClip2Config`, which fill in omitted fields."""
+        metaclip_2 = config.model_type == "metaclip_2"
         return cls(
             vision=read_fields(VisionConfig, config.vision_config),
-            text=read_fields(CLIPTextConfig, config.text_config),
+            text=read_fields(
+                FirstEosTextConfig if metaclip_2 else CLIPTextConfig, config.text_config
+            ),
             projection_dim=config.projection_dim,
             dtype=dtype,
         )
@@ -83,23 +107,34 @@ class CLIPConfig:
         """Returns the Flax module of this configuration."""
         return CLIP(self)
 
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Returns the shapes of one image and one text, for tracing the initialisation."""
+        size, length = self.vision.image_size, self.text.max_position_embeddings
+        return (
+            jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+            jax.ShapeDtypeStruct((1, length), jnp.int32),
+        )
+
     def used_lengths(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
         """Returns the number of tokens of each row that its embedding depends on.
 
         These are the tokens up to the end of text: the causal mask hides later ones.
+
+        Raises:
+            ValueError: A row has no end-of-text token. All such rows would have one embedding.
         """
-        return np.asarray(end_of_text(jnp.asarray(tokens), self.text.eos_token_id)) + 1
+        end = self.text.eos_token_id
+        if not self.text.pools_at_largest_id and not (tokens == end).any(axis=1).all():
+            raise ValueError(
+                f"the token ids of a text do not contain eos_token_id {end}, so the text has no embedding: "
+                "the tokenizer and config.json of this checkpoint do not match"
+            )
+        return np.asarray(self.text.end_of_text(jnp.asarray(tokens))) + 1
 
     @property
     def prefix_can_be_shared(self) -> bool:
         """Whether a shared prefix can be encoded once (true under a causal mask)."""
         return True
-
-
-def end_of_text(tokens: Int[Array, "n length"], eos_token_id: int) -> Int[Array, " n"]:
-    """Returns the position at which each row is pooled; 0 for a row without an end-of-text token."""
-    where = tokens if eos_token_id == 2 else tokens == eos_token_id
-    return jnp.argmax(where, axis=1).astype(jnp.int32)
 
 
 class VisionEmbeddings(nn.Module):
@@ -153,7 +188,7 @@ class TextTower(nn.Module):
             )
         embed = TextEmbeddings(self.config, name="embeddings")
         before = None if prefix is None else embed(prefix[None])
-        end = end_of_text(tokens, self.config.eos_token_id)
+        end = self.config.end_of_text(tokens)
         encoder = Encoder(self.config, self.dtype, causal=True, name="encoder")
         x = encoder(embed(tokens, start), before, end)
         return layer_norm(self.config, "final_layer_norm")(x[:, 0])

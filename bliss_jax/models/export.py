@@ -1,11 +1,12 @@
-"""Parameters written as a checkpoint in transformers' CLIP format: the inverse of `weights`.
+"""Models written as checkpoints in transformers' layout: the inverse of `weights` and `checkpoint`.
 
     config.json                 sizes of both towers
-    model.safetensors           tensors under the names and in the layouts of PyTorch's `CLIPModel`
+    model.safetensors           tensors under the names and in the layouts of PyTorch's model
     preprocessor_config.json    size, geometry, filter and statistics
+    text_cleaning.json          cleaning of texts, if the tokenizer does not imply it
+    tokenizer.json, ...         the tokenizer, if one is given
 
-With the tokenizer's files beside them, `bliss_jax.load_model` and transformers'
-`CLIPModel.from_pretrained` read the directory.
+`bliss_jax.load_model` and transformers' `AutoModel.from_pretrained` read the directory.
 """
 
 import json
@@ -15,13 +16,16 @@ from typing import Any, Literal
 import numpy as np
 
 from bliss_jax.models.checkpoint import RESAMPLE
-from bliss_jax.models.clip import CLIPConfig
+from bliss_jax.models.clip import CLIPConfig, FirstEosTextConfig
+from bliss_jax.models.families import ModelConfig
+from bliss_jax.models.layout import CONFIG, SAFETENSORS
+from bliss_jax.models.naflex import NaflexConfig, NaflexPreprocessing
 from bliss_jax.models.preprocessing import Preprocessing
-from bliss_jax.models.weights import SAFETENSORS, Params, flatten
+from bliss_jax.models.tensors import flatten
+from bliss_jax.models.tokenize import TEXT_CLEANING, Tokenizer, cleaning_name
+from bliss_jax.models.weights import Params
 from bliss_jax.storage import replacing
 
-_VISION = ("image_size", "patch_size")
-_TEXT = ("vocab_size", "max_position_embeddings", "eos_token_id")
 _TOWER = (
     "hidden_size",
     "intermediate_size",
@@ -30,52 +34,67 @@ _TOWER = (
     "hidden_act",
     "layer_norm_eps",
 )
+_WORDS = ("vocab_size", "max_position_embeddings")
 
 
 def save_checkpoint(
     directory: Path,
-    config: CLIPConfig,
+    config: ModelConfig,
     params: Params,
     preprocessing: Preprocessing,
     *,
+    tokenizer: Tokenizer | None = None,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes the three files above; the directory must exist.
+    """Writes the files listed above. The directory must exist.
 
     Args:
-        directory: Where; files of the same names are replaced.
-        config: Of a CLIP.
-        params: Its parameters, as `CLIPConfig.module().init` makes them.
-        preprocessing: What its images go through; the geometry is "crop".
-        dtype: Of the tensors in the file. Values that float16 cannot hold are refused.
+        directory: Directory in which files of the same names are replaced.
+        config: Configuration of the model.
+        params: Its parameters, a tree as `config.module().init` returns it.
+        preprocessing: Its preprocessing.
+        tokenizer: Its tokenizer (`Model.tokenizer`). Without it the directory needs the tokenizer's files
+            before `load_model` can read it.
+        dtype: Dtype of the tensors in the file.
 
     Raises:
-        ValueError: The geometry is another, or a parameter is not finite in `dtype`.
+        ValueError: A parameter is not finite in `dtype`.
     """
     from safetensors.numpy import save
 
-    if preprocessing.geometry != "crop":
-        raise ValueError(f"CLIP's processor crops, got the geometry {preprocessing.geometry!r}")
     tensors = {}
-    for name, leaf in flatten(params).items():
-        name, tensor = to_torch(name, np.asarray(leaf))
-        with np.errstate(over="ignore"):  # said below, with the tensor's name
+    for name, tensor in torch_tensors(params).items():
+        with np.errstate(over="ignore"):  # the error below names the tensor
             tensors[name] = tensor.astype(dtype).copy(order="C")
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{name} is not finite in {dtype}")
     files = {
-        "config.json": _as_json(config_fields(config)),
+        CONFIG: _as_json(config_fields(config)),
         "preprocessor_config.json": _as_json(processor_fields(preprocessing)),
-        # transformers asks for this word before it opens a file.
+        # transformers requires this metadata before it reads a file.
         SAFETENSORS: save(tensors, metadata={"format": "pt"}),
     }
+    if tokenizer is not None:
+        tokenizer.backend.save_pretrained(directory)
+        files[TEXT_CLEANING] = _as_json({"clean": cleaning_name(tokenizer.clean)})
     for name, content in files.items():
         with replacing(directory / name) as file:
             file.write(content)
 
 
+def torch_tensors(params: Params) -> dict[str, np.ndarray]:
+    """Returns all parameters under their PyTorch names, with SigLIP's pooling attention stacked."""
+    tensors = dict(to_torch(name, np.asarray(leaf)) for name, leaf in flatten(params).items())
+    head = "vision_model.head.attention"
+    if f"{head}.q_proj.weight" in tensors:
+        for kind in ("weight", "bias"):
+            parts = [tensors.pop(f"{head}.{part}_proj.{kind}") for part in "qkv"]
+            tensors[f"{head}.in_proj_{kind}"] = np.concatenate(parts)
+    return tensors
+
+
 def to_torch(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
-    """One parameter under its PyTorch name and in its PyTorch layout; see `weights.to_flax`."""
+    """Returns one parameter under its PyTorch name and in its PyTorch layout; see `weights.to_flax`."""
     path, _, leaf = name.rpartition("/")
     torch_path = path.replace("/", ".")
     if leaf == "kernel":
@@ -86,37 +105,66 @@ def to_torch(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
     return f"{torch_path}.{leaf}" if path else leaf, tensor
 
 
-def config_fields(config: CLIPConfig) -> dict[str, Any]:
-    """The content of `config.json`."""
+def _fields(part: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in (*_TOWER, *names)}
 
-    def tower(part: Any, own: tuple[str, ...]) -> dict[str, Any]:
-        fields = {name: getattr(part, name) for name in (*_TOWER, *own)}
-        return fields | {"projection_dim": config.projection_dim}
 
-    vocabulary = {
-        "bos_token_id": config.text.vocab_size - 2,
-        "pad_token_id": config.text.eos_token_id,
-    }
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.projection_dim,
-        "vision_config": {"model_type": "clip_vision_model"} | tower(config.vision, _VISION),
-        "text_config": {"model_type": "clip_text_model"} | tower(config.text, _TEXT) | vocabulary,
+def config_fields(config: ModelConfig) -> dict[str, Any]:
+    """Returns the content of `config.json`."""
+    if isinstance(config, CLIPConfig):
+        metaclip_2 = isinstance(config.text, FirstEosTextConfig)
+        kind = "metaclip_2" if metaclip_2 else "clip"
+        dim = {"projection_dim": config.projection_dim}
+        special = {
+            "bos_token_id": config.text.vocab_size - 2,
+            "pad_token_id": config.text.eos_token_id,
+        }
+        if metaclip_2:
+            special = {"bos_token_id": 0, "pad_token_id": 1}
+        vision = _fields(config.vision, ("image_size", "patch_size")) | dim
+        text = _fields(config.text, (*_WORDS, "eos_token_id")) | dim | special
+        model = {"architectures": ["MetaClip2Model" if metaclip_2 else "CLIPModel"]} | dim
+    else:
+        naflex = isinstance(config, NaflexConfig)
+        kind, sizes = ("siglip2", "num_patches") if naflex else ("siglip", "image_size")
+        special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+        vision = _fields(config.vision, (sizes, "patch_size"))
+        text = _fields(config.text, (*_WORDS, "projection_size")) | special
+        model = {"architectures": ["Siglip2Model" if naflex else "SiglipModel"]}
+    return model | {
+        "model_type": kind,
+        "vision_config": {"model_type": f"{kind}_vision_model"} | vision,
+        "text_config": {"model_type": f"{kind}_text_model"} | text,
     }
 
 
 def processor_fields(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`."""
+    """Returns the content of `preprocessor_config.json`."""
     size = preprocessing.size
+    square = {"height": size, "width": size}
     numbers = {name: number for number, name in RESAMPLE.items()}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
+    if isinstance(preprocessing, NaflexPreprocessing):
+        own: dict[str, Any] = {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "patch_size": preprocessing.patch_size,
+            "max_num_patches": preprocessing.max_patches,
+        }
+    elif preprocessing.geometry == "crop":
+        own = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": size},
+            "do_center_crop": True,
+            "crop_size": square,
+        }
+    else:
+        own = {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": square,
+            "do_center_crop": False,
+        }
+    return own | {
         "do_resize": True,
-        "size": {"shortest_edge": size},
         "resample": numbers[preprocessing.resample],
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -150,7 +150,7 @@ def attend(
     query: Float[Array, "n queries heads head_dim"],
     key: Float[Array, "n keys heads head_dim"],
     value: Float[Array, "n keys heads head_dim"],
-    mask: Bool[Array, "#n queries keys"] | None,
+    mask: Bool[Array, "#n #queries keys"] | None,
     dtype: Dtype,
 ) -> Float[Array, "n queries heads head_dim"]:
     """Computes softmax(query key^T / sqrt(head_dim)) value for each head.
@@ -182,7 +182,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "n queries width"],
         context: Float[Array, "n length width"],
-        mask: Bool[Array, "#n queries keys"] | None = None,
+        mask: Bool[Array, "#n #queries keys"] | None = None,
         prefix: Float[Array, "1 prefix width"] | None = None,
     ) -> Float[Array, "n queries width"]:
         n, _, width = x.shape
@@ -226,7 +226,8 @@ class EncoderLayer(nn.Module):
     """One transformer layer: attention and MLP, each after a layer norm and added to the residual stream.
 
     Each position attends to its whole row and to `prefix`. If `causal` is true, it does not attend to
-    later positions. If `position` is given, the result has one position of each row, [n, 1, width].
+    later positions. If `position` is given, the result has one position of each row, [n, 1, width]. In an
+    encoder that is not causal, `mask` may exclude positions, e.g. those of padding.
     """
 
     config: TransformerConfig
@@ -239,17 +240,17 @@ class EncoderLayer(nn.Module):
         x: Float[Array, "n length width"],
         prefix: Float[Array, "1 prefix width"] | None = None,
         position: Int[Array, " n"] | None = None,
+        mask: Bool[Array, "n #queries length"] | None = None,
     ) -> Float[Array, "n queries width"]:
         norm = layer_norm(self.config, "layer_norm1")
         context = query = norm(x)
         before = None if prefix is None else norm(prefix)
-        mask = None
         if self.causal:
             length, start = x.shape[1], 0 if prefix is None else prefix.shape[1]
             mask = jnp.tril(jnp.ones((1, length, start + length), bool), start)
         if position is not None:
             x, query = at_position(x, position), at_position(context, position)
-            mask = None if mask is None else mask[0, position][:, None]
+            mask = mask[0, position][:, None] if self.causal and mask is not None else mask
         attention = Attention(self.config.num_attention_heads, self.dtype, name="self_attn")
         x = x + attention(query, context, mask, before)
         return x + MLP(self.config, self.dtype, name="mlp")(
@@ -270,14 +271,15 @@ class Layers(nn.Module):
         x: Float[Array, "n length width"],
         prefix: Float[Array, "1 prefix width"] | None,
         position: Int[Array, " n"] | None,
+        mask: Bool[Array, "n #queries length"] | None,
     ) -> Float[Array, "n queries width"]:
         last = self.config.num_hidden_layers - 1
         for index in range(last):
             layer = EncoderLayer(self.config, self.dtype, self.causal, name=str(index))
             following = None if prefix is None else layer(prefix)
-            x, prefix = layer(x, prefix), following
+            x, prefix = layer(x, prefix, None, mask), following
         layer = EncoderLayer(self.config, self.dtype, self.causal, name=str(last))
-        return layer(x, prefix, position)
+        return layer(x, prefix, position, mask)
 
 
 class Encoder(nn.Module):
@@ -298,8 +300,10 @@ class Encoder(nn.Module):
         x: Float[Array, "n length width"],
         prefix: Float[Array, "1 prefix width"] | None = None,
         position: Int[Array, " n"] | None = None,
+        mask: Bool[Array, "n #queries length"] | None = None,
     ) -> Float[Array, "n queries width"]:
-        return Layers(self.config, self.dtype, self.causal, name="layers")(x, prefix, position)
+        layers = Layers(self.config, self.dtype, self.causal, name="layers")
+        return layers(x, prefix, position, mask)
 
 
 class PatchEmbedding(nn.Module):

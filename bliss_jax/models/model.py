@@ -1,8 +1,8 @@
-"""A loaded encoder: images and texts to unit-norm embeddings in one space.
+"""Loaded encoders, which map images and texts to unit-norm embeddings in one space.
 
-`encode_image` and `encode_text` are the pure functions of parameters, configuration and arrays, for
-composing, differentiating and sharding; nothing in them is jitted. `Model` binds them to a
-checkpoint's tokenizer and preprocessing and jits them.
+`encode_image` and `encode_text` are pure functions of parameters, configuration and arrays. They contain no
+jit and can be composed, differentiated and sharded. `Model` combines them with a checkpoint's tokenizer and
+preprocessing, and jits them.
 """
 
 import os
@@ -16,40 +16,41 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
-from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing
-from bliss_jax.models.clip import CLIPConfig
+from bliss_jax.models.checkpoint import read_config, read_preprocessing, with_image_size
+from bliss_jax.models.families import ModelConfig
+from bliss_jax.models.hub import fetch
 from bliss_jax.models.layers import Dtype
+from bliss_jax.models.naflex import NaflexPreprocessing, Patches
 from bliss_jax.models.preprocessing import Preprocessing, apply_preprocessing, resize_on_host
 from bliss_jax.models.registry import REGISTRY, TINY, UNTRAINED, NamedCheckpoint, near_misses
-from bliss_jax.models.siglip import SiglipConfig
 from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer, clean_clip, load_tokenizer
 from bliss_jax.models.untrained import byte_tokenizer, untrained_config, untrained_params
 from bliss_jax.models.weights import Params, as_params, fingerprint, flatten, load_params
 
-ModelConfig = CLIPConfig | SiglipConfig
 Images = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 
-# Texts per call of the text tower: bounds memory, and with it the shapes that are compiled.
+# Texts per call of the text tower. It bounds the memory and the number of shapes that are compiled.
 TEXT_BATCH = 256
 _TINY_DIRECTORY = Path(__file__).parent / "tiny"
 
 
 def encode_image(
-    params: Params, config: ModelConfig, pixels: Float[Array, "images size size 3"]
+    params: Params, config: ModelConfig, pixels: Float[Array, "images size size 3"] | Patches
 ) -> Float[Array, "images dim"]:
-    """Unit-norm float32 embeddings of preprocessed images.
+    """Computes unit-norm float32 embeddings of preprocessed images.
 
-    Pure, and not jitted: jit it with `config` static. The matrix products run in `config.dtype`,
-    also where the kernels are stored in another dtype; all other parameters are float32.
+    The function is pure and contains no jit; jit it with `config` static. The matrix products run in
+    `config.dtype` even if the kernels are stored in another dtype. All other parameters are float32.
 
     Args:
         params: The parameter tree of a checkpoint (`Model.params`).
-        config: Its configuration (`Model.config`); decides between CLIP and SigLIP.
-        pixels: [images, size, size, 3], as `apply_preprocessing` returns them.
+        config: Its configuration (`Model.config`), which determines the architecture.
+        pixels: Pixels [images, size, size, 3], as `apply_preprocessing` returns them. For a NaFlex model,
+            `Patches`, as `NaflexPreprocessing.unpack` returns them.
 
     Raises:
-        ValueError: The pixels have another size than the tower's.
+        ValueError: The size of the pixels is not that of the tower.
     """
     return _apply(params, config, "encode_image", pixels)
 
@@ -60,55 +61,63 @@ def encode_text(
     tokens: Int[Array, "texts length"],
     prefix: Int[Array, " prefix"] | None = None,
 ) -> Float[Array, "texts dim"]:
-    """Unit-norm float32 embeddings of token ids.
+    """Computes unit-norm float32 embeddings of token ids.
 
-    Pure, and not jitted: jit it with `config` static.
+    The function is pure and contains no jit; jit it with `config` static.
 
     Args:
         params: The parameter tree of a checkpoint (`Model.params`).
-        config: Its configuration (`Model.config`); decides between CLIP and SigLIP.
-        tokens: [texts, length], as `Model.tokenize` returns them. For CLIP the padding may be cut:
-            any length up to the context gives the same embeddings, as long as each text's end token
-            is kept. For SigLIP the length is the context exactly. An id outside the vocabulary
-            makes its embedding NaN.
-        prefix: Tokens that precede all rows of `tokens`, which then hold what follows: the embeddings
-            are those of the whole texts, and the prefix is computed once. For CLIP only.
+        config: Its configuration (`Model.config`), which determines the architecture.
+        tokens: Token ids [texts, length], as `Model.tokenize` returns them. For CLIP any length up to the
+            context gives the same embeddings, as long as it includes the end token of each text. For SigLIP
+            the length is exactly the context. A text with an id outside the vocabulary has the embedding
+            NaN.
+        prefix: Tokens that precede each row of `tokens`. The embeddings are those of the whole texts, and
+            the prefix is encoded once. Only CLIP supports it.
 
     Raises:
-        ValueError: The length does not fit the context, or a prefix for SigLIP.
+        ValueError: The length does not fit the context, or a prefix is given for SigLIP.
     """
     if prefix is None:
         return _apply(params, config, "encode_text", tokens)
     if not config.prefix_can_be_shared:
         raise ValueError(
-            f"prefix: {type(config).__name__} has no causal mask, so that the states of a prefix depend "
-            "on what follows; pass whole texts"
+            f"prefix: {type(config).__name__} has no causal mask, so the states of a prefix depend on the "
+            "tokens after it; pass whole texts"
         )
     return _apply(params, config, "encode_text", tokens, prefix)
 
 
-def _apply(params: Params, config: ModelConfig, method: str, *inputs: Array) -> Array:
+def _apply(params: Params, config: ModelConfig, method: str, *inputs: Array | Patches) -> Array:
     return cast(Array, config.module().apply({"params": params}, *inputs, method=method))
 
 
-# Jitted once for all models: the compilations are shared by models of one configuration.
+def _prepare(
+    images: UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"], preprocessing: Preprocessing
+) -> Float[Array, "n size size 3"] | Patches:
+    if isinstance(preprocessing, NaflexPreprocessing):
+        return preprocessing.unpack(images)
+    return apply_preprocessing(images, preprocessing)
+
+
+# Jitted once for all models, so models of one configuration share their compilations.
 _encode_image = jax.jit(encode_image, static_argnums=1)
 _encode_text = jax.jit(encode_text, static_argnums=1)
-_preprocess = jax.jit(apply_preprocessing, static_argnums=1)
+_preprocess = jax.jit(_prepare, static_argnums=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A pair of encoders with all that belongs to them.
+    """An image encoder and a text encoder with their tokenizer and preprocessing.
 
     Attributes:
-        name: What it was loaded as: a repository, a directory, or a built-in name.
-        config: Sizes and dtype; hashable.
-        params: Parameters, a nested dictionary of JAX arrays, on no particular device.
-        tokenizer: Texts to token ids.
-        preprocessing: uint8 images to pixels, as the checkpoint asks for.
-        weights_hash: SHA-256 over names, dtypes, shapes and bytes of the parameters as stored.
-        revision: The commit it came from; None for a directory and for built-in models.
+        name: The name from which it was loaded: a repository, a directory, or a built-in name.
+        config: Sizes and dtype. It is hashable.
+        params: Parameters, a nested dictionary of JAX arrays, not committed to a device.
+        tokenizer: Converts texts to token ids.
+        preprocessing: The checkpoint's preprocessing of uint8 images.
+        weights_hash: SHA-256 of names, dtypes, shapes and bytes of the parameters as stored.
+        revision: The commit from which it was loaded; None for a directory and for built-in models.
     """
 
     name: str
@@ -121,7 +130,7 @@ class Model:
 
     @property
     def dtype(self) -> Dtype:
-        """Of the matrix products; embeddings are float32 in any case."""
+        """Dtype of the matrix products. Embeddings are always float32."""
         return self.config.dtype
 
     @property
@@ -131,23 +140,23 @@ class Model:
 
     @property
     def image_size(self) -> int:
-        """Side of the model's input in pixels."""
+        """Side of the model's input in pixels; for NaFlex, that of a square image of the position table."""
         return self.config.vision.image_size
 
     def encode_images(
         self, images: Images | Sequence[UInt8[np.ndarray, "_ _ 3"]], preprocess: str | None = None
     ) -> Float[Array, "n dim"]:
-        """Unit-norm float32 embeddings of RGB images, as one batch.
+        """Computes unit-norm float32 embeddings of RGB images as one batch.
 
-        Every new shape is compiled once. Memory grows with n: cut large sets into batches.
+        Each new shape is compiled once. Memory grows with n, so large sets should be split into batches.
 
         Args:
-            images: uint8 [n, h, w, 3] of any n, or a list of uint8 [h, w, 3]. Images of one size are
-                resized on the device, a list of several sizes on the host, to the same pixels.
-            preprocess: None for what the checkpoint asks for. Else a name in
-                `bliss_jax.models.preprocessing.STATS`: the checkpoint's geometry with those
-                statistics, "clip" or "reference" (CIFAR's). That also holds for SigLIP, which was
-                trained with neither: there, name them to compare, not to get good embeddings.
+            images: Images, uint8 [n, h, w, 3] with any n, or a list of uint8 [h, w, 3]. Images of one size
+                are resized on the device, and a list of several sizes on the host, to the same pixels.
+            preprocess: None for the checkpoint's preprocessing. A name in
+                `bliss_jax.models.preprocessing.STATS`, e.g. "clip" or "reference" (CIFAR's), replaces the
+                checkpoint's statistics and keeps its geometry. SigLIP was trained with neither of these
+                two, so they serve comparisons and give worse embeddings.
 
         Raises:
             ValueError: `images` is not uint8 of these shapes, or `preprocess` is unknown.
@@ -158,17 +167,17 @@ class Model:
     def encode_texts(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> Float[Array, "m dim"]:
-        """Unit-norm float32 embeddings of texts, `TEXT_BATCH` at a time.
+        """Computes unit-norm float32 embeddings of texts, `TEXT_BATCH` at a time.
 
-        CLIP's texts are cut at their ends and batched by length, and what they all begin with is
-        computed once; see `bliss_jax.models.text_batches`.
+        For CLIP the padding is dropped, texts are batched by length, and a shared prefix is encoded once;
+        see `bliss_jax.models.text_batches`.
 
         Args:
             texts: Any number of texts.
-            truncate: Cut texts longer than the context instead of refusing them.
+            truncate: Whether to truncate texts that exceed the context instead of raising an error.
 
         Raises:
-            ValueError: A text is too long.
+            ValueError: A text is too long, or the tokenizer does not fit the model.
         """
         tokens = self.tokenize(texts, truncate=truncate)
         embeddings = np.empty((len(tokens), self.embedding_dim), np.float32)
@@ -178,7 +187,7 @@ class Model:
         start = shared_prefix(tokens, lengths) if self.config.prefix_can_be_shared else 0
         prefix = jnp.asarray(tokens[0, :start]) if start else None
         batches = list(text_batches(tokens, lengths, start, TEXT_BATCH))
-        # All are dispatched before the first is waited for.
+        # Dispatch all batches before waiting for the first.
         encoded = [
             _encode_text(self.params, self.config, jnp.asarray(batch.tokens), prefix)
             for batch in batches
@@ -190,11 +199,11 @@ class Model:
     def tokenize(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> Int32[np.ndarray, "m length"]:
-        """Token ids padded to the context; see `bliss_jax.models.tokenize`."""
+        """Returns token ids padded to the context; see `bliss_jax.models.tokenize`."""
         return self.tokenizer(texts, truncate=truncate)
 
     def preprocessing_with(self, stats: str | None) -> Preprocessing:
-        """The checkpoint's preprocessing, with the statistics named `stats` unless that is None.
+        """Returns the checkpoint's preprocessing, with the statistics named `stats` unless that is None.
 
         Raises:
             ValueError: `stats` is unknown.
@@ -203,89 +212,116 @@ class Model:
 
     def _pixels(
         self, images: Images | Sequence[UInt8[np.ndarray, "_ _ 3"]], preprocessing: Preprocessing
-    ) -> Float[Array, "n size size 3"]:
+    ) -> Float[Array, "n size size 3"] | Patches:
+        if isinstance(preprocessing, NaflexPreprocessing):
+            packed = [resize_on_host(np.asarray(image), preprocessing) for image in images]
+            shape = (0, *preprocessing.packed_shape)
+            return _preprocess(
+                np.stack(packed) if packed else np.zeros(shape, np.uint8), preprocessing
+            )
         if len(images) == 0:
             images = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
         if isinstance(images, np.ndarray | jax.Array):
             return _preprocess(images, preprocessing)
         if len({np.shape(image) for image in images}) > 1:
-            # One size after the other on the device would compile anew for each.
+            # On the device each size would be compiled separately.
             images = [resize_on_host(image, preprocessing) for image in images]
         return _preprocess(np.stack(images), preprocessing)
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: Dtype = "float32", revision: str | None = None
+    name_or_path: str | Path,
+    *,
+    dtype: Dtype = "float32",
+    revision: str | None = None,
+    image_size: int | None = None,
 ) -> Model:
     """Loads an encoder with its tokenizer and preprocessing.
 
     Args:
-        name_or_path: A directory in transformers' format; a name of `model_names()`; or any other
-            repository on the Hugging Face Hub with a CLIP or SigLIP model. An existing directory
-            wins over a repository of the same name. "bliss-jax/tiny" comes with the library: it
-            knows the symbols of the data set `glyphs`. "bliss-jax/untrained" is random.
-        dtype: "float32", the reference; or "bfloat16", faster on most devices: operands of
-            matrix products in bfloat16, their results and all else in float32.
-        revision: A commit, tag or branch; None is the registry's, or the main branch of a
-            repository that is not in the registry. Directories have none.
+        name_or_path: A directory in the layout of transformers or OpenCLIP; a name in `model_names()`; or
+            any other repository on the Hugging Face Hub with a CLIP, MetaCLIP 2, SigLIP or SigLIP 2 model.
+            An existing directory takes precedence over a repository of the same name. "bliss-jax/tiny"
+            comes with the library and is trained on the symbols of the data set `glyphs`.
+            "bliss-jax/untrained" is random.
+        dtype: "float32", the reference, or "bfloat16", which is faster on most devices. With "bfloat16" the
+            operands of matrix products are bfloat16, and their results and all other values are float32.
+        revision: A commit, tag or branch. None means the registry's revision, or the main branch of a
+            repository that is not in the registry. Directories have no revisions.
+        image_size: Side of the model's input in pixels, if it should differ from the checkpoint's. The
+            position table is interpolated (see `bliss_jax.models.positions`).
 
     Raises:
-        ValueError: The name is unknown (near misses are listed), the checkpoint is incomplete,
-            corrupt, a pickle or of another architecture, or its sizes or weights are not the registry's.
+        ValueError: The name is unknown (similar names are listed), the files cannot be downloaded, the
+            checkpoint is incomplete, corrupt, a pickle or of another architecture, or its sizes or weights
+            differ from the registry's.
     """
     if dtype not in get_args(Dtype):
         raise ValueError(f"unknown dtype {dtype!r}, expected one of {list(get_args(Dtype))}")
     name = os.fspath(name_or_path)
     if name == UNTRAINED:
+        if image_size is not None:
+            raise ValueError(f"image_size: {UNTRAINED} has the fixed size 32, got {image_size!r}")
         return _untrained(dtype)
     if name == TINY:
-        model = _load_directory(TINY, _TINY_DIRECTORY, dtype, None)
-        _check_entry(model, REGISTRY[TINY], f"{_TINY_DIRECTORY} is damaged: install bliss-jax anew")
-        return model
+        advice = f"{_TINY_DIRECTORY} is damaged: install bliss-jax again"
+        return _load_directory(TINY, _TINY_DIRECTORY, dtype, None, image_size, advice)
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a directory and has no revision, got {revision!r}")
-        return _load_directory(name, Path(name), dtype, None)
+        return _load_directory(name, Path(name), dtype, None, image_size)
     entry = REGISTRY.get(name)
-    model = _load_repository(name, dtype, revision or (entry.revision if entry else None))
-    if entry is not None:
-        _check_entry(model, entry, "not the checkpoint that is meant")
-    return model
-
-
-def _load_repository(name: str, dtype: Dtype, revision: str | None) -> Model:
+    revision = revision or (entry.revision if entry else None)
     try:
         directory = fetch(name, revision)
     except ValueError as error:
-        near = [] if name in REGISTRY else near_misses(name)
-        hint = f" Registered names like it: {near}." if near else ""
-        raise ValueError(f"{error}\n{name!r} is not a directory either.{hint}") from error
-    return _load_directory(name, directory, dtype, directory.name)
+        near = [] if entry else near_misses(name)
+        hint = (
+            f"\nThere is no directory {name!r}. Similar registered names: {near}." if near else ""
+        )
+        raise ValueError(f"{error}{hint}") from error
+    advice = "the repository does not hold the registered checkpoint"
+    return _load_directory(name, directory, dtype, directory.name, image_size, advice)
 
 
-def _load_directory(name: str, directory: Path, dtype: Dtype, revision: str | None) -> Model:
+def _load_directory(
+    name: str,
+    directory: Path,
+    dtype: Dtype,
+    revision: str | None,
+    image_size: int | None = None,
+    advice: str | None = None,
+) -> Model:
+    """Loads a directory. With `advice` the model is compared with its registry entry."""
     config = read_config(directory, dtype)
     preprocessing = read_preprocessing(directory, config)
+    entry = REGISTRY.get(name) if advice is not None else None
+    if entry is not None:
+        _check_sizes(name, revision, config, entry, advice)
+    if image_size is not None:
+        config, preprocessing = with_image_size(config, preprocessing, image_size)
     tokenizer = load_tokenizer(directory, config)
-    params, weights_hash = load_params(directory, config)
+    params, weights_hash = load_params(directory, config, interpolate=image_size is not None)
+    # The registry's hash belongs to its own revision, and the caller may have chosen another one.
+    known = entry.weights_sha256 if entry is not None and revision == entry.revision else None
+    if known not in (None, weights_hash):
+        raise ValueError(
+            f"the weights of {name} have the hash {weights_hash}, but the registry says {known}: {advice}"
+        )
     return Model(name, config, params, tokenizer, preprocessing, weights_hash, revision)
 
 
-def _check_entry(model: Model, entry: NamedCheckpoint, otherwise: str) -> None:
-    vision = model.config.vision
-    found = (model.embedding_dim, vision.image_size, vision.patch_size)
+def _check_sizes(
+    name: str, revision: str | None, config: ModelConfig, entry: NamedCheckpoint, advice: str | None
+) -> None:
+    vision = config.vision
+    found = (config.embedding_dim, vision.image_size, vision.patch_size)
     expected = (entry.embedding_dim, entry.image_size, entry.patch_size)
     if found != expected:
+        at = f" at {revision}" if revision else ""
         raise ValueError(
-            f"{model.name} at {model.revision} has (embedding, image, patch) sizes {found}, but the "
-            f"registry says {expected}: {otherwise}"
-        )
-    # The hash is that of the entry's own revision; a caller may have asked for another.
-    known = entry.weights_sha256 if model.revision == entry.revision else None
-    if known not in (None, model.weights_hash):
-        raise ValueError(
-            f"the weights of {model.name} have the hash {model.weights_hash}, but the registry says "
-            f"{known}: {otherwise}"
+            f"{name}{at} has (embedding, image, patch) sizes {found}, but the registry says {expected}: "
+            f"{advice}"
         )
 
 

@@ -37,6 +37,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int32, UInt8
 
+from bliss_jax import _require
+
 Images: TypeAlias = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 Geometry: TypeAlias = Literal["crop", "squash"]
 Resample: TypeAlias = Literal["bicubic", "bilinear"]
@@ -204,7 +206,7 @@ def resize(
 
 def resize_on_host(
     image: UInt8[np.ndarray, "h w 3"], preprocessing: Preprocessing
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "rows columns 3"]:
     """Resizes one image on the host with Pillow; the pixels are those of `resize`.
 
     It suits images of many different sizes, each of which `resize` would compile for. Applied to the
@@ -215,14 +217,17 @@ def resize_on_host(
         preprocessing: Size, geometry and filter. The statistics are not used.
 
     Returns:
-        An image, uint8 [size, size, 3].
+        An image, uint8 [size, size, 3]. For a NaFlex model, the packed patches (see `naflex`).
 
     Raises:
         ValueError: `image` is not a uint8 array [h, w, 3] with pixels.
     """
+    _require("PIL", "encoders")
     from PIL import Image
 
     _check_images(np.asarray(image)[None])
+    if pack := getattr(preprocessing, "pack", None):
+        return pack(image)
     height, width, _ = image.shape
     size = preprocessing.size
     (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)

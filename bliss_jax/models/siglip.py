@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from bliss_jax.models.layers import (
     MLP,
@@ -29,6 +30,7 @@ from bliss_jax.models.layers import (
     PatchEmbedding,
     TextConfig,
     TextEmbeddings,
+    TransformerConfig,
     VisionConfig,
     check_pixels,
     layer_norm,
@@ -83,6 +85,14 @@ class SiglipConfig:
         """Returns the Flax module of this configuration."""
         return Siglip(self)
 
+    def example_inputs(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Returns the shapes of one image and one text, for tracing the initialisation."""
+        size, length = self.vision.image_size, self.text.max_position_embeddings
+        return (
+            jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+            jax.ShapeDtypeStruct((1, length), jnp.int32),
+        )
+
     def used_lengths(self, tokens: Int[np.ndarray, "n length"]) -> Int[np.ndarray, " n"]:
         """Returns the number of tokens of each row that its embedding depends on: all, without a mask."""
         return np.full(len(tokens), tokens.shape[1])
@@ -108,18 +118,20 @@ class VisionEmbeddings(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Attention of one learned query to all positions, followed by a residual MLP."""
+    """Attention of one learned query to all positions (or those in `mask`), and a residual MLP."""
 
-    config: VisionConfig
+    config: TransformerConfig
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n length width"]) -> Float[Array, "n width"]:
+    def __call__(
+        self, x: Float[Array, "n length width"], mask: Bool[Array, "n 1 length"] | None = None
+    ) -> Float[Array, "n width"]:
         width = self.config.hidden_size
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
         probe = jnp.broadcast_to(probe, (len(x), 1, width))
         attention = Attention(self.config.num_attention_heads, self.dtype, name="attention")
-        x = attention(probe, x)
+        x = attention(probe, x, mask)
         x = x + MLP(self.config, self.dtype, name="mlp")(layer_norm(self.config, "layernorm")(x))
         return x[:, 0]
 

@@ -12,9 +12,12 @@ texts that are too long.
 - SigLIP: letters are lower-cased and ASCII punctuation is removed. sentencepiece and an end token follow.
 - SigLIP 2: letters are lower-cased. Gemma's BPE and an end token follow. transformers lower-cases only for
   the variable-resolution model, but all models were trained on lower-cased text.
+- MetaCLIP 2: texts are not cleaned. XLM-V's sentencepiece between a start and an end token follows.
+- Checkpoints of OpenCLIP with `hf_tokenizer_name`: texts are cleaned as their configuration says.
 """
 
 import html
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +26,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from bliss_jax.models.clip import CLIPConfig
-from bliss_jax.models.siglip import SiglipConfig
-
-# A tokenizer can be read from any one of these groups of files.
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))
+from bliss_jax.models import open_clip
+from bliss_jax.models.checkpoint import uses_open_clip
+from bliss_jax.models.clip import CLIPConfig, FirstEosTextConfig
+from bliss_jax.models.families import ModelConfig
+from bliss_jax.models.hub import TOKENIZER_FILES, fetch_tokenizer, has_tokenizer
+from bliss_jax.models.layout import config_fields
+from bliss_jax.models.quiet import import_transformers
 
 
 def clean_clip(text: str) -> str:
@@ -45,6 +50,22 @@ def lower_case(text: str) -> str:
     transformers' `Siglip2Tokenizer` does the same.
     """
     return "".join(letter.lower() for letter in text)
+
+
+def collapse_whitespace(text: str) -> str:
+    """Applies OpenCLIP's cleaning "whitespace" after `ftfy`: resolves entities, collapses whitespace."""
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
+def canonicalize(text: str) -> str:
+    """Applies OpenCLIP's cleaning "canonicalize" after `ftfy`.
+
+    It resolves entities, turns underscores into blanks, removes ASCII punctuation, converts to lower case and
+    collapses whitespace.
+    """
+    text = html.unescape(html.unescape(text)).strip().replace("_", " ")
+    text = text.translate(str.maketrans("", "", string.punctuation))
+    return " ".join(text.lower().split())
 
 
 def unchanged(text: str) -> str:
@@ -115,33 +136,71 @@ def _shortened(text: str, length: int = 60) -> str:
     return repr(text if len(text) <= length else text[:length] + "…")
 
 
-def load_tokenizer(directory: Path, config: CLIPConfig | SiglipConfig) -> Tokenizer:
-    """Loads the tokenizer in a checkpoint's directory.
+TEXT_CLEANING = "text_cleaning.json"
+"""File with the name of the text cleaning, which `save_checkpoint` writes."""
+
+CLEANINGS = {
+    "whitespace": collapse_whitespace,
+    "lower": clean_clip,
+    "canonicalize": canonicalize,
+    "letters": lower_case,
+    "none": unchanged,
+}
+"""Text cleanings by name. The first three are those of OpenCLIP's `tokenizer_kwargs`."""
+
+
+def cleaning_name(clean: Callable[[str], str]) -> str:
+    """Returns the name of a text cleaning in `CLEANINGS`.
 
     Raises:
-        ValueError: The directory contains no tokenizer, or the tokenizer cannot be read.
+        ValueError: The function is not one of them.
     """
-    from transformers import AutoTokenizer
+    for name, function in CLEANINGS.items():
+        if function is clean:
+            return name
+    raise ValueError(
+        f"the text cleaning {clean!r} is not one of {list(CLEANINGS)} and cannot be saved"
+    )
 
+
+def load_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
+    """Loads the tokenizer in a checkpoint's directory.
+
+    A checkpoint of OpenCLIP may name a repository instead, whose tokenizer is downloaded.
+
+    Raises:
+        ValueError: There is no tokenizer, or the tokenizer cannot be read.
+    """
+    cleaning = config_fields(directory / TEXT_CLEANING).get("clean")
+    if uses_open_clip(directory):
+        name, cleaning = open_clip.tokenizer_options(directory)
+        if not has_tokenizer(directory):
+            directory = fetch_tokenizer(name)
+    if cleaning is not None and cleaning not in CLEANINGS:
+        raise ValueError(
+            f"{directory}: unknown text cleaning {cleaning!r}, expected one of {list(CLEANINGS)}"
+        )
     # Without these files transformers 5 would return a tokenizer of three tokens.
-    if not any(all((directory / file).is_file() for file in files) for files in TOKENIZER_FILES):
+    if not has_tokenizer(directory):
         raise ValueError(
             f"no tokenizer in {directory}: expected {' or '.join(map(' and '.join, TOKENIZER_FILES))}"
         )
+    auto = import_transformers().AutoTokenizer
     try:
-        backend = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        backend = auto.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         # transformers' readers pass on every error of their parsers, including a bare Exception.
         raise ValueError(f"no tokenizer can be read from {directory}: {error}") from error
-    if isinstance(config, CLIPConfig):
-        clean = clean_clip
-    elif type(backend).__name__ == "SiglipTokenizer":
-        clean = unchanged
-    else:
-        clean = lower_case
     return Tokenizer(
         backend=backend,
         context_length=config.text.max_position_embeddings,
         vocab_size=config.text.vocab_size,
-        clean=clean,
+        clean=CLEANINGS[cleaning] if cleaning else _cleaning(config, backend),
     )
+
+
+def _cleaning(config: ModelConfig, backend: Any) -> Callable[[str], str]:
+    """Returns the text cleaning of a model in transformers' layout."""
+    if isinstance(config, CLIPConfig):
+        return unchanged if isinstance(config.text, FirstEosTextConfig) else clean_clip
+    return unchanged if type(backend).__name__ == "SiglipTokenizer" else lower_case

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
 from bliss_jax.models.layers import Dtype, VisionConfig
+from bliss_jax.models.quiet import import_transformers
 
 SEED = 0
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -47,8 +48,8 @@ def untrained_params(config: CLIPConfig) -> dict[str, Any]:
 
 def byte_tokenizer() -> Any:
     """Returns a tokenizer with one token per UTF-8 byte (ids 0 to 255), a start (256) and an end (257)."""
+    fast = import_transformers().PreTrainedTokenizerFast
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: index for index, letter in enumerate([*alphabet, START, END])}
@@ -59,6 +60,4 @@ def byte_tokenizer() -> Any:
         single=f"{START} $A {END}",
         special_tokens=[(token, vocabulary[token]) for token in (START, END)],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END
-    )
+    return fast(tokenizer_object=tokenizer, bos_token=START, eos_token=END, pad_token=END)

@@ -1,198 +1,167 @@
-"""Checkpoints in transformers' formats, read into parameter pytrees.
+"""Weight files of a checkpoint, read into a parameter tree.
 
-A checkpoint directory holds its tensors in one of three forms, looked for in this order:
+`layout` states which files are read. The names of PyTorch's parameters become those of Flax by one rule
+(`to_flax`); the names of OpenCLIP are first translated to those of transformers (`open_clip.renamed`). The
+tensors must agree exactly with the configuration: one error lists every tensor that is missing, unexpected,
+of another shape or not floating-point. Three exceptions have no effect on embeddings: `logit_scale` and
+`logit_bias` may be missing or have another shape of one element, and an unexpected `logit_bias` is ignored.
 
-- `model.safetensors`, with the names and layouts of the PyTorch model;
-- the shards listed in `model.safetensors.index.json`, the same;
-- `flax_model.msgpack`, the Flax model's own tree.
-
-`pytorch_model.bin` is a pickle, which can run code when it is opened: it is never read. The names
-of PyTorch become those of Flax by one rule (`to_flax`). What a configuration expects and what the
-files hold must agree exactly: one error lists every tensor that is missing, unexpected, of another
-shape or not floating-point.
-
-In the hub's cache a weight file is a link to `blobs/SHA256`, named after its content: there, a file of
-other content is refused by name before it is read.
+Each tensor is read, hashed and converted before the next one, so that memory holds the parameters once. File
+hashes are computed at the same time in a second thread.
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization, traverse_util
+from flax import traverse_util
 from jaxtyping import Array, Float
 
-from bliss_jax.models.clip import CLIPConfig
+from bliss_jax.models import open_clip
+from bliss_jax.models.families import ModelConfig
+from bliss_jax.models.integrity import (
+    check_content,
+    remember_fingerprint,
+    remembered_fingerprint,
+)
 from bliss_jax.models.layers import Dtype
-from bliss_jax.models.siglip import SiglipConfig
+from bliss_jax.models.layout import FLAX_MSGPACK, directory_layout, weight_files
+from bliss_jax.models.positions import interpolate_positions
+from bliss_jax.models.tensors import Tensor, flatten, msgpack_in, safetensors_in
 
-SAFETENSORS = "model.safetensors"
-SAFETENSORS_INDEX = "model.safetensors.index.json"
-FLAX_MSGPACK = "flax_model.msgpack"
-PYTORCH_PICKLE = "pytorch_model.bin"
-
-# Buffers that old releases of transformers saved beside the parameters: each is 0, 1, 2, ...
+# Buffers that old releases of transformers saved beside the parameters: each holds 0, 1, 2, ...
 IGNORED = frozenset(f"{tower}/embeddings/position_ids" for tower in ("text_model", "vision_model"))
+# Parameters of the loss. They have no effect on embeddings, so a default replaces a missing one.
+LOSS_PARAMETERS = {"logit_scale": math.log(1 / 0.07), "logit_bias": 0.0}
+POSITIONS = "vision_model/embeddings/position_embedding/embedding"
 
 Params = dict[str, Any]
 Tensors = dict[str, np.ndarray]
 
 
-def load_params(directory: Path, config: CLIPConfig | SiglipConfig) -> tuple[Params, str]:
+def load_params(
+    directory: Path, config: ModelConfig, *, interpolate: bool = False
+) -> tuple[Params, str]:
     """Reads a checkpoint's parameters.
 
     Args:
-        directory: A directory with one of the weight files named at the top of this module.
-        config: What the parameters must fit; its `dtype` is what they are converted to (see
+        directory: A directory with weight files in one of the layouts of `layout`.
+        config: The configuration that the parameters must fit. They are converted to its `dtype` (see
             `as_params`).
+        interpolate: Whether to interpolate the position table of the vision tower to the image size of
+            `config` (see `positions`). Otherwise a table of another size is an error.
 
     Returns:
-        The parameters as a nested dictionary of JAX arrays, and their `fingerprint` as stored,
-        which does not depend on `config.dtype` nor on the file format.
+        The parameters as a nested dictionary of JAX arrays, and the `fingerprint` of the stored tensors. The
+        fingerprint does not depend on `config.dtype`, on the image size, nor on the file format.
 
     Raises:
         ValueError: A file is missing, a pickle, or corrupt; or the tensors do not fit `config`.
     """
-    tensors = read_tensors(directory)
-    check(tensors, config, directory)
-    return as_params(tensors, config.dtype), fingerprint(tensors)
+    files = weight_files(directory)
+    tensors = {tensor.name: tensor for tensor in _tensors(directory, files)}
+    expected = expected_shapes(config)
+    for name in LOSS_PARAMETERS.keys() - expected.keys():
+        tensors.pop(name, None)
+    check(tensors, expected, directory, interpolate)
+    known = remembered_fingerprint(files)
+    digest = hashlib.sha256()
+    params: dict[str, Array] = {}
+    with ThreadPoolExecutor(2) as pool:
+        checked = [] if known else [pool.submit(check_content, file) for file in files]
+        for tensor, values in _read_ahead(pool, [tensors[name] for name in sorted(tensors)]):
+            if known is None:
+                _update(digest, tensor.name, values)
+            if interpolate and tensor.name == POSITIONS and values.shape != expected[POSITIONS]:
+                values = _interpolated(values, config)
+            values = values.reshape(expected[tensor.name])
+            params[tensor.name] = _converted(tensor.name, values, config.dtype)
+        for check_of_file in checked:
+            check_of_file.result()
+    for name, shape in expected.items():
+        if name not in params:
+            params[name] = jnp.full(shape, LOSS_PARAMETERS[name], jnp.float32)
+    if known is None:
+        known = digest.hexdigest()
+        remember_fingerprint(files, known)
+    return traverse_util.unflatten_dict(params, sep="/"), known
 
 
 def read_tensors(directory: Path) -> Tensors:
-    """All tensors of a checkpoint under their Flax names, as stored."""
-    if (directory / FLAX_MSGPACK).is_file() and not has_safetensors(directory):
-        check_content(directory / FLAX_MSGPACK)
-        named = read_msgpack(directory / FLAX_MSGPACK)
-    else:
-        files = safetensors_files(directory)
-        for file in files:
-            check_content(file)
-        named = (
-            converted
-            for file in files
-            for name, tensor in read_safetensors(file)
-            for converted in to_flax(name, tensor)
-        )
-    tensors: Tensors = {}
-    for name, tensor in named:
-        if name in tensors:
-            raise ValueError(f"two tensors in {directory} are named {name}")
-        if name not in IGNORED:
-            tensors[name] = tensor
-    return tensors
-
-
-def has_safetensors(directory: Path) -> bool:
-    """Whether a directory holds weights as safetensors, whole or sharded."""
-    return any((directory / name).is_file() for name in (SAFETENSORS, SAFETENSORS_INDEX))
-
-
-def has_weights(directory: Path) -> bool:
-    """Whether a directory holds complete weights in one of the formats read here."""
-    if (directory / SAFETENSORS_INDEX).is_file():
-        names = shard_names(directory / SAFETENSORS_INDEX)
-        if all((directory / name).is_file() for name in names):
-            return True
-    return any((directory / name).is_file() for name in (SAFETENSORS, FLAX_MSGPACK))
-
-
-def pickle_refused(where: str) -> str:
-    """Why a pickle is not loaded, and how to convert it."""
-    return (
-        f"{where} holds its weights only as {PYTORCH_PICKLE}, a pickle, which can run code when it "
-        f"is opened and is never loaded. Convert it once, where you trust it: "
-        f"`AutoModel.from_pretrained({where!r}).save_pretrained(directory)` in transformers with "
-        f"PyTorch writes {SAFETENSORS} and config.json; put the tokenizer's and the preprocessor's "
-        f"files beside them and load that directory."
-    )
-
-
-def safetensors_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: one, or the shards of its index."""
-    if (directory / SAFETENSORS).is_file():
-        return [directory / SAFETENSORS]
-    if (directory / SAFETENSORS_INDEX).is_file():
-        files = [directory / name for name in shard_names(directory / SAFETENSORS_INDEX)]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(
-                f"{directory / SAFETENSORS_INDEX} lists files that are absent: {missing}"
-            )
-        return files
-    if any(directory.glob("pytorch_model*.bin*")):
-        raise ValueError(pickle_refused(str(directory)))
-    raise ValueError(
-        f"no weights in {directory}: expected {SAFETENSORS}, {SAFETENSORS_INDEX} or {FLAX_MSGPACK}"
-    )
-
-
-def shard_names(index: Path) -> list[str]:
-    """File names in a safetensors index, each once; names that leave the directory are refused."""
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if any(Path(name).name != name for name in names):
-            raise ValueError("a shard lies outside the directory")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not a valid safetensors index: {error}") from error
-    return names
-
-
-def check_content(file: Path) -> None:
-    """Compares a file of the hub's cache with the SHA-256 it is named after.
-
-    Files elsewhere have no such name, and nothing is asked of them.
+    """Reads all tensors of a checkpoint under their Flax names, with the stored dtypes.
 
     Raises:
-        ValueError: the content is another; says what to delete.
+        ValueError: A file is missing, a pickle, or corrupt, or two tensors have one name.
     """
-    blob = file.resolve()
-    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return
-    with blob.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    if sha256 != blob.name:
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 is {sha256}, but it was published with {blob.name}. Delete "
-            f"{blob} and load the model again, which fetches that file anew"
-        )
+    files = weight_files(directory)
+    for file in files:
+        check_content(file)
+    return {tensor.name: tensor.read() for tensor in _tensors(directory, files)}
 
 
-def read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors of one safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
-                yield name, tensors.get_tensor(name)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or corrupt: {error}") from error
-
-
-def read_msgpack(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors of a `flax_model.msgpack`."""
-    try:
-        tensors = flatten(serialization.msgpack_restore(file.read_bytes()))
-    # msgpack has no error class of its own for bytes that are not msgpack.
-    except Exception as error:
-        raise ValueError(f"{file} is truncated or corrupt: {error}") from error
-    yield from ((name, np.asarray(tensor)) for name, tensor in tensors.items())
+def _tensors(directory: Path, files: list[Path]) -> Iterator[Tensor]:
+    """Yields a checkpoint's tensors under their Flax names, without the ignored ones."""
+    if files[0].name == FLAX_MSGPACK:
+        check_content(files[0])  # before the file is parsed
+        named: Iterable[Tensor] = msgpack_in(files[0])
+    else:
+        stored = chain.from_iterable(map(safetensors_in, _readable(files)))
+        if directory_layout(directory).kind == "open_clip":
+            stored = chain.from_iterable(map(open_clip.renamed, stored))
+        named = chain.from_iterable(map(to_flax, stored))
+    seen = set()
+    for tensor in named:
+        if tensor.name in seen:
+            raise ValueError(f"two tensors in {directory} are named {tensor.name}")
+        seen.add(tensor.name)
+        if tensor.name not in IGNORED:
+            yield tensor
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a nested parameter tree under names such as `text_model/embeddings/...`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def _readable(files: list[Path]) -> Iterator[Path]:
+    """Yields the files. If the header of one cannot be read, a damaged file is named as such."""
+    for file in files:
+        try:
+            list(safetensors_in(file))
+        except ValueError:
+            check_content(file)
+            raise
+        yield file
 
 
-def to_flax(name: str, tensor: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """One PyTorch tensor under its Flax name and in its Flax layout.
+def _read_ahead(
+    pool: ThreadPoolExecutor, tensors: list[Tensor], ahead: int = 2
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Yields tensors with their values in C order; the next ones are read in the pool meanwhile."""
+    waiting: deque[tuple[Tensor, Future]] = deque()
+    for tensor in tensors:
+        waiting.append((tensor, pool.submit(lambda tensor=tensor: _in_order(tensor.read()))))
+        if len(waiting) > ahead:
+            first, values = waiting.popleft()
+            yield first, values.result()
+            del values
+    while waiting:
+        first, values = waiting.popleft()
+        yield first, values.result()
+
+
+def _in_order(values: np.ndarray) -> np.ndarray:
+    # ascontiguousarray would turn a scalar into a vector.
+    return values.copy(order="C") if not values.flags.c_contiguous else values
+
+
+def to_flax(tensor: Tensor) -> Iterator[Tensor]:
+    """Yields a tensor of PyTorch under its Flax name and in its Flax layout.
 
     Dots become slashes, and `weight` becomes
 
@@ -201,77 +170,121 @@ def to_flax(name: str, tensor: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     - `embedding`, unchanged, for a table [rows, width],
     - `kernel` [in, out] for a linear map [out, in].
 
-    `nn.MultiheadAttention`'s stacked `in_proj` becomes `q_proj`, `k_proj` and `v_proj`.
+    The stacked `in_proj` of `nn.MultiheadAttention` becomes `q_proj`, `k_proj` and `v_proj`.
     """
-    path, _, leaf = name.rpartition(".")
+    path, _, leaf = tensor.name.rpartition(".")
     prefix = path.replace(".", "/") + "/" if path else ""
-    if leaf in ("in_proj_weight", "in_proj_bias") and tensor.size % 3 == 0:
-        for part, block in zip("qkv", np.split(tensor, 3), strict=True):
-            yield from to_flax(f"{path}.{part}_proj.{leaf.removeprefix('in_proj_')}", block)
+    if leaf in ("in_proj_weight", "in_proj_bias") and tensor.shape and tensor.shape[0] % 3 == 0:
+        kind = leaf.removeprefix("in_proj_")
+        for block in tensor.blocks(tuple(f"{path}.{part}_proj.{kind}" for part in "qkv")):
+            yield from to_flax(block)
     elif leaf != "weight":
-        yield prefix + leaf, tensor
-    elif tensor.ndim == 4:
-        yield prefix + "kernel", tensor.transpose(2, 3, 1, 0)
-    elif tensor.ndim == 1:
-        yield prefix + "scale", tensor
-    elif path.endswith("_embedding"):
-        yield prefix + "embedding", tensor
+        yield tensor.renamed(prefix + leaf)
+    elif len(tensor.shape) == 4:
+        yield tensor.transposed(prefix + "kernel", (2, 3, 1, 0))
+    elif len(tensor.shape) == 1:
+        yield tensor.renamed(prefix + "scale")
+    elif path.endswith("_embedding") and not path.endswith("patch_embedding"):
+        yield tensor.renamed(prefix + "embedding")
     else:
-        yield prefix + "kernel", tensor.T
+        yield tensor.transposed(prefix + "kernel")
 
 
-def expected_shapes(config: CLIPConfig | SiglipConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the parameters that a configuration needs."""
-    size, length = config.vision.image_size, config.text.max_position_embeddings
-    inputs = (
-        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
-        jax.ShapeDtypeStruct((1, length), jnp.int32),
+@lru_cache(maxsize=8)
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    tree = jax.eval_shape(config.module().init, jax.random.key(0), *config.example_inputs())
+    return {name: leaf.shape for name, leaf in flatten(tree["params"]).items()}
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes of the parameters that a configuration needs.
+
+    The initialisation is traced with one layer per tower, which takes a fraction of the time; the shapes of
+    the other layers are equal.
+    """
+    towers = {"vision_model": config.vision, "text_model": config.text}
+    shallow = replace(
+        config,
+        vision=replace(config.vision, num_hidden_layers=1),
+        text=replace(config.text, num_hidden_layers=1),
     )
-    tree = jax.eval_shape(config.module().init, jax.random.key(0), *inputs)["params"]
-    return {name: leaf.shape for name, leaf in flatten(tree).items()}
+    shapes = {}
+    for name, shape in _shapes(shallow).items():
+        tower, _, rest = name.partition("/encoder/layers/0/")
+        if rest:
+            for layer in range(towers[tower].num_hidden_layers):
+                shapes[f"{tower}/encoder/layers/{layer}/{rest}"] = shape
+        else:
+            shapes[name] = shape
+    return shapes
 
 
 def check(
-    tensors: Mapping[str, np.ndarray], config: CLIPConfig | SiglipConfig, where: Path
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    where: Path,
+    interpolate: bool = False,
 ) -> None:
-    """Raises one ValueError that lists every disagreement between tensors and configuration."""
-    expected = expected_shapes(config)
-    problems = [
-        f"missing: {name} {list(expected[name])}" for name in sorted(expected.keys() - tensors)
-    ]
+    """Raises one ValueError that lists every disagreement between tensors and expected shapes."""
+    absent = expected.keys() - tensors.keys() - LOSS_PARAMETERS.keys()
+    problems = [f"missing: {name} {list(expected[name])}" for name in sorted(absent)]
+    hint = ""
     for name in sorted(tensors):
-        shape, dtype = tensors[name].shape, tensors[name].dtype
+        tensor = tensors[name]
         if name not in expected:
-            problems.append(f"unexpected: {name} {list(shape)}")
-        elif shape != expected[name]:
-            problems.append(f"shape: {name} is {list(shape)}, expected {list(expected[name])}")
-        elif not jnp.issubdtype(dtype, jnp.floating):
-            problems.append(f"dtype: {name} is {dtype}, expected a floating-point type")
+            problems.append(f"unexpected: {name} {list(tensor.shape)}")
+        elif tensor.shape != expected[name]:
+            one = name in LOSS_PARAMETERS and math.prod(tensor.shape) == 1
+            rows = name == POSITIONS and tensor.shape[1:] == expected[name][1:]
+            if not (one or (rows and interpolate)):
+                problems.append(
+                    f"shape: {name} is {list(tensor.shape)}, expected {list(expected[name])}"
+                )
+                if rows:
+                    hint = (
+                        "\nThe position table belongs to another image size. `load_model(..., "
+                        "image_size=PIXELS)` interpolates it."
+                    )
+        if name in expected and not jnp.issubdtype(tensor.dtype, jnp.floating):
+            problems.append(f"dtype: {name} is {tensor.dtype}, expected a floating-point type")
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(
-            f"the tensors in {where} do not fit its configuration, {len(problems)} differ:\n  {lines}"
+            f"the tensors in {where} do not fit its configuration, {len(problems)} differ:\n  {lines}{hint}"
         )
 
 
-def as_params(tensors: Mapping[str, Float[np.ndarray | Array, "..."]], dtype: Dtype) -> Params:
-    """Flat tensors to a nested tree of JAX arrays in the dtype they are computed with.
+def _interpolated(table: np.ndarray, config: ModelConfig) -> np.ndarray:
+    grid = math.isqrt(config.vision.num_patches)
+    class_token = expected_shapes(config)[POSITIONS][0] != config.vision.num_patches
+    return interpolate_positions(table.astype(np.float32), grid, class_token)
 
-    Under "bfloat16" that is bfloat16 for kernels, which enter matrix products, and float32 for all
-    else (biases, layer norms, embedding tables); under "float32" it is float32 throughout.
+
+def as_params(tensors: Mapping[str, Float[np.ndarray | Array, "..."]], dtype: Dtype) -> Params:
+    """Converts flat tensors to a nested tree of JAX arrays.
+
+    With "bfloat16" the kernels, which enter matrix products, are bfloat16. All other parameters (biases,
+    layer norms, embedding tables) are float32. With "float32" all parameters are float32.
     """
-    tree = {
-        name: jnp.asarray(tensor, dtype if name.endswith("kernel") else jnp.float32)
-        for name, tensor in tensors.items()
-    }
+    tree = {name: _converted(name, tensor, dtype) for name, tensor in tensors.items()}
     return traverse_util.unflatten_dict(tree, sep="/")
 
 
+def _converted(name: str, values: np.ndarray | Array, dtype: Dtype) -> Array:
+    wanted = jnp.dtype(dtype if name.endswith("kernel") else "float32")
+    if isinstance(values, np.ndarray):
+        values = values.astype(wanted, copy=False)  # on the host, where nothing is compiled
+    return jnp.asarray(values, wanted)
+
+
 def fingerprint(tensors: Mapping[str, Float[np.ndarray, "..."]]) -> str:
-    """SHA-256, in hexadecimal, over names, dtypes, shapes and bytes, in the order of the names."""
+    """Returns the SHA-256, in hexadecimal, of names, dtypes, shapes and bytes in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {tensor.dtype} {tensors[name].shape}\n".encode())
-        digest.update(tensor.reshape(-1).view(np.uint8).data)
+        _update(digest, name, _in_order(tensors[name]))
     return digest.hexdigest()
+
+
+def _update(digest: Any, name: str, values: np.ndarray) -> None:
+    digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+    digest.update(values.reshape(-1).view(np.uint8).data)

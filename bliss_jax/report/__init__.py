@@ -1,4 +1,4 @@
-"""Tables in the terminal, figures, and HTML pages."""
+"""Reports: tables for the terminal, figures and HTML pages."""
 
 from bliss_jax import _lazy_exports
 

@@ -1,7 +1,8 @@
-"""How the report's figures look and how they are written: Okabe-Ito colours, a marker and a line style each.
+"""Style of the report's figures, and functions that create and save them.
 
-No figure tells two things apart by colour alone, and all are drawn at the width of a phone's screen, so that
-their text can be read there. Source of the colours: Okabe and Ito, "Color Universal Design", 2008.
+Every series has a colour, a marker and a line style of its own, so no figure distinguishes two series by
+colour alone. The figures have the width of a phone's screen, so that their text is legible there.
+The colours are those of Okabe and Ito, "Color Universal Design", 2008.
 """
 
 import base64
@@ -21,17 +22,17 @@ BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B7280"
 
 NORMAL, ANOMALY = BLUE, VERMILLION
-"""Colours of the two kinds of images in every figure."""
+"""Colours of normal images and of anomalies in every figure."""
 
 LINES = [
     (color, style, marker)
     for style, markers in (("-", "o^sDv"), ("--", "P<X>*"), (":", "dhp8H"))
     for color, marker in zip((VERMILLION, BLUE, GREEN, PURPLE, BLACK), markers, strict=True)
 ]
-"""Colour, line style and marker of each series in turn."""
+"""Colour, line style and marker of each series, in this order."""
 
 WIDTH = 4.8
-"""Inches: 461 CSS pixels as SVG, so that 10 points are 10 pixels at the width of a phone."""
+"""Width of a figure in inches. As SVG it is 461 CSS pixels, so 10 points are about 10 pixels on a phone."""
 
 _STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
@@ -49,7 +50,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "xtick.color": "#3b4252",
     "ytick.color": "#3b4252",
-    # The same figure is the same file, byte by byte.
+    # Without a fixed salt, the ids in the SVG and therefore its bytes differ from run to run.
     "svg.hashsalt": "bliss-jax",
     "svg.fonttype": "path",
 }
@@ -59,7 +60,7 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The function, run with the report's style."""
+    """Returns a function that runs `draw` with the report's style."""
 
     @wraps(draw)
     def with_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -70,14 +71,14 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure with `rows` axes below each other; no pyplot, no global state."""
+    """Returns an empty figure with `rows` axes in one column. It uses no pyplot and no global state."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False, sharex=rows > 1)
     return figure, list(axes[:, 0])
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """A legend under the axes, where no data can hide behind it."""
+    """Adds a legend below the axes, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
@@ -95,5 +96,5 @@ def save_figure(figure: Figure, folder: Path, name: str) -> str:
 
 
 def data_uri(content: bytes, media_type: str) -> str:
-    """The content as a URL that needs no network."""
+    """Returns the content as a data URI, which needs no network."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"

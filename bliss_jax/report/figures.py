@@ -1,14 +1,14 @@
-"""The report's figures, each a pure function of arrays that returns a matplotlib `Figure`.
+"""The report's figures. Each is a pure function of arrays that returns a matplotlib `Figure`.
 
-The paper's four (Goodge et al., BMVC 2024, arXiv 2407.17083):
+The four figures of the paper (Goodge et al., BMVC 2024, arXiv 2407.17083):
 
-    tsne_figure               images and texts in one plane
-    label_similarity_figure   each label's mean cosine to the dictionary and to its images
-    error_quantiles_figure    false negatives and positives by mean similarity to the dictionary
-    parts_scatter_figure      internal against external score
+    tsne_figure               t-SNE of images, labels and dictionary texts
+    label_similarity_figure   mean cosine of each label to the dictionary and to its images
+    error_quantiles_figure    false negatives and false positives by mean cosine to the dictionary
+    parts_scatter_figure      internal class score against external text score
 
-and those of an evaluation: `roc_figure`, `histogram_figure`, `split_aurocs_figure`, `study_figure`.
-Scores: higher = more anomalous; an image is flagged if its score is at least the threshold.
+The figures of an evaluation are `roc_figure`, `histogram_figure`, `split_aurocs_figure` and `study_figure`.
+A higher score is more anomalous. An image is flagged if its score is at least the threshold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,15 +39,16 @@ Scores = Float[np.ndarray, " images"]
 IsAnomaly = Bool[np.ndarray, " images"]
 
 _MOST_NAMES = 30
-"""Labels or splits that are named on an axis; more are drawn as curves."""
+"""Maximum number of labels or splits that are named on an axis."""
 _MOST_POINTS = 1500
-"""Points of each kind in a scatter plot."""
+"""Maximum number of normal images, and of anomalies, in a scatter plot."""
 
 
 def equal_error_threshold(scores: Scores, is_anomaly: IsAnomaly) -> float:
-    """The threshold at which the false positive rate is nearest to the false negative rate.
+    """Returns the threshold at which the false positive rate is nearest to the false negative rate.
 
-    It looks at the labels of the images it is for: good for a drawing, not for use.
+    It is computed from the labels of the same images, so it is only good for a figure: on other images, the
+    error rates differ. `Detector.threshold` returns a threshold for use.
     """
     fpr, tpr, thresholds = roc_curve(is_anomaly, scores, drop_intermediate=False)
     return float(thresholds[np.argmin(np.abs(fpr - (1 - tpr)))])
@@ -57,15 +58,17 @@ def equal_error_threshold(scores: Scores, is_anomaly: IsAnomaly) -> float:
 def tsne_figure(
     embeddings: EmbeddingSet, *, images: int = 600, texts: int = 150, seed: int = 0
 ) -> Figure:
-    """The paper's first figure: t-SNE of images (dots), labels (crosses) and dictionary words.
+    """Draws the paper's first figure: t-SNE of images (dots), labels (crosses) and dictionary texts.
 
     Args:
-        embeddings: The images are those of the test set.
-        images: At most so many images, at random, and twice as many labels as dictionary texts.
-        texts: At most so many dictionary texts, at random.
-        seed: Of the sample and of t-SNE.
+        embeddings: Embeddings of a data set. The images are the test images.
+        images: Maximum number of images, drawn at random.
+        texts: Maximum number of dictionary texts, drawn at random. The maximum number of labels is twice
+            this number.
+        seed: Seed of the random draws and of t-SNE.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     rng = np.random.default_rng(seed)
     groups = [
@@ -74,17 +77,21 @@ def tsne_figure(
         _sample(rng, embeddings.dictionary_embeddings, texts),
     ]
     everything = np.concatenate(groups)
-    plane = TSNE(
+    tsne = TSNE(
         metric="cosine",
         init="random",
         perplexity=min(30.0, (len(everything) - 1) / 3),
         random_state=seed,
-    ).fit_transform(everything)
+    )
+    # One thread: with so few points, several threads wait for each other longer than they compute (1,050
+    # points on two cores: 16 s of CPU time, 3 s with one thread; the result is the same).
+    with threadpool_limits(limits=1):
+        plane = tsne.fit_transform(everything)
     image, label, word = np.split(plane, np.cumsum([len(group) for group in groups])[:2])
     figure, [axes] = new_figure(4.7)
     axes.scatter(*image.T, s=9, color=BLUE, alpha=0.55, linewidths=0, label="image", zorder=2)
     axes.scatter(
-        *word.T, s=16, marker="^", facecolors="none", edgecolors=GREEN, label="dictionary word"
+        *word.T, s=16, marker="^", facecolors="none", edgecolors=GREEN, label="dictionary text"
     )
     axes.scatter(
         *label.T, s=26, marker="x", color=VERMILLION, linewidths=1.4, label="label", zorder=3
@@ -97,10 +104,10 @@ def tsne_figure(
 
 @styled
 def label_similarity_figure(embeddings: EmbeddingSet) -> Figure:
-    """The paper's second figure: each label's mean cosine to the dictionary and to its own images.
+    """Draws the paper's second figure: mean cosine of each label to the dictionary and to its own images.
 
-    Images of the test set; a label without test images has no second point. Up to 30 labels by name,
-    more as points in the order of their cosine to the dictionary.
+    The images are the test images, so a label without test images has only one point. Up to 30 labels are
+    named on the axis; more labels are drawn without names, in the order of their cosine to the dictionary.
     """
     to_dictionary, to_images = label_similarities(embeddings)
     order = np.argsort(to_dictionary)
@@ -108,8 +115,8 @@ def label_similarity_figure(embeddings: EmbeddingSet) -> Figure:
     places = np.arange(len(order))
     figure, [axes] = new_figure(1.3 + 0.22 * len(order) if named else 3.8)
     series = [
-        (to_dictionary, VERMILLION, "^", "label to dictionary"),
-        (to_images, BLUE, "o", "label to images of its class"),
+        (to_dictionary, VERMILLION, "^", "label and dictionary"),
+        (to_images, BLUE, "o", "label and images of its class"),
     ]
     for values, color, marker, label in series:
         along = (values[order], places) if named else (places, values[order])
@@ -119,7 +126,9 @@ def label_similarity_figure(embeddings: EmbeddingSet) -> Figure:
         axes.set(yticks=places, xlabel="mean cosine")
         axes.set_yticklabels([_short(embeddings.class_names[i]) for i in order])
     else:
-        axes.set(xlabel=f"{len(order)} labels, by cosine to the dictionary", ylabel="mean cosine")
+        axes.set(
+            xlabel=f"{len(order)} labels, sorted by cosine to the dictionary", ylabel="mean cosine"
+        )
     legend_below(figure, axes)
     return figure
 
@@ -127,7 +136,7 @@ def label_similarity_figure(embeddings: EmbeddingSet) -> Figure:
 def label_similarities(
     embeddings: EmbeddingSet,
 ) -> tuple[Float[np.ndarray, " classes"], Float[np.ndarray, " classes"]]:
-    """Mean cosine of each label to the dictionary, and to its test images (not a number for none)."""
+    """Returns the mean cosine of each label to the dictionary, and to its test images (NaN without any)."""
     labels = embeddings.label_embeddings.astype(np.float64)
     to_dictionary = labels @ embeddings.dictionary_embeddings.mean(axis=0, dtype=np.float64)
     own = np.einsum(
@@ -146,16 +155,17 @@ def error_quantiles_figure(
     *,
     quantiles: int = 8,
 ) -> Figure:
-    """The paper's third figure: errors among images of low to high mean similarity to the dictionary.
+    """Draws the paper's third figure: error rates by the images' mean cosine to the dictionary.
 
-    In each quantile, the share of its anomalies that are missed (false negatives) and the share of its
-    normal images that are flagged (false positives), at each score's own `equal_error_threshold`.
+    For each quantile of the images, the figure shows the share of its anomalies that are missed (false
+    negatives) and the share of its normal images that are flagged (false positives). The threshold of each
+    score is its `equal_error_threshold`.
 
     Args:
-        scores: By name, one panel each.
-        is_anomaly: True for anomalous images.
+        scores: Scores by name. Each has a panel of its own.
+        is_anomaly: Whether each image is an anomaly.
         mean_similarity: Mean cosine of each image to the texts of the dictionary.
-        quantiles: Parts of as equal size as possible.
+        quantiles: Number of quantiles. Their sizes differ by at most one image.
     """
     figure, panels = new_figure(1.2 + 1.75 * len(scores), rows=len(scores))
     places = np.arange(1, quantiles + 1)
@@ -174,7 +184,7 @@ def error_quantiles_figure(
     for axes in panels:
         axes.set_ylim(0, top)
     panels[-1].set(
-        xticks=places, xlabel="quantile of mean similarity to the dictionary, low to high"
+        xticks=places, xlabel="quantile of the mean cosine to the dictionary (1 = lowest)"
     )
     legend_below(figure, panels[0])
     return figure
@@ -183,7 +193,10 @@ def error_quantiles_figure(
 def error_rates(
     score: Scores, is_anomaly: IsAnomaly, mean_similarity: Scores, *, quantiles: int
 ) -> Float[np.ndarray, "quantiles 2"]:
-    """Share of missed anomalies and of flagged normal images per quantile; of none, not a number."""
+    """Returns the share of missed anomalies and of flagged normal images in each quantile.
+
+    A share is NaN if the quantile has no anomalies, or no normal images.
+    """
     flagged = score >= equal_error_threshold(score, is_anomaly)
     parts = np.array_split(np.argsort(mean_similarity, kind="stable"), quantiles)
 
@@ -208,20 +221,20 @@ def parts_scatter_figure(
     weight: float | None = None,
     threshold: float | None = None,
 ) -> Figure:
-    """The paper's fourth figure: internal class score (x) against external text score (y).
+    """Draws the paper's fourth figure: internal class score (x) against external text score (y).
 
     Args:
-        internal: Of each image, at its nearest normal class.
-        external: The same.
-        is_anomaly: True for anomalous images.
-        weight: lambda, for the line internal + lambda external = threshold.
-        threshold: Of BLISS, for the same.
+        internal: Internal class score of each image for its nearest normal class.
+        external: External text score of each image for the same class.
+        is_anomaly: Whether each image is an anomaly.
+        weight: lambda of the line internal + lambda external = threshold.
+        threshold: BLISS threshold of this line. Without `weight` or `threshold`, no line is drawn.
     """
     rng = np.random.default_rng(0)
     figure, [axes] = new_figure(4.4)
     for side, color, marker, label in [
         (is_anomaly, ANOMALY, "^", "anomaly"),
-        (~is_anomaly, NORMAL, "o", "normal"),
+        (~is_anomaly, NORMAL, "o", "normal image"),
     ]:
         points = _sample(rng, np.stack([internal, external], axis=1)[side], _MOST_POINTS)
         axes.scatter(
@@ -240,7 +253,7 @@ def parts_scatter_figure(
 
 @styled
 def roc_figure(scores: Mapping[str, Scores], is_anomaly: IsAnomaly) -> Figure:
-    """ROC curves, the best first; the anomaly is positive."""
+    """Draws ROC curves in descending order of the AUROC. The anomaly is the positive class."""
     areas = {name: roc_auc_score(is_anomaly, score) for name, score in scores.items()}
     figure, [axes] = new_figure(4.2 + 0.19 * ((len(scores) + 1) // 2))
     axes.plot([0, 1], [0, 1], color=GREY, lw=0.8)
@@ -253,7 +266,10 @@ def roc_figure(scores: Mapping[str, Scores], is_anomaly: IsAnomaly) -> Figure:
             fpr[kept], tpr[kept], color=color, ls=style, lw=2.4 if name == "bliss" else 1.2,
             label=f"{name} {100 * areas[name]:.1f}",
         )  # fmt: skip
-    axes.set(xlabel="normal images flagged", ylabel="anomalies found", xlim=(0, 1), ylim=(0, 1.005))
+    axes.set(
+        xlabel="share of normal images flagged", ylabel="share of anomalies flagged",
+        xlim=(0, 1), ylim=(0, 1.005),
+    )  # fmt: skip
     axes.set_aspect("equal")
     legend_below(figure, axes)
     return figure
@@ -263,21 +279,22 @@ def roc_figure(scores: Mapping[str, Scores], is_anomaly: IsAnomaly) -> Figure:
 def histogram_figure(
     score: Scores, is_anomaly: IsAnomaly, threshold: float, *, name: str = "BLISS"
 ) -> Figure:
-    """Scores of normal and anomalous images, each as shares of its own kind, and the threshold.
+    """Draws histograms of the scores of normal images and of anomalies, and the threshold.
 
-    What lies beyond the middle 99 % of all scores is counted in the outermost bars.
+    The bars of each histogram add up to 100 %. Scores outside of the middle 99 % are counted in the
+    outermost bars.
     """
     low, high = np.quantile(score, [0.005, 0.995])
     bins = np.linspace(low, high, 31)
     figure, [axes] = new_figure(3.6)
     for side, label, look in [
-        (~is_anomaly, "normal", {"color": NORMAL, "alpha": 0.45}),
-        (is_anomaly, "anomaly", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
+        (~is_anomaly, "normal images", {"color": NORMAL, "alpha": 0.45}),
+        (is_anomaly, "anomalies", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
     ]:
         values = np.clip(score[side], low, high)
         axes.hist(values, bins, weights=np.full(len(values), 1 / len(values)), label=label, **look)
     axes.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.2f}")
-    axes.set(xlabel=f"{name} score", ylabel="share of its kind")
+    axes.set(xlabel=f"{name} score", ylabel="share of the images")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     legend_below(figure, axes, columns=3)
     return figure
@@ -289,9 +306,15 @@ def score_histogram_figure(
     calibration: np.ndarray | None = None,
     threshold: float | None = None,
 ) -> Figure:
-    """BLISS of images, beside that of the calibration images; each as shares of its own kind.
+    """Draws histograms of the BLISS scores of images and of the calibration images.
 
-    What lies beyond the middle 99 % of all scores is counted in the outermost bars.
+    The bars of each histogram add up to 100 %. Scores outside of the middle 99 % are counted in the
+    outermost bars.
+
+    Args:
+        scores: BLISS scores of the images.
+        calibration: BLISS scores of the calibration images, if there are any.
+        threshold: Threshold to draw as a line, if there is one.
     """
     score = np.asarray(scores, np.float64)
     held_out = np.empty(0) if calibration is None else np.asarray(calibration, np.float64)
@@ -299,15 +322,15 @@ def score_histogram_figure(
     bins = np.linspace(low, high if high > low else low + 1, 31)
     figure, [axes] = new_figure(3.6)
     for values, label, look in [
-        (held_out, "calibration images, normal", {"color": NORMAL, "alpha": 0.45}),
-        (score, "these images", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
+        (held_out, "calibration images (normal)", {"color": NORMAL, "alpha": 0.45}),
+        (score, "scored images", {"color": ANOMALY, "histtype": "step", "hatch": "\\\\\\"}),
     ]:
         if len(values):
             weights = np.full(len(values), 1 / len(values))
             axes.hist(np.clip(values, low, high), bins, weights=weights, label=label, **look)
     if threshold is not None:
         axes.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.2f}")
-    axes.set(xlabel="BLISS score", ylabel="share of its kind")
+    axes.set(xlabel="BLISS score", ylabel="share of the images")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     legend_below(figure, axes, columns=2)
     return figure
@@ -317,18 +340,20 @@ def score_histogram_figure(
 def split_aurocs_figure(
     rows: Mapping[str, Row], *, split_names: Sequence[str] | None = None
 ) -> Figure:
-    """AUROC x 100 of each split with its 95 % interval, in the order of the first score.
+    """Draws the AUROC x 100 of each split with its 95 % interval, sorted by the AUROC of the first score.
 
     Args:
-        rows: Scores on one protocol, by the name in the legend.
-        split_names: What the splits are called; numbers by default.
+        rows: Rows of one protocol, by their name in the legend.
+        split_names: Names of the splits. The default is their numbers.
 
     Raises:
-        ValueError: Rows or names of different numbers of splits.
+        ValueError: If the rows and the names do not have the same number of splits.
     """
     sizes = {len(row.splits) for row in rows.values()} | {len(split_names or ())} - {0}
     if len(sizes) != 1:
-        raise ValueError(f"expected rows and names of one number of splits, got {sorted(sizes)}")
+        raise ValueError(
+            f"expected rows and names with the same number of splits, got {sorted(sizes)} splits"
+        )
     [size] = sizes
     first = next(iter(rows.values()))
     order = np.argsort([split.auroc for split in first.splits], kind="stable")
@@ -353,11 +378,14 @@ def split_aurocs_figure(
 
 @styled
 def study_figure(study: Study, *, chosen: float | None = None) -> Figure:
-    """AUROC x 100 against the values of a study's setting; bars: standard deviation over repeats.
+    """Draws AUROC x 100 against the values of a study's setting.
+
+    The error bars are the standard deviation over the repeats. The axis of the values is logarithmic if they
+    are positive and the largest is more than 20 times the smallest.
 
     Args:
-        study: At least one score; values that span more than a factor of 20 go on a logarithmic axis.
-        chosen: A value to be marked, such as the default.
+        study: Study with at least one score.
+        chosen: A value to mark with a line, such as the default.
     """
     figure, [axes] = new_figure(3.4)
     values = np.array(study.values)
@@ -381,7 +409,7 @@ def study_figure(study: Study, *, chosen: float | None = None) -> Figure:
 
 
 def _spaced_ticks(values: Float[np.ndarray, " values"]) -> list[float]:
-    """Values whose labels do not touch on a logarithmic axis."""
+    """Returns those values whose labels do not touch each other on a logarithmic axis."""
     kept = [float(values[0])]
     for value in values[1:]:
         if np.log(value / kept[-1]) > 0.11 * np.log(values[-1] / values[0]):

@@ -1,4 +1,4 @@
-"""The report's gallery: the images that a score gets most wrong, and why it judged them so."""
+"""Gallery of the report: the most misjudged images, with explanations of their scores."""
 
 import io
 from dataclasses import dataclass
@@ -15,40 +15,40 @@ from bliss_jax.report.drawing import data_uri
 from bliss_jax.scores import BlissExplanation, explain_bliss, fit_moments
 
 WORDS = 5
-"""Shown of each image, be k smaller or larger."""
+"""Number of nearest dictionary texts shown for each image. It does not depend on k."""
 _LONGEST_SIDE = 256
-"""Pixels; larger images are made smaller for the page."""
+"""Maximum width and height of an image on the page, in pixels. Larger images are reduced."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image of the gallery; scores are BLISS, higher = more anomalous."""
+    """One image of the gallery. Scores are BLISS scores; higher is more anomalous."""
 
     kind: str
     """ "normal" or "anomaly"."""
     position: int
-    """In the test set."""
+    """Position in the test set."""
     image: str
-    """A data URI."""
+    """Image as a data URI."""
     true_class: str
     nearest_class: str
     score: float
     internal: float
     external: float
     words: tuple[tuple[str, float], ...]
-    """Nearest dictionary words with their z-scores, by falling cosine."""
+    """Nearest dictionary texts with their z-scores, in descending order of the cosine."""
 
 
 def explain_split(
     embeddings: EmbeddingSet, split: Split, rows: Int[np.ndarray, " images"], settings: Settings
 ) -> BlissExplanation:
-    """Explanations of test images by BLISS without shrinkage, fitted on the split's normal images.
+    """Explains test images by BLISS without shrinkage, fitted on the split's normal images.
 
     Args:
-        embeddings: Of a data set and a dictionary, by one model.
-        split: Its normal classes are those of the explanation.
-        rows: Positions in the test set.
-        settings: k and lambda; shots and seed as in `score_split`.
+        embeddings: Embeddings of a data set, its labels and a dictionary, from one model.
+        split: Split whose normal classes are used.
+        rows: Positions of the images in the test set.
+        settings: Settings from which k, lambda, shots and seed are used, as in `score_split`.
     """
     own = np.array(sorted(split.normal))
     normal = np.isin(np.arange(embeddings.num_classes), own)
@@ -80,15 +80,15 @@ def gallery(
     *,
     each: int,
 ) -> list[Card]:
-    """The `each` most anomalous normals, then as many of the most normal anomalies.
+    """Returns cards of the normal images with the highest scores, then of the anomalies with the lowest.
 
     Args:
-        embeddings: For names of classes and words.
-        explanation: Of the test images at `rows`.
-        rows: Their positions in the test set.
-        is_anomaly: Of the same.
-        images: uint8 [height, width, 3], the whole test set.
-        each: Cards of each kind, or fewer where there are not so many images.
+        embeddings: Embeddings with the names of the classes and the dictionary texts.
+        explanation: Explanation of the test images at `rows`.
+        rows: Positions of these images in the test set.
+        is_anomaly: Whether each of these images is an anomaly.
+        images: All test images, uint8 [height, width, 3].
+        each: Maximum number of normal images, and of anomalies.
     """
     score = np.asarray(explanation.score)
     normals = np.flatnonzero(~is_anomaly)
@@ -120,7 +120,7 @@ def gallery(
 
 
 def thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """An image as a data URI, made smaller where it is large."""
+    """Returns an image as a data URI, reduced in size if it is large."""
     from PIL import Image
 
     content = io.BytesIO()

@@ -1,7 +1,8 @@
-"""The report: one self-contained HTML page, and its figures as PNG and SVG files beside it.
+"""The report of an evaluation: one self-contained HTML page, and its figures as PNG and SVG files.
 
-DIR/index.html            no network, no external script
-DIR/figures/NAME.png      and NAME.svg, the same figures
+DIR/index.html            the page; it needs no network and no external script
+DIR/figures/NAME.png      the figures of the page
+DIR/figures/NAME.svg      the same figures as SVG
 """
 
 import json
@@ -43,10 +44,10 @@ from bliss_jax.scores import BlissExplanation
 from bliss_jax.storage import replacing
 
 CARDS = 12
-"""Images of each kind in the gallery."""
+"""Maximum number of normal images, and of anomalies, in the gallery."""
 _COMPARED = ("bliss", "max_cosine", "energy", "knn")
 _STUDIED_SPLITS = 10
-"""Of a protocol with more splits, so many evenly spaced ones are studied."""
+"""Maximum number of splits in the studies. If a protocol has more, evenly spaced ones are used."""
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,30 @@ def write_report(
     images: Images | None = None,
     command: str | None = None,
 ) -> Path:
-    """Writes the report and returns its page.
+    """Writes the report and returns the path of its page.
 
-    Figures, studies and the gallery are of `protocol`; where they are of one split, of that whose AUROC of
-    BLISS is the median. Its settings are those of the first evaluation of it. A threshold shown is that of
-    equal error rates on these very images: for a drawing, not for use.
+    Figures, studies and the gallery show `protocol`, with the settings of its first evaluation. Those that
+    show a single split use the split with the median AUROC of BLISS. The threshold in the figures has equal
+    error rates on the images shown (see `equal_error_threshold`), so it is not meant for use.
 
     Args:
-        folder: Made if it does not exist; files of the same names are replaced.
-        embeddings: What was evaluated.
-        protocol: One that was.
-        evaluations: All that the tables hold, of any protocols.
-        images: The test images, uint8 [height, width, 3]; without them there is no gallery.
-        command: What reproduces the page.
+        folder: Folder to write to. It is created if necessary, and files with the same names are replaced.
+        embeddings: Embeddings that were evaluated.
+        protocol: Protocol of at least one of the evaluations.
+        evaluations: Evaluations shown in the table, of any protocols.
+        images: Test images, uint8 [height, width, 3]. Without them, the page has no gallery.
+        command: Command line that reproduces the page.
 
     Raises:
-        ValueError: no evaluation of the protocol with the score `bliss`, or another number of images than
-            the test set has.
-        OSError: The folder cannot be written.
+        ValueError: If no evaluation of the protocol contains the score `bliss`, or if the number of images
+            is not that of the test set.
+        OSError: If the folder cannot be written.
     """
     own = next((e for e in evaluations if _is_of(e, protocol)), None)
     if own is None:
-        raise ValueError(f"expected an evaluation of {protocol.name!r} that holds the score bliss")
+        raise ValueError(
+            f"expected an evaluation of protocol {protocol.name!r} with the score bliss, got none"
+        )
     if images is not None and len(images) != len(embeddings.test_labels):
         raise ValueError(f"expected {len(embeddings.test_labels)} test images, got {len(images)}")
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ def write_report(
     def save(name: str, figure: Figure, caption: str) -> _Figure:
         return _Figure(save_figure(figure, folder / "figures", name), caption)
 
-    # Studies are computed while the rest is drawn: most of both is work for one core.
+    # The studies are computed while the other figures are drawn, because both mostly use one core.
     with ThreadPoolExecutor() as pool:
         studies = _start_studies(pool, embeddings, protocol, settings)
         scored = score_split(embeddings, split, settings)
@@ -113,23 +116,27 @@ def write_report(
         of_paper, of_split = _figures_of_split(save, embeddings, scored, explanation, settings)
         of_protocol = [
             save("splits", _splits_figure(embeddings, protocol, rows),
-                 f"AUROC of each split of {protocol.name}, with 95 % intervals."),
-            *(save(study.name, study.figure(), f"AUROC against {study.axis}.") for study in studies),
+                 f"AUROC x 100 of each split of {protocol.name}, with 95 % intervals."),
+            *(save(study.name, study.figure(), f"AUROC x 100 against {study.axis}.") for study in studies),
         ]  # fmt: skip
     cards = None
     if images is not None:
         cards = gallery(embeddings, explanation, scored.rows, scored.is_anomaly, images, each=CARDS)
     sections = [
-        _Section("The paper's four figures", f"On {split_name} where of one split.", of_paper),
-        _Section("One split", f"{split_name}; all else in the protocol is anomalous.", of_split),
-        _Section(f"The protocol {protocol.name}", "", of_protocol),
+        _Section(
+            "Figures of the paper",
+            f"The last two figures show one split ({split_name}): the one with the median AUROC of BLISS.",
+            of_paper,
+        ),
+        _Section("One split", f"The same split ({split_name}).", of_split),
+        _Section(f"All splits of {protocol.name}", "", of_protocol),
     ]
     page = render(
         "report.html.j2",
         title=f"BLISS on {_name(embeddings, 'dataset')}",
-        summary=f"Model {_name(embeddings, 'model')}; {len(embeddings.train_labels)} training and "
-        f"{len(embeddings.test_labels)} test images of {embeddings.num_classes} classes; a dictionary of "
-        f"{len(embeddings.dictionary)} texts.",
+        summary=f"Model: {_name(embeddings, 'model')}. Images: {len(embeddings.train_labels):,} for "
+        f"training and {len(embeddings.test_labels):,} for testing, of {embeddings.num_classes} classes. "
+        f"Dictionary: {len(embeddings.dictionary):,} texts.",
         **_table(evaluations),
         bias=[
             (between, f"{value:.3f}") for between, value in bias_rows(similarity_bias(embeddings))
@@ -154,7 +161,7 @@ def _figures_of_split(
     explanation: BlissExplanation,
     settings: Settings,
 ) -> tuple[list[_Figure], list[_Figure]]:
-    """The paper's four figures, then those of how well the split's sides are told apart."""
+    """Returns the paper's four figures, and the ROC curves and histogram of the split."""
     bliss = scored.scores["bliss"]
     threshold = figures.equal_error_threshold(bliss, scored.is_anomaly)
     dictionary = embeddings.dictionary_embeddings.mean(axis=0)
@@ -162,23 +169,23 @@ def _figures_of_split(
     compared = {n: s for n, s in scored.scores.items() if n in ("bliss", "max_cosine")}
     of_paper = [
         save("tsne", figures.tsne_figure(embeddings),
-             "t-SNE: images lie among images, texts among texts."),
+             "t-SNE of the embeddings: images and texts form separate clusters."),
         save("label-similarity", figures.label_similarity_figure(embeddings),
-             "Each label's mean cosine to the dictionary and to its own images."),
+             "Mean cosine of each label to the dictionary and to the images of its class."),
         save("error-quantiles",
              figures.error_quantiles_figure(compared, scored.is_anomaly, mean_similarity),
-             "Errors of images by their mean similarity to the dictionary."),
+             "Error rates by the images' mean cosine to the dictionary."),
         save("parts",
              figures.parts_scatter_figure(
                  np.asarray(explanation.internal), np.asarray(explanation.external),
                  scored.is_anomaly, weight=settings.weight, threshold=threshold),
-             "Internal against external score, at the nearest normal class."),
+             "Internal class score against external text score, for the nearest normal class."),
     ]  # fmt: skip
     of_split = [
         save("roc", figures.roc_figure(scored.scores, scored.is_anomaly),
              "ROC curves and AUROC x 100 of all scores."),
         save("histogram", figures.histogram_figure(bliss, scored.is_anomaly, threshold),
-             "BLISS of normal and anomalous images, and the threshold at which both err equally often."),
+             "BLISS scores of normal images and of anomalies, and the threshold with equal error rates."),
     ]  # fmt: skip
     return of_paper, of_split
 
@@ -196,7 +203,7 @@ def _is_of(evaluation: Evaluation, protocol: Protocol) -> bool:
 
 
 def _settings(evaluation: Evaluation) -> Settings:
-    """The settings of an evaluation, from its provenance."""
+    """Returns the settings of an evaluation, from its provenance."""
     made = evaluation.provenance["settings"]
     measured = {row.score for row in evaluation.rows}
     return Settings(
@@ -209,13 +216,15 @@ def _settings(evaluation: Evaluation) -> Settings:
 
 
 class _Pending(NamedTuple):
-    """A study that is being computed, and what its figure is to show."""
+    """A study that is being computed, and the description of its figure."""
 
     name: str
     axis: str
+    """Description of the values, for the caption."""
     chosen: float | None
+    """Value to mark in the figure."""
     study: Callable[[], Study]
-    """Waits for it."""
+    """Function that waits for the study and returns it."""
 
     def figure(self) -> Figure:
         return figures.study_figure(self.study(), chosen=self.chosen)
@@ -224,7 +233,7 @@ class _Pending(NamedTuple):
 def _start_studies(
     pool: Executor, embeddings: EmbeddingSet, protocol: Protocol, settings: Settings
 ) -> tuple[_Pending, ...]:
-    """AUROC against lambda, k, dictionary size and shots."""
+    """Starts the studies of lambda, k, dictionary size and shots."""
     step = -(-len(protocol.splits) // _STUDIED_SPLITS)
     some = Protocol(protocol.name, protocol.family, protocol.dataset, protocol.splits[::step])
     k, weight = settings.k, settings.weight
@@ -235,19 +244,19 @@ def _start_studies(
     shots = [n for n in SHOTS if n <= fewest]
     grid = pool.submit(grid_studies, embeddings, some, sorted({*WEIGHTS, weight}), sorted({*ks, k}))
     return (
-        _Pending("lambda", "lambda, the weight of the external score", weight,
+        _Pending("lambda", "lambda, the weight of the external text score", weight,
                  lambda: grid.result()[k]),
-        _Pending("k", "k, the dictionary texts per image", float(k),
+        _Pending("k", "k, the number of dictionary texts per image", float(k),
                  lambda: at_weight(grid.result(), weight)),
-        _Pending("dictionary", "the size of random dictionaries", None,
+        _Pending("dictionary", "the size of random subsets of the dictionary", None,
                  pool.submit(dictionary_study, embeddings, some, repeats=3, k=k, weight=weight).result),
-        _Pending("shots", "the normal images per class", None,
+        _Pending("shots", "the number of normal images per class", None,
                  pool.submit(few_shot_study, embeddings, some, shots, draws=5, k=k, weight=weight).result),
     )  # fmt: skip
 
 
 def _table(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Columns and rows of the table of AUROCs; the best of each column is marked."""
+    """Returns the columns and rows of the table of AUROCs, with a mark at the best of each column."""
     protocols, by_name = summary_rows(evaluations)
     best = np.max(list(by_name.values()), axis=0)
     rows = [
@@ -259,14 +268,14 @@ def _table(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _name(embeddings: EmbeddingSet, what: str) -> str:
     recorded = embeddings.provenance.get(what)
-    return str(recorded.get("name", "?")) if isinstance(recorded, dict) else "embeddings of a file"
+    return str(recorded.get("name", "unknown")) if isinstance(recorded, dict) else "unknown"
 
 
 def _split_name(split: Split, class_names: Sequence[str]) -> str:
-    """The normal classes, or the anomalous ones where these are fewer."""
+    """Names a split by its normal classes, or by its anomalous classes if these are fewer."""
     few, which = min((split.normal, "normal"), (split.anomalous, "anomalous"), key=_length)
     shown = ", ".join(class_names[c] for c in few[:4])
-    return f"{shown}{' and others' if len(few) > 4 else ''} {which}"
+    return f"{which}: {shown}{f' and {len(few) - 4} more' if len(few) > 4 else ''}"
 
 
 def _length(side: tuple[Sequence[int], str]) -> int:

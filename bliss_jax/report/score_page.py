@@ -1,4 +1,4 @@
-"""The page of scored files: the most anomalous images, and why; one self-contained HTML file."""
+"""The report of scored files: one HTML page with the most anomalous images and their explanations."""
 
 import json
 from collections.abc import Sequence
@@ -27,22 +27,23 @@ def write_score_report(
     control: Control = "false-alarms",
     command: str | None = None,
 ) -> Path:
-    """Writes the page and returns it.
+    """Writes the page and returns its path.
 
     Args:
-        folder: Made if it does not exist; files of the same names are replaced.
-        detector: What scored.
-        most_anomalous: The images to show, with words; their files are read again.
-        scores: Of all images, for the histogram.
-        unreadable: What could not be scored, or the first of it.
-        errors: How many there are of those in all.
-        flagged: How many images were flagged.
-        alpha: At which rate, if any.
-        control: Of what.
-        command: What reproduces the page.
+        folder: Folder to write to. It is created if necessary, and files with the same names are replaced.
+        detector: Detector that computed the scores.
+        most_anomalous: Rows of the images to show, with their nearest words. The images are read again
+            from their files.
+        scores: Scores of all images, for the histogram.
+        unreadable: Rows of the files that could not be scored, or the first of them.
+        errors: Total number of files that could not be scored.
+        flagged: Number of flagged images.
+        alpha: Rate at which images were flagged. None if no images were flagged.
+        control: Rate that alpha bounds: that of false alarms or that of false discoveries.
+        command: Command line that reproduces the page.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: If the folder cannot be written.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     held_out = detector.calibration_scores if len(detector.calibration_labels) else None
@@ -63,10 +64,11 @@ def write_score_report(
     model = detector.provenance.get("model") or {}
     page = render(
         "scores.html.j2",
-        title="What does not belong",
-        summary=f"Normal are {_listed(detector.class_names)}: {int(detector.moments.count.sum())} images "
-        f"fitted, {len(detector.calibration_labels)} held out. Encoder {model.get('name', '?')}, a "
-        f"dictionary of {len(detector.dictionary)} texts.",
+        title="Anomalies found by BLISS",
+        summary=f"Normal classes: {_listed(detector.class_names)}. Normal images: "
+        f"{int(detector.moments.count.sum()):,} fitted, {len(detector.calibration_labels):,} held out for "
+        f"calibration. Model: {model.get('name', 'unknown')}. "
+        f"Dictionary: {len(detector.dictionary):,} texts.",
         counts=counts,
         promise=_promise(alpha, control),
         figure=figure,
@@ -87,7 +89,7 @@ def write_score_report(
 def _card(row: ScoredFile) -> dict[str, Any]:
     try:
         image, problem = thumbnail(decode_image(Path(row.path), row.path)), None
-    except UnreadableImageError as error:  # it was there when it was scored
+    except UnreadableImageError as error:  # The file changed after it was scored.
         image, problem = None, _shown(error.reason)
     return {
         **row._asdict(),
@@ -104,12 +106,13 @@ def _promise(alpha: float | None, control: Control) -> str | None:
         return None
     if control == "fdr":
         return (
-            f"On average at most {alpha:.3g} of the flagged images are normal (Benjamini-Hochberg on "
-            "conformal p-values), if the normal images here and those held out of the fit were drawn alike."
+            f"On average, at most {100 * alpha:.3g} % of the flagged images are normal (Benjamini-Hochberg "
+            "procedure on conformal p-values). This holds if the normal images scored here and the images "
+            "held out for calibration come from the same distribution."
         )
     return (
-        f"At most {alpha:.3g} of normal images are flagged, on average, if they and the images held out of "
-        "the fit were drawn alike."
+        f"On average, at most {100 * alpha:.3g} % of normal images are flagged. This holds if the normal "
+        "images scored here and the images held out for calibration come from the same distribution."
     )
 
 
@@ -119,5 +122,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(text: str) -> str:
-    """Names that are not valid UTF-8, with their bytes escaped."""
+    """Returns the text with bytes that are not valid UTF-8 as escape sequences."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

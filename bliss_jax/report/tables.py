@@ -1,77 +1,51 @@
-"""Tables of an evaluation for the terminal: AUROC x 100, mean and population std over the splits."""
+"""Tables of evaluations for the terminal: AUROC x 100, mean and population std over the splits."""
 
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from bliss_jax.evaluation import Evaluation, Row, SimilarityBias
-from bliss_jax.models import UNTRAINED
+from bliss_jax.evaluation import (
+    Evaluation,
+    SimilarityBias,
+    evaluation_table,
+    row_name,
+    shots_of,
+)
 
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: bool = False) -> None:
-    """Prints one table, what its marks mean, and which scores are missing and why.
+    """Prints the table of an evaluation, followed by notes on its columns and on missing scores.
 
     Args:
-        evaluation: Rows of one protocol.
-        console: Where to print.
-        per_split: Add a column for each split.
+        evaluation: Evaluation of one protocol.
+        console: Console to print to.
+        per_split: Whether to add a column for each split.
     """
-    protocol = evaluation.provenance["protocol"]
-    rows = evaluation.rows
-    splits = rows[0].splits
-    drawn = f", {rows[0].settings['draws']} draws" if rows[0].settings["draws"] > 1 else ""
-    shots = rows[0].settings["shots"]
-    images = f"{_count(shots, 'image')} per normal class{drawn}" if shots else "all normal images"
-    title = (
-        f"{protocol['name']} (family {protocol['family']}): {_count(len(splits), 'split')}, "
-        f"{_range([len(split.normal) for split in splits])} normal, {images}"
-    )
-    console.print(title, soft_wrap=True)
+    content = evaluation_table(evaluation, per_split=per_split)
+    console.print(content.title, soft_wrap=True)
+    first, *others = content.headings
     table = Table()
-    table.add_column("score")
-    for heading in ("AUROC", "std", "AUPR anomaly", "AUPR normal", "FPR95"):
+    table.add_column(first)
+    for heading in others:
         table.add_column(heading, justify="right")
-    if per_split:
-        for split in splits:
-            table.add_column(_classes(split.normal), justify="right")
-    for row in rows:
-        means = [_mean(row, name) for name in ("aupr_anomaly", "aupr_normal", "fpr95")]
-        cells = [row.auroc, row.auroc_std, *means]
-        cells += [split.auroc for split in row.splits] if per_split else []
-        mark = " *" if row.is_near_chance else ""
-        table.add_row(_name(row) + mark, *(f"{100 * value:.1f}" for value in cells))
+    for row in content.rows:
+        table.add_row(*row)
     console.print(table)
-    console.print(
-        "All x 100; the anomaly is positive; FPR95 is the share of normal images flagged when 95 % of the "
-        "anomalies are caught.",
-        soft_wrap=True,
-    )
-    if any(row.is_near_chance for row in rows):
-        console.print(
-            "* within 5 points of chance (50): this score hardly tells normal from anomalous here.",
-            soft_wrap=True,
-        )
-    made_with = evaluation.provenance["embeddings"].get("model", {})
-    if made_with.get("name") == UNTRAINED:
-        console.print(
-            f"The weights of {UNTRAINED} are random: these numbers show that the machinery runs, "
-            "and nothing else.",
-            soft_wrap=True,
-        )
-    for name, reason in evaluation.left_out.items():
-        console.print(f"{name} is left out: {reason}.", soft_wrap=True)
+    for note in content.notes:
+        console.print(note, soft_wrap=True)
 
 
 def print_summary(evaluations: Sequence[Evaluation], console: Console) -> None:
     """Prints one table of several protocols: AUROC x 100 by score and protocol, and the mean over them.
 
     Args:
-        evaluations: Any number per protocol, of the same scores and settings for each.
-        console: Where to print.
+        evaluations: Evaluations of all protocols. Each protocol may have several, e.g. with different
+            numbers of shots, but all protocols must have the same scores and settings.
+        console: Console to print to.
 
     Raises:
-        ValueError: A score was measured on some of the protocols only.
+        ValueError: If a score was not computed for all protocols.
     """
     protocols, by_name = summary_rows(evaluations)
     table = Table(title="AUROC x 100, mean over the splits", title_justify="left")
@@ -84,72 +58,44 @@ def print_summary(evaluations: Sequence[Evaluation], console: Console) -> None:
 
 
 def summary_rows(evaluations: Sequence[Evaluation]) -> tuple[list[str], dict[str, list[float]]]:
-    """The protocols, and by score its AUROC on each of them and, last, the mean.
+    """Returns the protocols, and for each score its AUROC on each protocol, followed by their mean.
 
     Raises:
-        ValueError: A score was measured on some of the protocols only.
+        ValueError: If a score was not computed for all protocols.
     """
     protocols = list(dict.fromkeys(row.protocol for e in evaluations for row in e.rows))
     by_name: dict[str, dict[str, float]] = {}
     for row in (row for evaluation in evaluations for row in evaluation.rows):
-        by_name.setdefault(_name(row) + _shots(row), {})[row.protocol] = row.auroc
+        by_name.setdefault(row_name(row) + shots_of(row), {})[row.protocol] = row.auroc
     rows = {}
     for name, of_protocol in by_name.items():
         if set(of_protocol) != set(protocols):
-            raise ValueError(f"{name} was measured on {list(of_protocol)}, expected {protocols}")
+            raise ValueError(
+                f"score {name!r}: expected a value for each of the protocols {protocols}, got "
+                f"values for {list(of_protocol)}"
+            )
         values = [of_protocol[protocol] for protocol in protocols]
         rows[name] = [*values, sum(values) / len(values)]
     return protocols, rows
 
 
 def print_bias(bias: SimilarityBias, console: Console) -> None:
-    """Prints the mean cosines of texts and images, and what they say."""
+    """Prints the mean cosines of texts and images."""
     table = Table(title="Mean cosines", title_justify="left")
     table.add_column("between")
-    table.add_column("cosine", justify="right")
+    table.add_column("mean cosine", justify="right")
     for between, value in bias_rows(bias):
         table.add_row(between, f"{value:.3f}")
     console.print(table)
 
 
 def bias_rows(bias: SimilarityBias) -> list[tuple[str, float]]:
-    """The six means with what they are between."""
+    """Returns the six mean cosines, each with a description of its pairs."""
     return [
         ("labels and other labels", bias.label_label),
-        ("dictionary and dictionary", bias.dictionary_dictionary),
-        ("labels and dictionary", bias.label_dictionary),
+        ("dictionary texts and other dictionary texts", bias.dictionary_dictionary),
+        ("labels and dictionary texts", bias.label_dictionary),
         ("images and other images", bias.image_image),
         ("images and their own labels", bias.image_own_label),
-        ("images and dictionary", bias.image_dictionary),
+        ("images and dictionary texts", bias.image_dictionary),
     ]
-
-
-def _shots(row: Row) -> str:
-    shots = row.settings["shots"]
-    return f", {_count(shots, 'image')} per class" if shots else ""
-
-
-def _name(row: Row) -> str:
-    if row.score == "bliss" and row.settings["shrinkage"]:
-        return f"bliss, shrinkage {row.settings['shrinkage']:g}"
-    if row.score == "mcm" and row.settings["prompt"] == "labels":
-        return "mcm (prompt of the labels)"
-    return row.score
-
-
-def _mean(row: Row, name: str) -> float:
-    return sum(getattr(split, name) for split in row.splits) / len(row.splits)
-
-
-def _classes(normal: tuple[int, ...]) -> str:
-    shown = ",".join(map(str, normal[:10]))
-    return f"{shown},..." if len(normal) > 10 else shown
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
-
-
-def _range(sizes: list[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    return f"{low} class{'es' * (low > 1)}" if low == high else f"{low} to {high} classes"

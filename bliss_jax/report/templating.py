@@ -1,10 +1,13 @@
-"""Pages from templates; every name, label and path in them is escaped."""
+"""Rendering of HTML pages from templates, with escaping of all inserted text."""
 
 from typing import Any
 
+from bliss_jax import _require
+
 
 def render(template: str, **content: Any) -> str:
-    """A page; a name that the template uses and `content` lacks is an error."""
+    """Returns a page. A name that the template uses but `content` does not have raises an error."""
+    _require("jinja2", "report")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

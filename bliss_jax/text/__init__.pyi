@@ -4,6 +4,7 @@ from bliss_jax.text.dictionaries import dictionary_names as dictionary_names
 from bliss_jax.text.dictionaries import exclude_labels as exclude_labels
 from bliss_jax.text.dictionaries import find_overlap as find_overlap
 from bliss_jax.text.dictionaries import load_dictionary as load_dictionary
+from bliss_jax.text.html_table import html_table as html_table
 from bliss_jax.text.prompts import CLIP_AD_ANOMALY as CLIP_AD_ANOMALY
 from bliss_jax.text.prompts import MCM_PROMPT as MCM_PROMPT
 from bliss_jax.text.prompts import PROMPT as PROMPT

@@ -1,9 +1,10 @@
-"""The figures of the documentation, from the model that ships with the library: no download.
+"""Draws the figures of the documentation with the model that comes with the library, without a download.
 
     python docs/figures/make.py
 
-NAME-light.svg and NAME-dark.svg beside this file, for the two colour schemes of the pages: the ground is
-transparent, and no two things are told apart by colour alone. What docs/method.md quotes is printed.
+The script writes NAME-light.svg and NAME-dark.svg beside this file, for the two colour schemes of the pages.
+The background is transparent, and colour is never the only difference between two things. The script prints
+the numbers that docs/method.md quotes.
 """
 
 import io
@@ -36,12 +37,12 @@ _STYLE = {
     "font.size": 10,
     "legend.frameon": False,
     "svg.fonttype": "path",
-    "svg.hashsalt": "bliss-jax",  # the same figure is the same file
+    "svg.hashsalt": "bliss-jax",  # makes the file of a figure reproducible
 }
 
 
 class Glyphs(NamedTuple):
-    """Embeddings of the symbols and their names by `bliss-jax/tiny`."""
+    """Embeddings of the symbols and of their names by `bliss-jax/tiny`."""
 
     train: Float[np.ndarray, "train dim"]
     train_labels: Int[np.ndarray, " train"]
@@ -53,12 +54,12 @@ class Glyphs(NamedTuple):
     words: tuple[str, ...]
 
     def moments(self) -> bj.ClassMoments:
-        """Of the training images of each symbol."""
+        """Returns the moments of the training images of each symbol."""
         return bj.fit_moments(self.train, self.train_labels, num_classes=len(self.names))
 
 
 def glyphs() -> Glyphs:
-    """Renders and embeds."""
+    """Renders the symbols and embeds them, their names and the dictionary."""
     model = bj.load_model("bliss-jax/tiny")
     train, test = bj.load_dataset("glyphs", "train"), bj.load_dataset("glyphs", "test")
     words = bj.load_dictionary("unicode-names")
@@ -77,7 +78,7 @@ def glyphs() -> Glyphs:
 
 
 def gap(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, " kinds"]:
-    """Cosines of texts with texts, of images with images, and of images with texts; their means."""
+    """Draws the cosines of text pairs, image pairs and pairs of image and text. Returns their means."""
     rng = np.random.default_rng(0)
     images = g.test[rng.choice(len(g.test), 600, replace=False)]
     texts = g.dictionary[rng.choice(len(g.dictionary), 600, replace=False)]
@@ -90,16 +91,19 @@ def gap(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarra
     for (name, cosines), color, style in zip(kinds.items(), colors, ("-", "--", ":"), strict=True):
         height, edges = np.histogram(cosines, 60, (0, 1), density=True)
         axes[0].stairs(height, edges, color=color, label=name, linestyle=style, linewidth=1.8)
-    axes[0].set(xlabel="cosine of two that have nothing to do with each other", ylabel="density")
+    axes[0].set(xlabel="cosine of two unrelated embeddings", ylabel="density")
     return np.array([cosines.mean() for cosines in kinds.values()])
 
 
 def words(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
-    """Images of one symbol and twenty words: cosines, and the z-scores that the external score averages.
+    """Draws cosines of one symbol's images to twenty words, and the z-scores of which BLISS takes the mean.
 
-    Every other training image is fitted on, the others are shown; the words are evenly spaced in the order
-    of their mean cosine. Returns, over all words, the smallest and largest mean cosine, the mean deviation
-    within a word, and of cosines and z-scores the variance between words as a share of all.
+    The moments are fitted on every other training image, and the other half is drawn. The words are evenly
+    spaced in the order of their mean cosine.
+
+    Returns:
+        Over all words: the smallest and largest mean cosine, the mean standard deviation within a word, and
+        the share of the variance between words in the variance of the cosines and of the z-scores.
     """
     own = g.train[g.train_labels == 0]
     fitted, shown = own[::2], own[1::2]
@@ -126,12 +130,16 @@ def words(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndar
 
 
 def shortened(word: str, length: int = 30) -> str:
-    """At most so many characters."""
+    """Returns a word cut to a number of characters, with an ellipsis if it was longer."""
     return word if len(word) <= length else word[: length - 1] + "…"
 
 
 def separation(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np.ndarray, "..."]:
-    """Test images under the best cosine and under BLISS, every third symbol an anomaly; their AUROCs."""
+    """Draws the test images' largest cosine and BLISS score, with every third symbol as an anomaly.
+
+    Returns:
+        The AUROC of each score.
+    """
     normal = np.arange(len(g.names)) % 3 != 0
     anomaly = ~normal[g.test_labels]
     bliss = jax.jit(bj.bliss_score, static_argnames="k")
@@ -152,11 +160,11 @@ def separation(g: Glyphs, axes: list[Axes], colors: tuple[str, ...]) -> Float[np
 
 
 FIGURES = {gap: (1, 3.2), words: (2, 5.0), separation: (2, 3.2)}
-"""Panels and height of each."""
+"""Function that draws a figure to its number of panels and its height."""
 
 
 def main() -> None:
-    """Draws every figure in both schemes, and prints its numbers."""
+    """Draws every figure in both colour schemes, and prints its numbers."""
     g = glyphs()
     for draw, (panels, height) in FIGURES.items():
         for scheme, look in SCHEMES.items():

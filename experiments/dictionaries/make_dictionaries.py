@@ -1,10 +1,10 @@
-"""Makes the dictionaries that bliss_jax ships, from WordNet 3.0, ImageNet's synsets and DejaVu Sans.
+"""Creates the dictionaries shipped with bliss_jax, from WordNet 3.0, ImageNet's synsets and DejaVu Sans.
 
     apt-get install wordnet-base        # or unpack WordNet-3.0.tar.gz from wordnet.princeton.edu
     python -m experiments.dictionaries.make_dictionaries /usr/share/wordnet/data.noun
 
-The wnids of ImageNet-1k, in order, are tensorflow-datasets' label file for imagenet2012; the characters
-of DejaVu Sans are those of the font that matplotlib ships.
+The wnids of ImageNet-1k and their order are those of tensorflow-datasets' label file of imagenet2012. The
+characters of DejaVu Sans are those of the font shipped with matplotlib.
 """
 
 import gzip
@@ -22,7 +22,7 @@ DATA = Path(__file__).parents[2] / "bliss_jax" / "text" / "data"
 
 
 def imagenet1k_wnids() -> list[str]:
-    """The 1,000 wnids in the order of the labels."""
+    """Returns the 1,000 wnids in the order of the labels."""
     labels = files("tensorflow_datasets") / "datasets" / "imagenet2012" / "labels.txt"
     return labels.read_text().split()
 
@@ -31,7 +31,7 @@ def imagenet1k_wnids() -> list[str]:
 @click.argument("data_noun", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--output", default=DATA, type=click.Path(file_okay=False, path_type=Path))
 def main(data_noun: Path, output: Path) -> None:
-    """Writes the dictionaries made from WordNet's file DATA_NOUN, and WordNet's licence."""
+    """Create the dictionaries from WordNet's file DATA_NOUN, and copy WordNet's licence."""
     content = data_noun.read_bytes()
     synsets = read_noun_synsets(content)
     output.mkdir(parents=True, exist_ok=True)

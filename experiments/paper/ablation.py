@@ -1,9 +1,9 @@
-"""The ablation: the internal class score, the external text score, and both.
+"""Ablation: the internal class score, the external text score, and both.
 
     python -m experiments.paper.ablation
     python -m experiments.paper.ablation --embeddings FILE.npz
 
-AUROC x 100, mean over splits and halves; lambda is 0.5, shrinkage is 20 images.
+The table contains AUROC x 100, mean over splits and halves. lambda is 0.5 and the shrinkage is 20 images.
 """
 
 from bliss_jax.evaluation.studies import join_repeats, parts_study
@@ -14,7 +14,7 @@ N0 = 20.0
 
 @experiment()
 def main(options: Options) -> None:
-    """Internal, external, both."""
+    """Measure the AUROC of the internal class score, the external text score, and both."""
     watch, rows, studies = Stopwatch(), [], []
     for case in cases(options):
         for protocol in case.protocols:

@@ -1,10 +1,10 @@
-"""The backbone study: BLISS and the largest cosine with every registered checkpoint.
+"""Backbone study: BLISS, MCM and the maximum cosine with every registered checkpoint.
 
     python -m experiments.paper.backbones --dataset cifar10
     python -m experiments.paper.backbones --dataset glyphs --model bliss-jax/tiny --model bliss-jax/untrained
 
-AUROC x 100, mean over the splits of each protocol. A model that is finished is not run again: its embeddings
-are kept, so that a run that was stopped goes on where it was.
+The table contains AUROC x 100, mean over the splits of each protocol. Embeddings are cached, so a run that
+was stopped continues with the first model that was not finished.
 """
 
 from bliss_jax.evaluation import Settings, evaluate
@@ -20,7 +20,7 @@ SCORES = ("max_cosine", "mcm", "bliss")
     models=tuple(name for name in model_names() if name not in (TINY, UNTRAINED)),
 )
 def main(options: Options) -> None:
-    """One row per model and protocol."""
+    """Measure the AUROC of BLISS and two baselines with several models."""
     watch, rows, made = Stopwatch(), [], []
     for case in cases(options):
         for protocol in case.protocols:

@@ -1,11 +1,11 @@
-"""The dictionary study: random subsets from 10 texts to all, another lexicon, and no words of the data set.
+"""Dictionary study: random subsets of several sizes, no labels of the data set, and another lexicon.
 
     python -m experiments.paper.dictionary
     python -m experiments.paper.dictionary --embeddings FILE.npz
 
-AUROC x 100 of BLISS, mean over splits, 20 random subsets and halves, +- the standard deviation over subsets
-and halves. The last columns are the whole dictionary without the data set's own labels, and WordNet's nouns,
-which a file of embeddings does not hold: for them a model is needed.
+The table contains AUROC x 100 of BLISS: the mean over splits, 20 random subsets and halves, +- the standard
+deviation over subsets and halves. The last two columns are the whole dictionary without the labels of the
+data set, and the nouns of WordNet. The latter needs a model, so it is empty with --embeddings.
 """
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ LEXICON = "wordnet-nouns"
 
 @experiment()
 def main(options: Options) -> None:
-    """AUROC against the dictionary."""
+    """Measure the AUROC of BLISS with several dictionaries."""
     watch, rows, studies = Stopwatch(), [], []
     for case in cases(options):
         lexicon = _with_lexicon(options, case)

@@ -1,10 +1,10 @@
-"""The few-shot study: 1, 2, 5, 10, 20 and 50 normal images per class, with and without shrinkage.
+"""Few-shot study: 1, 2, 5, 10, 20 and 50 normal images per class, with and without shrinkage.
 
     python -m experiments.paper.few_shot
     python -m experiments.paper.few_shot --embeddings FILE.npz
 
-AUROC x 100, mean over splits, 20 random draws and halves, +- the standard deviation over draws and halves.
-Left out is a number of images that some normal class does not have. The last column is all images.
+The table contains AUROC x 100: the mean over splits, 20 random draws and halves, +- the standard deviation
+over draws and halves. A cell is empty if a normal class has fewer images. The last column uses all images.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ N0 = 20.0
 
 @experiment()
 def main(options: Options) -> None:
-    """AUROC against images per class."""
+    """Measure the AUROC of BLISS for several numbers of normal images per class."""
     watch, rows, studies = Stopwatch(), [], []
     for case in cases(options):
         for protocol in case.protocols:

@@ -1,10 +1,11 @@
-"""The paper's four figures, for any model and data set, and the other figures of the report.
+"""The four figures of the paper, for any model and data set, and the other figures of the report.
 
     python -m experiments.paper.figures
     python -m experiments.paper.figures --embeddings FILE.npz
 
-Writes OUTPUT/figures/CASE/figures/*.png and *.svg (tsne, label-similarity, error-quantiles and parts are
-the paper's) and the page CASE/index.html that shows them, for the first protocol.
+The script writes the figures OUTPUT/figures/CASE/figures/*.png and *.svg of the first protocol, and the page
+OUTPUT/figures/CASE/index.html that shows them. The paper's figures are tsne, label-similarity,
+error-quantiles and parts.
 """
 
 from bliss_jax.evaluation import Settings, evaluate
@@ -14,7 +15,7 @@ from experiments.common import Options, cases, command, experiment, slug, test_i
 
 @experiment()
 def main(options: Options) -> None:
-    """Figures as PNG and SVG, and a page."""
+    """Write the figures as PNG and SVG, and an HTML page with all of them."""
     pages = []
     for case in cases(options):
         embeddings, protocol = case.sets[0], case.protocols[0]

@@ -1,10 +1,10 @@
-"""The grid of k and lambda: BLISS at every pair, from one compiled call per protocol.
+"""Grid of k and lambda: BLISS at every pair of values, from one compiled call per protocol.
 
     python -m experiments.paper.grids
     python -m experiments.paper.grids --embeddings FILE.npz
 
-AUROC x 100, mean over splits and halves. A description of the score, not a way to choose: the defaults are
-those of the paper, whatever is larger here.
+The table contains AUROC x 100, mean over splits and halves. It shows how the score depends on k and lambda.
+The defaults are the paper's values and are not chosen by this table.
 """
 
 from bliss_jax.evaluation import KS, WEIGHTS, grid_studies
@@ -14,7 +14,7 @@ from experiments.common import Options, Stopwatch, by_case, cases, experiment, p
 
 @experiment()
 def main(options: Options) -> None:
-    """AUROC over k and lambda."""
+    """Measure the AUROC of BLISS on a grid of k and lambda."""
     watch, rows, studies = Stopwatch(), [], []
     for case in cases(options):
         for protocol in case.protocols:

@@ -1,12 +1,12 @@
-"""The paper's main table: every score on the data sets and settings of the paper, with both preprocessings.
+"""Main table of the paper: every score on the data sets and protocols of the paper, with both preprocessings.
 
     python -m experiments.paper.main_table --dataset cifar10 --dataset cifar100 --dataset tiny-imagenet \
         --model openai/clip-vit-base-patch16
     python -m experiments.paper.main_table                                     # glyphs with bliss-jax/tiny
 
-AUROC x 100, mean +- population standard deviation over the splits (and halves). `glyphs` has no
-preprocessing but its model's; the others have `clip` and `reference` (CIFAR's statistics, as in the
-authors' scripts) unless `--preprocess` chooses.
+The table contains AUROC x 100: the mean +- population standard deviation over the splits (and halves).
+Without --preprocess, data sets other than `glyphs` are measured with both preprocessings, `clip` and
+`reference` (CIFAR's statistics, as in the authors' scripts). `glyphs` uses the preprocessing of its model.
 """
 
 from dataclasses import replace
@@ -33,7 +33,7 @@ FIELDS = (*CASE, "preprocessing", "protocol")
 
 @experiment()
 def main(options: Options) -> None:
-    """Every score on every protocol."""
+    """Measure the AUROC of every score on every protocol."""
     watch = Stopwatch()
     columns: dict[tuple[str, ...], dict[str, str]] = {}
     made: list[Evaluation] = []
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
 
 
 def _table(columns: dict[tuple[str, ...], dict[str, str]]) -> str:
-    """What all columns share is said once, above; headings hold the rest."""
+    """Returns the table. A sentence above it states the facts that all columns share."""
     shared = [len(set(values)) == 1 for values in zip(*columns, strict=True)]
     shared[-1] = False
     said = [

@@ -1,11 +1,11 @@
-"""The similarity bias: how texts and images lie, and how far scores follow it.
+"""Similarity bias: mean cosines of texts and images, and the correlation of the scores with this bias.
 
     python -m experiments.paper.similarity_bias
     python -m experiments.paper.similarity_bias --embeddings FILE.npz
 
-Mean cosines (text-text, image-text, image-image), and, within the normal and within the anomalous images of
-each split, Spearman's rank correlation of a score with an image's mean cosine to the dictionary. A score
-that has the bias corrected does not follow it.
+The first table contains the mean cosines between labels, dictionary texts and images. The second table
+contains Spearman's rank correlation between a score and the images' mean cosine to the dictionary, separately
+for the normal and the anomalous images of each split. A score without the bias has a correlation near 0.
 """
 
 from dataclasses import asdict
@@ -26,7 +26,7 @@ SCORES = ("max_cosine", "internal", "external", "bliss")
 
 @experiment()
 def main(options: Options) -> None:
-    """Mean cosines, and correlations with the mean cosine to the dictionary."""
+    """Measure the mean cosines, and the scores' correlations with the mean cosine to the dictionary."""
     watch, cosines, rows, results = Stopwatch(), [], [], []
     for case in cases(options):
         biases = [asdict(similarity_bias(e)) for e in case.sets]
@@ -44,7 +44,7 @@ def main(options: Options) -> None:
     names += ["image-own label", "image-dictionary"]
     table = (
         by_case(names, cosines, texts=0)
-        + "\nSpearman's rho of the score and the mean cosine to the dictionary:\n\n"
+        + "\nSpearman's rho between the score and the mean cosine to the dictionary:\n\n"
         + by_case(["protocol", *sides], rows, texts=1)
     )
     write(options, "similarity_bias", table + f"\n{watch}\n",
@@ -52,7 +52,7 @@ def main(options: Options) -> None:
 
 
 def _correlations(case: Case, protocol: Protocol) -> dict[str, tuple[float, float]]:
-    """By score: rho among normal and among anomalous images, mean over splits and halves."""
+    """Returns rho among normal and among anomalous images by score, as a mean over splits and halves."""
     by_score: dict[str, list[tuple[float, float]]] = {name: [] for name in SCORES}
     for e in case.sets:
         normal, anomalous = class_masks(protocol, e)
@@ -72,7 +72,7 @@ def _correlations(case: Case, protocol: Protocol) -> dict[str, tuple[float, floa
 
 @partial(jax.jit, static_argnames="k")
 def _scores_of_splits(test, labels, dictionary, moments, normal, *, k):
-    """`SCORES` of all images, for each mask of normal classes: [scores, splits, images]."""
+    """Computes `SCORES` of all images for each mask of normal classes: [scores, splits, images]."""
     internal = bj.internal_class_score(test, labels, moments)
     external = bj.external_text_score(test, dictionary, moments, k)
 

@@ -1,24 +1,25 @@
-"""Can the score be made better? Variants of BLISS against BLISS, chosen on some splits, reported on others.
+"""Comparison of variants of BLISS with BLISS. Settings are chosen on some splits and reported on others.
 
     python -m experiments.score_variants.compare --clip CLIP.npz --json variants.json --markdown variants.md
     python -m experiments.score_variants.compare --embeddings SET.npz --dataset glyphs \
         --protocol glyphs-family
 
-CLIP.npz is the file of `clip_file.py`: ten random halves of 500 images, the first half of each to
-train, the other to test. SET.npz is any file of `bliss-jax embed`.
+CLIP.npz is the file described in `clip_file.py`. Its 500 images are divided ten times at random into a half
+for training and a half for testing. SET.npz is any file written by `bliss-jax embed`.
 
-Protocol. The variants and the settings each is tried with (`score_variant_functions.VARIANTS`) were written
-down before any was run, but for those marked "second look". For every half, the splits of each protocol are
-divided at random into two groups. A variant's setting is the one of the largest AUROC, averaged over
-protocols, shots and inner divisions, on one group of splits, with training images alone: two thirds of each
-class to fit, the rest to test. What is reported is the AUROC of that setting on the other group of splits, on
-test images; and the reverse. So the images that a setting is reported on had no part in its choice, nor had
-their division into normal and anomalous. One setting serves all columns.
+Protocol. The variants and their settings (`variants.VARIANTS`) were fixed before any of them was run, except
+for those marked "second look". For every half, the splits of each protocol are divided at random into two
+groups. The setting of a variant is chosen on one group of splits with training images only: two thirds of
+each class are used for fitting and the rest for testing, and the setting with the largest AUROC, averaged
+over protocols, shots and inner divisions, is chosen. The reported AUROC is that of this setting on the other
+group of splits, on test images. The groups are then exchanged. Therefore, neither the images on which a
+setting is reported nor their division into normal and anomalous took part in its choice. All columns use the
+same setting.
 
-Differences to BLISS are paired: the same images, splits and few-shot draws. Their 95 % intervals are from a
-bootstrap over test images and splits (of the AUROC linearised in the images' weights by its placement
-values); halves and draws are averaged over. The intervals of the last column hold for all rows of the table
-together (the largest studentised deviation of all rows).
+Differences to BLISS are paired: both scores use the same images, splits and few-shot draws. The 95 %
+intervals are from a bootstrap over test images and splits, of the AUROC linearised in the images' weights by
+its placement values. Halves and draws are averaged. The intervals of the last column are simultaneous for all
+rows of the table (from the largest studentised deviation over the rows).
 """
 
 import json
@@ -56,15 +57,18 @@ SHOTS = (5, 10, None)
 DRAWS = 2
 INNER = 2
 N0 = 20.0
-"""Every variant is tried on the paper's variances, and on variances shrunk by so much."""
+"""Shrinkage. Every variant is compared with the paper's variances and with variances shrunk by this n0."""
 SECOND_LOOK = "second look: "
 OWN_VARIANCES = ("shrinkage, n0 = 20", "shrinkage", "no variances at all", "whitened texts")
-"""Variants that set the variances themselves, the same under every base; so do those of the second look."""
+"""Variants that choose the variances themselves, so that N0 does not change them.
+
+This also holds for the variants of the second look.
+"""
 BEST = "the best of all above, chosen"
 
 
 class Data(NamedTuple):
-    """One embedding set on the device."""
+    """An embedding set on the device."""
 
     train: Images
     train_labels: Int[jax.Array, " train"]
@@ -75,22 +79,23 @@ class Data(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """The splits of a protocol, padded to the same shapes."""
+    """Splits of a protocol, padded to the same shapes."""
 
     classes: Int[jax.Array, "splits normal_classes"]
     normal: Bool[jax.Array, "splits normal_classes"]
-    """False for padding of `classes`."""
+    """Whether an entry of `classes` is a normal class and not padding."""
     anomalous: Bool[jax.Array, "splits classes"]
     rows: Int[jax.Array, "splits rows"]
-    """Training images of the normal classes; -1 for padding."""
+    """Rows of the training images of the normal classes. -1 is padding."""
 
 
 class Fits(NamedTuple):
-    """Which images are fitted and which are scored."""
+    """Images to fit and images to score, for several fits."""
 
     fitted: Bool[np.ndarray, "fits train"]
+    """Whether each training image is fitted."""
     scored: Int[np.ndarray, "fits scored"]
-    """Rows of the images to score; -1 for padding."""
+    """Rows of the images to score. -1 is padding."""
 
 
 def _data(e: EmbeddingSet) -> Data:
@@ -122,7 +127,7 @@ def _splits(protocol: Protocol, labels: np.ndarray, num_classes: int, num_rows: 
 
 
 def _draw(labels: np.ndarray, pool: np.ndarray, shots: int | None, rng) -> np.ndarray:
-    """Up to `shots` images of each class in the pool, all by default; bool [images]."""
+    """Draws up to `shots` images of each class from the pool (all if it is None). Returns bool [images]."""
     chosen = np.zeros(len(labels), bool)
     for c in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(pool & (labels == c)))
@@ -131,7 +136,7 @@ def _draw(labels: np.ndarray, pool: np.ndarray, shots: int | None, rng) -> np.nd
 
 
 def _inner_fits(labels: np.ndarray, rng) -> Fits:
-    """Training images alone: each class's first two thirds to fit, the rest to score, by shots."""
+    """Returns fits on training images only, by shots: two thirds of each class to fit, the rest to score."""
     fitted, scored = [], []
     for _ in range(INNER):
         order = rng.permutation(len(labels))
@@ -147,7 +152,7 @@ def _inner_fits(labels: np.ndarray, rng) -> Fits:
 
 
 def _outer_fits(labels: np.ndarray, num_test: int, rng) -> tuple[Fits, list[int]]:
-    """All training images, and few-shot draws of them; which of SHOTS each fit is."""
+    """Returns fits on all training images and on few-shot draws, and the position in SHOTS of each fit."""
     shots = [i for i, n in enumerate(SHOTS) for _ in range(DRAWS if n else 1)]
     everything = np.ones(len(labels), bool)
     fitted = np.stack([_draw(labels, everything, SHOTS[i], rng) for i in shots])
@@ -167,7 +172,7 @@ def _task(d: Data, split: Splits, test: Images, fit: Fits, n0) -> Task:
 
 
 def _sides(split: Splits, labels, scored):
-    """Which of the scored images are anomalous, and which normal."""
+    """Returns masks of the scored images that are anomalous, and of those that are normal."""
     labels, real = labels[jnp.maximum(scored, 0)], scored >= 0
     normal = ((labels[:, None] == split.classes[None, :]) & split.normal[None, :]).any(axis=1)
     return split.anomalous[labels] & real, normal & real
@@ -175,7 +180,7 @@ def _sides(split: Splits, labels, scored):
 
 @partial(jax.jit, static_argnames="names")
 def _inner_areas(d: Data, splits: Splits, fits: Fits, n0, names) -> jax.Array:
-    """AUROC [fits, splits, settings] of every setting, on training images that were not fitted."""
+    """Computes the AUROC [fits, splits, settings] on training images that were not fitted."""
 
     def of_split(fit, split):
         task = _task(d, split, d.train, fit, n0)
@@ -187,7 +192,7 @@ def _inner_areas(d: Data, splits: Splits, fits: Fits, n0, names) -> jax.Array:
 
 @partial(jax.jit, static_argnames="names")
 def _outer_areas(d: Data, splits: Splits, fits: Fits, chosen, n0, names):
-    """AUROC [fits, splits, chosen] on test images, and its derivative by each image's weight."""
+    """Computes the AUROC [fits, splits, chosen] on test images, and its derivative by each image's weight."""
 
     def of_split(fit, split, chosen):
         task = _task(d, split, d.test, fit, n0)
@@ -199,7 +204,10 @@ def _outer_areas(d: Data, splits: Splits, fits: Fits, chosen, n0, names):
 
 
 def _area_and_influence(scores, anomaly, normal):
-    """AUROC, and its derivative by the weight of each image: (placement value - AUROC) / side's size."""
+    """Computes the AUROC and its derivative by the weight of each image.
+
+    The derivative is (placement value - AUROC) / number of images of the same kind (normal or anomalous).
+    """
 
     def share_below(others):
         ordered = jnp.sort(jnp.where(others, scores, jnp.inf))
@@ -214,13 +222,13 @@ def _area_and_influence(scores, anomaly, normal):
 
 
 def row_names(names: Sequence[str], n0: float) -> list[str]:
-    """The rows of one base: the variants and the best of them."""
+    """Returns the names of the rows with shrinkage n0: the variants, and the best of them."""
     prefix = f"shrinkage {n0:g} + " if n0 else ""
     return [*(prefix + name for name in names), f"{prefix}{BEST}"]
 
 
 def _settings(names: Sequence[str]) -> tuple[list[str], Int[np.ndarray, " settings"]]:
-    """A label for each setting, and the row it belongs to."""
+    """Returns a label for each setting, and the row to which it belongs."""
     labels, rows = [], []
     for row, name in enumerate(names):
         _, parameters, settings = VARIANTS[name]
@@ -237,9 +245,10 @@ def choose(
     rows: Int[np.ndarray, " settings"],
     compared: Bool[np.ndarray, " rows"],
 ) -> Int[np.ndarray, " rows"]:
-    """Each row's setting of the largest AUROC: mean over protocols of that over `used` splits and fits.
+    """Returns the setting with the largest AUROC for each row.
 
-    The last entry is the best of all settings of `compared` rows.
+    The AUROC is averaged over the `used` splits and the fits, and then over the protocols. The last entry is
+    the best of all settings of the `compared` rows.
     """
     mean = np.mean([a[:, u].mean(axis=(0, 1)) for a, u in zip(areas, used, strict=True)], axis=0)
     best = [np.argmax(np.where(rows == row, mean, -1)) for row in range(rows.max() + 1)]
@@ -253,7 +262,15 @@ def measure(
     names: Sequence[str] = tuple(VARIANTS),
     seed: int = 0,
 ) -> Measured:
-    """Chooses on training images and reports on test images, set by set, each variance shrunk by n0."""
+    """Chooses settings on training images and measures them on test images, for each set.
+
+    Args:
+        sets: Embedding sets, e.g. random halves.
+        protocols: Protocols with splits of their classes.
+        n0: Shrinkage of all variances.
+        names: Names of the variants.
+        seed: Seed of the groups of splits and of the draws.
+    """
     names, (labels, rows) = tuple(names), _settings(names)
     compared = np.array([not name.startswith(SECOND_LOOK) for name in names])
     num_rows, ids = len(names) + 1, image_ids(sets)
@@ -270,7 +287,7 @@ def measure(
         data, base = _data(e), jnp.float32(n0)
         inner = _inner_fits(e.train_labels, rng)
         outer, shots = _outer_fits(e.train_labels, len(e.test_labels), rng)
-        # Which splits choose for which: the two groups of each protocol.
+        # The settings chosen on one of these two groups of splits are reported on the other.
         groups = [rng.permutation(np.arange(len(p.splits)) % 2) for p in protocols]
         padded = [
             _splits(protocol, e.train_labels, e.num_classes, size)
@@ -292,7 +309,7 @@ def measure(
 
 
 def image_ids(sets: Sequence[EmbeddingSet]) -> list[Int[np.ndarray, " test"]]:
-    """Numbers for the test images of each set, the same wherever the same image is tested."""
+    """Numbers the test images of each set, such that the same image has the same number in all sets."""
     together = np.concatenate([e.test_embeddings for e in sets])
     ids = np.unique(together, axis=0, return_inverse=True)[1].reshape(-1)
     return np.split(ids, np.cumsum([len(e.test_labels) for e in sets])[:-1])
@@ -305,7 +322,7 @@ def _most_rows(sets: Sequence[EmbeddingSet], protocol: Protocol) -> int:
 
 
 def joined(bases: Sequence[Measured], kept: Int[np.ndarray, " kept"]) -> Measured:
-    """The rows of several bases, one after the other; of these, the kept ones."""
+    """Concatenates the rows of several measurements, and returns the kept ones."""
     areas, influences, choices = zip(*bases, strict=True)
     counters = [counter for of_base in choices for counter in of_base]
     return Measured(
@@ -316,7 +333,7 @@ def joined(bases: Sequence[Measured], kept: Int[np.ndarray, " kept"]) -> Measure
 
 
 def headings(protocols: Sequence[Protocol]) -> list[str]:
-    """Of the columns of `differences`."""
+    """Returns the headings of the columns of `differences`."""
     shots = [f"{n} shots" if n else "all images" for n in SHOTS]
     return [*shots, *(protocol.name for protocol in protocols), "mean of all"]
 
@@ -326,7 +343,7 @@ def _read(
     repeats: int, seed: int,
 ) -> tuple[list[EmbeddingSet], list[Protocol]]:  # fmt: skip
     if (clip is None) == (embeddings is None):
-        raise click.UsageError("give one of --clip and --embeddings")
+        raise click.UsageError("expected exactly one of --clip and --embeddings")
     if clip is not None:
         sets, dataset = halves(clip, repeats, seed), "cifar10"
     else:
@@ -338,17 +355,35 @@ def _read(
 
 
 @click.command()
-@click.option("--clip", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--embeddings", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--dataset", help="Whose protocols, with --embeddings.")
-@click.option("--protocol", "protocols", multiple=True, help="May be repeated.")
-@click.option("--only", type=click.Choice(list(VARIANTS)), multiple=True, help="May be repeated.")
-@click.option("--repeats", default=10, show_default=True, help="Random halves of --clip.")
-@click.option("--samples", default=4000, show_default=True, help="Bootstrap samples.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all numbers.")
 @click.option(
-    "--markdown", "markdown_file", type=click.Path(path_type=Path), help="Write the tables."
+    "--clip",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File described in clip_file.py.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File written by `bliss-jax embed`.",
+)
+@click.option("--dataset", help="Data set of --embeddings, for its protocols.")
+@click.option("--protocol", "protocols", multiple=True, help="Protocol. May be repeated.")
+@click.option(
+    "--only",
+    type=click.Choice(list(VARIANTS)),
+    multiple=True,
+    help="Variant to compare (default: all of them). May be repeated.",
+)
+@click.option("--repeats", default=10, show_default=True, help="Number of random halves of --clip.")
+@click.option("--samples", default=4000, show_default=True, help="Number of bootstrap samples.")
+@click.option("--seed", default=0, show_default=True, help="Seed of halves, groups and draws.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all numbers to this file."
+)
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(path_type=Path),
+    help="Write the tables to this file.",
 )
 def main(
     clip: Path | None, embeddings: Path | None, dataset: str | None, protocols: tuple[str, ...],
@@ -360,7 +395,7 @@ def main(
     sets, splits = _read(clip, embeddings, dataset, protocols, repeats, seed)
     first, *others = VARIANTS
     names = [first, *(name for name in others if not only or name in only)]
-    # LAPACK on many threads waits for them longer than it computes, if other work is going on.
+    # With many threads and other work on the machine, LAPACK waits longer for its threads than it computes.
     with threadpool_limits(limits=1, user_api="blas"):
         bases = [measure(sets, splits, n0, names, seed) for n0 in (0.0, N0)]
     own = [name in OWN_VARIANCES or name.startswith(SECOND_LOOK) for name in names]

@@ -1,7 +1,7 @@
-"""Variants of BLISS that look along directions: the mean of the nearest words, and whitened texts.
+"""Variants of BLISS that use class covariances: the mean of the nearest words, and whitened texts.
 
-The paper's z-scores know the variance of the cosine to each text, one by one. These know how cosines vary
-together, through the class covariances.
+The z-scores of the paper use the variance of the cosine to each text separately. These variants also use the
+covariances between the cosines to different texts.
 """
 
 from typing import NamedTuple
@@ -26,20 +26,23 @@ from experiments.score_variants.parts import (
 
 
 def mean_word(t: Task) -> Float[jax.Array, "images dim"]:
-    """The mean of each image's k nearest words."""
+    """Returns the mean embedding of the k nearest words of each image."""
     return t.words[t.test.nearest[:, :K]].mean(axis=1)
 
 
 def mean_word_parts(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each image's mean word: difference to the class mean, variance, covariance with the label.
+    """Computes statistics of the cosine to each image's mean word, for each class.
 
-    The covariance is of the cosines to the mean word and to t_c, over the class's images; all [images, C].
+    Returns:
+        The difference to the class mean, the variance, and the covariance with the cosine to the label t_c
+        over the images of the class. All have the shape [images, C].
     """
     word = mean_word(t)
     cosines = word @ t.train.embeddings.T
     n, share = count(t)[None, :], shares(t)
     mean = cosines @ t.member.T / n
-    centred = cosines - mean @ t.member  # by own class; what was not fitted has no part below
+    # Each image is centred by its own class. Images that were not fitted have the weight 0 below.
+    centred = cosines - mean @ t.member
     variance = centred**2 @ t.member.T / n
     label_mean, _ = raw_moments(t, t.train.to_labels)
     labels = t.train.to_labels - t.member.T @ label_mean
@@ -53,13 +56,13 @@ def mean_word_parts(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def one_mean_word(t: Task, weight) -> jax.Array:
-    """The external part as the z-score of the mean word: correlation between words accounted for."""
+    """Uses the z-score of the mean word as external part, which includes the correlation between words."""
     difference, variance, _ = mean_word_parts(t)
     return combined(t, internal(t, t.test, of_labels(t)), difference / deviation(variance), weight)
 
 
 def one_direction(t: Task, weight) -> jax.Array:
-    """z-score of the direction lambda (mean word) - t_c: correlation with the label accounted for too."""
+    """Uses the z-score of lambda (mean word) - t_c, which also includes the correlation with the label."""
     difference, variance, covariance = mean_word_parts(t)
     m = of_labels(t)
     label_difference = t.test.to_labels - jnp.diagonal(m.mean)[None, :]
@@ -71,28 +74,31 @@ def one_direction(t: Task, weight) -> jax.Array:
 
 
 class Whitening(NamedTuple):
-    """S^-1, S the covariance within classes plus ridge x its mean eigenvalue, as (I - B^T A B) / floor."""
+    """The matrix S^-1 in the form (I - B^T A B) / floor.
+
+    S is the covariance within classes plus ridge times its mean eigenvalue times the identity.
+    """
 
     floor: Float[jax.Array, ""]
     basis: Float[jax.Array, "rank dim"]
     diagonal: Float[jax.Array, " rank"]
 
     def apply(self, v: Float[jax.Array, "rows dim"]) -> Float[jax.Array, "rows dim"]:
-        """S^-1 v for rows v."""
+        """Returns S^-1 v for each row v."""
         return (v - (self.diagonal[None, :] * (v @ self.basis.T)) @ self.basis) / self.floor
 
     def squared(self, v: Float[jax.Array, "rows dim"]) -> Float[jax.Array, " rows"]:
-        """v^T S^-1 v for rows v."""
+        """Returns v^T S^-1 v for each row v."""
         return ((v**2).sum(axis=1) - (v @ self.basis.T) ** 2 @ self.diagonal) / self.floor
 
 
 def whitening(t: Task, ridge) -> Whitening:
-    """Of the fitted images. What is dear does not depend on the ridge."""
+    """Computes the whitening of the fitted images. The eigendecomposition does not depend on the ridge."""
     fitted = t.member.sum(axis=0)
     centred = fitted[:, None] * (t.train.embeddings - t.member.T @ class_means(t))
     images = jnp.maximum(fitted.sum(), 1)
     floor = ridge * (centred**2).sum() / images / centred.shape[1] + 1e-9
-    # The eigenvectors of images or of dimensions, whichever are fewer.
+    # The smaller of the two Gram matrices is decomposed: images x images or dimensions x dimensions.
     if len(centred) <= centred.shape[1]:
         values, vectors = jnp.linalg.eigh(centred @ centred.T)
         basis = vectors.T @ centred
@@ -103,7 +109,7 @@ def whitening(t: Task, ridge) -> Whitening:
 
 
 def class_means(t: Task) -> Float[jax.Array, "classes dim"]:
-    """Mean embedding of each class's fitted images."""
+    """Returns the mean embedding of the fitted images of each class."""
     return t.member @ t.train.embeddings / count(t)[:, None]
 
 
@@ -114,12 +120,12 @@ def _whitened_internal(t: Task, w: Whitening) -> jax.Array:
 
 
 def whitened_label(t: Task, ridge) -> jax.Array:
-    """Internal part along S^-1 t_c, the matched filter of a shift along t_c in the class's own spread."""
+    """Uses S^-1 t_c for the internal part: the matched filter of a shift along t_c under covariance S."""
     return combined(t, _whitened_internal(t, whitening(t, ridge)), external(t))
 
 
 def whitened_texts(t: Task, ridge) -> jax.Array:
-    """Both parts as matched filters, the external one of the mean word."""
+    """Uses matched filters for both parts. The external part is that of the mean word."""
     w, word = whitening(t, ridge), mean_word(t)
     filtered = w.apply(word)
     to_word = (t.test.embeddings * filtered).sum(axis=1)
@@ -129,7 +135,7 @@ def whitened_texts(t: Task, ridge) -> jax.Array:
 
 
 def whitened_words(t: Task, ridge, weight) -> jax.Array:
-    """Both parts as matched filters, the external one the mean of those of the k nearest words."""
+    """Uses matched filters for both parts. The external part is the mean over the k nearest words."""
     w = whitening(t, ridge)
     near = t.test.nearest[:, :K]
     means = t.words @ w.apply(class_means(t)).T

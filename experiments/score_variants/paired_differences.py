@@ -1,4 +1,4 @@
-"""Paired differences of AUROCs with bootstrap intervals, and the table they end in."""
+"""Paired differences of AUROCs with bootstrap intervals, and their Markdown table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,29 +11,36 @@ CONFIDENCE = 0.95
 
 
 class Measured(NamedTuple):
-    """Reported AUROCs and their derivatives, means over halves and draws; rows as in `row_names`."""
+    """Measured AUROCs and their derivatives, as means over halves and draws. Rows are as in `row_names`."""
 
     areas: list[Float[np.ndarray, "shots splits rows"]]
-    """One array for each protocol."""
+    """AUROCs, with one array for each protocol."""
     influences: list[Float[np.ndarray, "shots splits rows images"]]
+    """Derivatives of the AUROCs by the weight of each image, with one array for each protocol."""
     choices: list[Counter[str]]
-    """How often each setting was chosen, for each row."""
+    """Number of times that each setting was chosen, for each row."""
 
 
 class Differences(NamedTuple):
-    """AUROC of each row less that of one of them, x 100, by column."""
+    """Difference between the AUROC of each row and that of one of the rows, x 100, by column."""
 
     mean: Float[np.ndarray, "columns rows"]
     interval: Float[np.ndarray, "2 columns rows"]
     together: Float[np.ndarray, "2 rows"]
-    """Intervals of the last column that hold for all rows at once."""
+    """Intervals of the last column that are simultaneous for all rows."""
 
 
 def differences(measured: Measured, against: int, samples: int, seed: int) -> Differences:
-    """Paired differences; columns are the shots, the protocols, and the mean of all.
+    """Computes paired differences. The columns are the shots, the protocols, and the mean of all.
 
-    Each bootstrap sample draws the test images and, within each protocol, the splits with replacement.
-    An image drawn w times moves an AUROC by (w - 1) times its influence.
+    Each bootstrap sample draws the test images, and the splits within each protocol, with replacement.
+    An image that is drawn w times changes an AUROC by (w - 1) times its influence.
+
+    Args:
+        measured: AUROCs and their derivatives.
+        against: Row with which all rows are compared.
+        samples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
     """
     rng = np.random.default_rng(seed)
     num_images = measured.influences[0].shape[-1]
@@ -62,7 +69,7 @@ def differences(measured: Measured, against: int, samples: int, seed: int) -> Di
 
 
 def columns_of(cells: np.ndarray) -> np.ndarray:
-    """Cells [samples, shots, protocols, rows] to [samples, columns, rows]."""
+    """Converts cells [samples, shots, protocols, rows] to columns [samples, columns, rows]."""
     everything = cells.mean(axis=(1, 2))[:, None]
     return np.concatenate([cells.mean(axis=2), cells.mean(axis=1), everything], axis=1)
 
@@ -74,10 +81,10 @@ def table(
     against: int,
     columns: Sequence[str],
 ) -> str:
-    """Markdown: a line of AUROCs for the row compared with, differences and intervals for the others."""
+    """Returns a Markdown table with the AUROCs of the row `against` and the differences of all others."""
     areas = np.stack([a.mean(axis=1) for a in measured.areas], axis=1)[None]
     absolute = 100 * columns_of(areas)[0, :, against]
-    head = ["score", "setting, and how often chosen", *columns, "mean, for all rows together", ""]
+    head = ["score", "setting (times chosen)", *columns, "mean, simultaneous interval", "verdict"]
     lines = [head, ["---", "---", *["---:"] * (len(columns) + 1), "---"]]
     lines.append([f"**{names[against]}**", "", *(f"{value:.2f}" for value in absolute), "", ""])
     for row, name in enumerate(names):
@@ -100,7 +107,7 @@ def _cell(mean: float, low: float, high: float) -> str:
 
 def _verdict(low: float, high: float, low_of_all: float, high_of_all: float) -> str:
     if low > 0:
-        return "**helps**" if low_of_all > 0 else "helps, taken alone"
+        return "**better**" if low_of_all > 0 else "better (single interval)"
     if high < 0:
-        return "**hurts**" if high_of_all < 0 else "hurts, taken alone"
+        return "**worse**" if high_of_all < 0 else "worse (single interval)"
     return ""

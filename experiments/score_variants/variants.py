@@ -1,6 +1,6 @@
-"""Variants of the BLISS score, as short pure functions: what `score_variants.py` compares.
+"""Variants of the BLISS score as short pure functions, which `compare.py` compares.
 
-Every variant is `function(task, *setting) -> scores [images]`, higher = more anomalous.
+Every variant is `function(task, *setting) -> scores [images]`. A higher score is more anomalous.
 """
 
 from collections.abc import Callable
@@ -42,22 +42,22 @@ from experiments.score_variants.parts import (
 )
 
 WEIGHTS = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""The lambda that are tried."""
+"""Values of lambda that are compared."""
 
 
 def bliss(t: Task) -> jax.Array:
-    """The score as it is, with the task's shrinkage."""
+    """Computes the BLISS score with the shrinkage of the task."""
     return combined(t, internal(t, t.test, of_labels(t)), external(t))
 
 
 def shrunk(t: Task, n0) -> jax.Array:
-    """Shrinkage n0 in the place of the task's."""
+    """Uses the shrinkage n0 instead of that of the task."""
     z = z_nearest(t.test, of_words(t, n0=n0), K)
     return combined(t, internal(t, t.test, of_labels(t, n0=n0)), z.mean(axis=1))
 
 
 def differences(t: Task) -> jax.Array:
-    """Means corrected, nothing divided by a deviation."""
+    """Subtracts the means but divides by no deviation."""
     label_mean, word_mean = of_labels(t).mean, of_words(t).mean
     near = t.test.nearest[:, :K]
     cosines = jnp.take_along_axis(t.test.to_words, near, axis=1)
@@ -66,16 +66,16 @@ def differences(t: Task) -> jax.Array:
 
 
 def k_and_lambda(t: Task, k, weight) -> jax.Array:
-    """Another k, another lambda."""
+    """Uses another k and another lambda."""
     ext = of_size(of_sizes(z_nearest(t.test, of_words(t))), k)
     return combined(t, internal(t, t.test, of_labels(t)), ext, weight)
 
 
 def own_class_left_out(t: Task) -> tuple[jax.Array, jax.Array]:
-    """The internal [train, C] and external [train, sizes, C] for SIZES, an image's own class without it.
+    """Computes internal [train, C] and external [train, sizes, C] scores, each image left out of its class.
 
-    Leaving image i out of its class has a closed form: the deviation from the mean becomes
-    n / (n - 1) times, the variance v becomes n / (n - 1) (v - deviation^2 / (n - 1)).
+    Leaving image i out of its class has a closed form: its deviation from the mean is multiplied by
+    n / (n - 1), and the variance v becomes n / (n - 1) (v - deviation^2 / (n - 1)).
     """
     n, member = count(t), t.member.T > 0
 
@@ -85,7 +85,7 @@ def own_class_left_out(t: Task) -> tuple[jax.Array, jax.Array]:
         without = jnp.maximum(n_ / less_ * (variance - difference**2 / less_), 0)
         without = (less_ * without + t.n0 * pooled) / (less_ + t.n0)
         kept = (n_ * variance + t.n0 * pooled) / (n_ + t.n0)
-        floor = 1e-2 * jnp.maximum(pooled, 1e-12)  # two images of three may coincide
+        floor = 1e-2 * jnp.maximum(pooled, 1e-12)  # The images that remain may have equal cosines.
         left = difference * n_ / less_ / deviation(jnp.maximum(without, floor))
         return jnp.where(own, left, difference / deviation(kept))
 
@@ -109,7 +109,7 @@ def own_class_left_out(t: Task) -> tuple[jax.Array, jax.Array]:
 
 
 def own_class_spread(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Variances of the two parts over normal images in their own class, and their covariance."""
+    """Computes the variances of both parts over the normal images in their own class, and the covariance."""
     inside, outside = own_class_left_out(t)
     outside = outside[:, SIZES.index(K)]
     member = t.member.T
@@ -124,21 +124,21 @@ def own_class_spread(t: Task) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def lambda_by_variance(t: Task) -> jax.Array:
-    """With lambda = deviation of internal over deviation of external, on the normal training images."""
+    """Uses lambda = deviation of internal / deviation of external on the normal training images."""
     inside, outside, _ = own_class_spread(t)
     weight = jnp.sqrt(inside / jnp.maximum(outside, 1e-6))
     return k_and_lambda(t, K, jnp.clip(weight, 0.0, 4.0))
 
 
 def lambda_by_fisher(t: Task) -> jax.Array:
-    """Fisher's direction if anomalies raise both parts alike: lambda = (v_I - cov) / (v_E - cov)."""
+    """Uses lambda = (v_I - cov) / (v_E - cov): Fisher's direction if anomalies raise both parts equally."""
     inside, outside, both = own_class_spread(t)
     weight = (inside - both) / jnp.maximum(outside - both, 1e-6)
     return k_and_lambda(t, K, jnp.clip(weight, 0.0, 4.0))
 
 
 def area(scores, is_anomaly, is_normal) -> jax.Array:
-    """AUROC over the rows that are one or the other."""
+    """Computes the AUROC over the rows that are normal or anomalous."""
     normals = jnp.sort(jnp.where(is_normal, scores, jnp.inf))
     below = jnp.searchsorted(normals, scores, side="left")
     upto = jnp.minimum(jnp.searchsorted(normals, scores, side="right"), is_normal.sum())
@@ -148,9 +148,9 @@ def area(scores, is_anomaly, is_normal) -> jax.Array:
 
 
 def chosen_by_pseudo_anomalies(t: Task) -> jax.Array:
-    """The k and lambda that best tell each normal class from the others, were it not among them.
+    """Uses the k and lambda with the largest AUROC when each normal class in turn is an anomaly.
 
-    With one normal class there is nothing to leave out: the paper's values.
+    With a single normal class, no class can be an anomaly, so the paper's values are used.
     """
     inside, outside = own_class_left_out(t)
     grid = jnp.array(list(product((2.0, 5.0, 10.0, 20.0, 50.0), (0.25, 0.5, 1.0, 2.0))))
@@ -175,7 +175,7 @@ def chosen_by_pseudo_anomalies(t: Task) -> jax.Array:
 
 
 def weighted_words(t: Task, power) -> jax.Array:
-    """Mean of the z-scores weighted by sigma^power: 1 is (sum of differences) / (sum of deviations)."""
+    """Weights the z-scores by sigma^power. A power of 1 gives (sum of differences) / (sum of deviations)."""
     m = of_words(t)
     weight = deviation(m.variance).T[t.test.nearest[:, :K]] ** power
     ext = (weight * z_nearest(t.test, m, K)).sum(axis=1) / weight.sum(axis=1)
@@ -183,7 +183,7 @@ def weighted_words(t: Task, power) -> jax.Array:
 
 
 def top_k_by_z(t: Task, k) -> jax.Array:
-    """For each class the k words of largest z-score."""
+    """Uses the k words with the largest z-scores for each class."""
     m = of_words(t)
 
     def of_class(mean, variance):
@@ -196,7 +196,7 @@ def top_k_by_z(t: Task, k) -> jax.Array:
 
 
 def top_k_by_z_once(t: Task) -> jax.Array:
-    """The k words that stand out most from their mean over all normal images, in deviations."""
+    """Uses the k words with the largest z-scores, computed over all normal images."""
     m, share = of_words(t), shares(t)
     mean = share @ m.mean
     total = m.pooled + share @ (m.mean - mean[None, :]) ** 2
@@ -207,7 +207,7 @@ def top_k_by_z_once(t: Task) -> jax.Array:
 
 
 def z_among_nearest(t: Task, candidates) -> jax.Array:
-    """For each class the k words of largest z-score among the nearest ones."""
+    """Uses, for each class, the k words with the largest z-scores among the nearest words."""
     z = z_nearest(t.test, of_words(t))
     z = jnp.where((jnp.arange(NEAREST, dtype=z.dtype) < candidates)[None, :, None], z, -jnp.inf)
     ext = lax.top_k(z.transpose(0, 2, 1), K)[0].mean(axis=2)
@@ -215,7 +215,7 @@ def z_among_nearest(t: Task, candidates) -> jax.Array:
 
 
 def without_synonyms(t: Task, fraction) -> jax.Array:
-    """The dictionary without the share of its words nearest to a normal label, by text-text cosine."""
+    """Removes from the dictionary a share of the words: those nearest to a normal label."""
     closeness = jnp.where(t.normal[None, :], t.words @ t.labels.T, -jnp.inf).max(axis=1)
     kept = closeness <= jnp.quantile(closeness, 1 - fraction)
     kept = kept[t.test.nearest]
@@ -226,13 +226,13 @@ def without_synonyms(t: Task, fraction) -> jax.Array:
 
 
 def positive_words(t: Task) -> jax.Array:
-    """Mean of max(z, 0): a word that is rarer than in the class does not speak for the class."""
+    """Uses the mean of max(z, 0), so that words less similar than usual do not lower the score."""
     ext = jnp.maximum(z_nearest(t.test, of_words(t), K), 0).mean(axis=1)
     return combined(t, internal(t, t.test, of_labels(t)), ext)
 
 
 def soft_top_k(t: Task, temperature) -> jax.Array:
-    """All words, with weights softmax(s(x, d) / T)."""
+    """Uses all words with weights softmax(s(x, d) / T)."""
     m = of_words(t)
     share = jax.nn.softmax(t.test.to_words / temperature, axis=1)
     sigma = deviation(m.variance)
@@ -241,27 +241,30 @@ def soft_top_k(t: Task, temperature) -> jax.Array:
 
 
 def softmin_class(t: Task, temperature) -> jax.Array:
-    """-T log sum_c exp(-score_c / T) for the minimum over classes."""
+    """Uses -T log sum_c exp(-score_c / T) instead of the minimum over classes."""
     per_class = internal(t, t.test, of_labels(t)) + WEIGHT * external(t)
     per_class = jnp.where(t.normal[None, :], per_class, jnp.inf)
     return -temperature * jax.nn.logsumexp(-per_class / temperature, axis=1)
 
 
 def class_of_largest_cosine(t: Task) -> jax.Array:
-    """The class of the nearest label, for the class of the smallest score."""
+    """Uses the class of the nearest label instead of the class with the lowest score."""
     per_class = internal(t, t.test, of_labels(t)) + WEIGHT * external(t)
     c = jnp.argmax(jnp.where(t.normal[None, :], t.test.to_labels, -jnp.inf), axis=1)
     return jnp.take_along_axis(per_class, c[:, None], axis=1)[:, 0]
 
 
 def external_of_all_classes(t: Task) -> jax.Array:
-    """The external part averaged over the normal classes; the internal part chooses among them."""
+    """Averages the external part over the normal classes, so only the internal part chooses the class."""
     mean = jnp.mean(external(t), axis=1, where=t.normal[None, :])
     return combined(t, internal(t, t.test, of_labels(t)), mean[:, None])
 
 
 def student_t(t: Task) -> jax.Array:
-    """With sign(z) sqrt(nu log(1 + z^2 / nu)) for z, nu = n + n0 - 1: what few images say of large z."""
+    """Replaces z by sign(z) sqrt(nu log(1 + z^2 / nu)) with nu = n + n0 - 1.
+
+    With few images, large z are less surprising than under a Gaussian distribution.
+    """
     nu = jnp.maximum(count(t) + t.n0 - 1, 1)
 
     def bounded(z, nu):
@@ -272,7 +275,7 @@ def student_t(t: Task) -> jax.Array:
 
 
 def shrunk_mean(t: Task, n1) -> jax.Array:
-    """Class means drawn toward the mean of all normal images with the weight of n1 images."""
+    """Shrinks the class means toward the mean of all normal images with the weight of n1 images."""
 
     def drawn(m: Moments) -> Moments:
         n = count(t)[:, None]
@@ -284,7 +287,7 @@ def shrunk_mean(t: Task, n1) -> jax.Array:
 
 
 def centred_texts(t: Task, share) -> jax.Array:
-    """Texts less a share of the dictionary's mean: what an image has in common with any text is taken off."""
+    """Subtracts a share of the dictionary's mean from all texts, to remove the similarity to any text."""
 
     def centred(images: Images) -> Images:
         common = share * images.to_words.mean(axis=1)
@@ -296,7 +299,7 @@ def centred_texts(t: Task, share) -> jax.Array:
 
 
 class Variant(NamedTuple):
-    """A function and the settings it is tried with; one setting without parameters leaves no choice."""
+    """A function and the settings to choose from. The default is a single setting without parameters."""
 
     function: Callable[..., jax.Array]
     parameters: tuple[str, ...] = ()
@@ -349,15 +352,15 @@ VARIANTS: dict[str, Variant] = {
         tuple(product((1.0, 3.0, 10.0, 30.0, 100.0), (0.25, 0.5, 0.75, 1.0))),
     ),
 }
-"""Name: variant. The first is what all others are compared with.
+"""Variants by name. All others are compared with the first.
 
-A "second look" was added after the results of the rows above it had been seen on real CLIP embeddings; its
-intervals there do not know of that.
+The variants named "second look" were added after the results of the other rows on real CLIP embeddings were
+known. Their intervals on these embeddings do not account for this.
 """
 
 
 def score_settings(t: Task, names: tuple[str, ...]) -> Float[jax.Array, "settings images"]:
-    """All settings of these variants, one after the other."""
+    """Computes the scores of all settings of these variants, in order."""
     columns = []
     for name in names:
         function, _, settings = VARIANTS[name]

@@ -1,17 +1,17 @@
-"""How often normal images are flagged at alpha: on real CLIP embeddings, and by simulation.
+"""Rates of false alarms and of false discoveries at alpha, on real CLIP embeddings and on simulated ones.
 
     python -m experiments.thresholds.calibration --embeddings FILE.npz --output docs/calibration-table.md
 
-False alarms. Normal images are put in random order; the first are fitted, m more calibrate, and of the rest
-it is counted how many are flagged. Split-conformal theory says: whatever the score and the data, the expected
-rate is floor(alpha (m + 1)) / (m + 1), which is at most alpha. The table has the mean over the draws with its
-95 % interval (2 standard errors; on real data the draws are orders of the same images, so the interval says
-how well that average over orders is known, not how other images would do), and the standard deviation of the
-rate from one draw to the next: the promise is about the mean.
+False alarms. The normal images are put in random order. The first ones are fitted, the next m are the
+calibration images, and the rest are tested: the rate is the share of them that is flagged. By split-conformal
+theory, the expected rate is floor(alpha (m + 1)) / (m + 1) for any score and any data, which is at most
+alpha. The table contains the mean over the draws with its 95 % interval (2 standard errors) and the standard
+deviation over the draws, because the theory is about the mean. On real data, the draws are orders of the same
+images, so the interval describes the mean over orders and not the rate on other images.
 
-False discoveries. The rest of the normal images and all anomalies stand together in one batch;
-Benjamini-Hochberg flags some. The table has the mean share of normal images among those flagged, and the
-share of the anomalies that are found.
+False discoveries. The tested normal images and all anomalies form one batch, in which the Benjamini-Hochberg
+procedure flags images. The table contains the mean share of normal images among the flagged images, and the
+share of the anomalies that are flagged.
 """
 
 from pathlib import Path
@@ -28,11 +28,11 @@ from experiments.clip_file import halves
 
 ALPHAS = (0.01, 0.05, 0.1, 0.2)
 NORMAL = ((3,), (0, 1, 9, 7, 3, 2), tuple(range(9)))
-"""Classes of CIFAR-10 that are normal in turn."""
+"""Sets of classes of CIFAR-10 that are normal, one set after the other."""
 
 
 class Data(NamedTuple):
-    """Embeddings of normal images with their classes, of anomalies, and of texts."""
+    """Embeddings of normal images, anomalies and texts, and the classes of the normal images."""
 
     normal: np.ndarray
     labels: np.ndarray
@@ -43,15 +43,18 @@ class Data(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one draw gave, for each alpha."""
+    """Rates of one draw for each alpha."""
 
     false_alarms: Any
+    """Share of the tested normal images that is flagged."""
     false_discoveries: Any
+    """Share of normal images among the images flagged by the Benjamini-Hochberg procedure."""
     found: Any
+    """Share of the anomalies flagged by the Benjamini-Hochberg procedure."""
 
 
 def one_draw(data: Data, fitted: int, m: int, order: jax.Array) -> Outcome:
-    """Fits the first images of an order, calibrates on the next m, and counts on the rest."""
+    """Fits the first images of an order, calibrates on the next m, and measures the rates on the rest."""
     x, y = jnp.asarray(data.normal)[order], jnp.asarray(data.labels)[order]
     classes = len(data.label_embeddings)
     moments = bj.fit_moments(x[:fitted], y[:fitted], num_classes=classes)
@@ -72,7 +75,7 @@ def one_draw(data: Data, fitted: int, m: int, order: jax.Array) -> Outcome:
 
 
 def outcomes(data: Data, fitted: int, m: int, draws: int, seed: int) -> Outcome:
-    """Every draw's counts [draws, alphas]; each draw has images of every class to fit."""
+    """Computes the rates [draws, alphas] of random draws. Each draw fits images of every class."""
     rng = np.random.default_rng(seed)
     orders = []
     while len(orders) < draws:
@@ -86,12 +89,12 @@ def outcomes(data: Data, fitted: int, m: int, draws: int, seed: int) -> Outcome:
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """Rows of unit norm."""
+    """Normalises each row."""
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def simulated(classes: int, normals: int, anomalies: int, seed: int, dim: int = 32) -> Data:
-    """Classes as clusters on the sphere, in a cone of images apart from a cone of texts, as CLIP's are."""
+    """Draws classes as clusters on the sphere, with images and texts in separate cones as in CLIP."""
     rng = np.random.default_rng(seed)
     images, texts = unit(rng.normal(size=(2, dim)))
     centres = unit(images + 1.0 * rng.normal(size=(classes + 4, dim)) / np.sqrt(dim))
@@ -109,7 +112,7 @@ def simulated(classes: int, normals: int, anomalies: int, seed: int, dim: int = 
 
 
 def real(file: Path, normal: tuple[int, ...]) -> Data:
-    """The images of some classes, and as anomalies those of all others."""
+    """Reads real embeddings. Images of the classes in `normal` are normal, all others are anomalies."""
     [some] = halves(file, 1, 0)
     images = np.concatenate([some.train_embeddings, some.test_embeddings])
     labels = np.concatenate([some.train_labels, some.test_labels])
@@ -126,7 +129,7 @@ def real(file: Path, normal: tuple[int, ...]) -> Data:
 
 
 def rows(name: str, data: Data, fitted: int, m: int, draws: int) -> list[list[str]]:
-    """A row of the table for each alpha."""
+    """Returns a row of the table for each alpha."""
     found = outcomes(data, fitted, m, draws, seed=0)
     table = []
     for i, alpha in enumerate(ALPHAS):
@@ -146,17 +149,32 @@ def rows(name: str, data: Data, fitted: int, m: int, draws: int) -> list[list[st
 
 
 HEAD = [
-    "normal images", "fitted", "m", "tested", "alpha", "expected", "realised, mean ± 2 s.e.",
-    "s.d. of draws", "BH: false discoveries", "BH: found",
+    "normal images", "fitted", "m", "tested", "alpha", "expected rate", "measured rate ± 2 s.e.",
+    "std of the draws", "BH: false discoveries", "BH: anomalies flagged",
 ]  # fmt: skip
 
 
 @click.command()
-@click.option("--embeddings", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--draws", type=int, default=400, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Also write the page's section.")
+@click.option(
+    "--embeddings",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="File described in clip_file.py.",
+)
+@click.option(
+    "--draws",
+    type=int,
+    default=400,
+    show_default=True,
+    help="Number of random orders of the images.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write the documentation's section to this file.",
+)
 def main(embeddings: Path, draws: int, output: Path | None) -> None:
-    """Print the calibration table."""
+    """Print the rates of false alarms and of false discoveries."""
     table = []
     for classes, normals in ((1, 1200), (6, 1200)):
         for m in (19, 99, 499):
@@ -180,16 +198,19 @@ def main(embeddings: Path, draws: int, output: Path | None) -> None:
 
 SECTION = """## Measured
 
-Real CLIP ViT-B/32 embeddings of the first 500 test images of CIFAR-10 (made by others), and clusters on a
-sphere; {draws} random orders each: the first images are fitted, m calibrate, the rest are tested.
-"Expected" is floor(alpha (m + 1)) / (m + 1). On real data the orders are of the same images: the interval is
-that of the mean over orders. The standard deviation is what one calibration set may be off by. With
-Benjamini-Hochberg all anomalies (on the real embeddings the images of the other classes) stand in one batch
-with the tested normal images; where m is small, no p-value is small enough for it and nothing is found.
+The table contains the share of normal images that are flagged at alpha, on real CLIP ViT-B/32 embeddings of
+the first 500 test images of CIFAR-10 (made by others) and on simulated clusters on a sphere. Each row is a
+mean over {draws} random orders of the normal images: the first images are fitted, the next m are the
+calibration images, and the rest are tested. The expected rate is floor(alpha (m + 1)) / (m + 1). On real
+data, all orders are of the same images, so the interval describes the mean over orders. The standard
+deviation shows how much the rate varies between calibration sets. The last two columns are for the
+Benjamini-Hochberg procedure (BH) on one batch of the tested normal images and all anomalies (on the real
+embeddings, the images of the other classes). If m is small, no p-value is small enough for this procedure and
+no image is flagged.
 
 {table}
 
-Made by
+The table was printed by
 `python -m experiments.thresholds.calibration --embeddings FILE.npz --output docs/calibration-table.md`.
 """
 

@@ -1,13 +1,14 @@
-"""Captions for the scenes of `glyphs`: they say little of what is to be seen, and not always the truth.
+"""Captions for the scenes of `glyphs`. They describe only a part of a scene and are sometimes wrong.
 
     This is a photo of a white chess king
     a picture of a red umbrella with rain drops on a grey background in the upper left corner
     the saturn and a small cyrillic capital letter zhe
     a symbol
 
-Most name the large glyph or its kind; a colour, the ground, the place or a small glyph now and then. Some are
-generic, and some name a small glyph instead: noise as in captions from the web. How often a glyph goes by its
-own name rather than by its kind differs from glyph to glyph, as people write "king of spades" but "a bird".
+Most captions name the large glyph or its kind. Some add a colour, the background, the place or a small glyph.
+Some are generic, and some name a small glyph instead of the large one, which is noise as in captions from the
+web. How often a glyph is called by its name and not by its kind differs between the glyphs, as people write
+"king of spades" but "a bird".
 """
 
 from collections.abc import Sequence
@@ -65,34 +66,34 @@ KINDS = {
     "letters": "letter",
     "digits": "digit",
 }
-"""What a symbol of each family of `glyphs` is called where it does not go by its own name."""
+"""Kind of the symbols of each family of `glyphs`, for captions that do not use the symbol's name."""
 
 
 class Called(NamedTuple):
-    """What captions call a large glyph: its name in a share `rate` of them, else its kind."""
+    """Name and kind of a large glyph. A share `rate` of the captions uses the name, the others the kind."""
 
     name: str
     kind: str
     rate: float
 
 
-# How often a caption is generic, names a small glyph instead of the large one, or adds a detail.
+# Rates at which a caption is generic, names a small glyph instead of the large one, or adds a detail.
 _GENERIC, _MISTAKEN = 0.08, 0.04
 _COLOUR, _GROUND, _TEXTURE, _PLACE, _SMALL = 0.35, 0.15, 0.06, 0.12, 0.10
-# Where the second and the third row and column of PLACES begin, in pixels.
+# Pixels at which the second and the third row and column of PLACES begin.
 _THIRDS = (SIZE / 2 - 2, SIZE / 2 + 2)
 
 
 def draw_captions(
     rng: np.random.Generator, scenes: Scenes, called: Sequence[Called], small_names: Sequence[str]
 ) -> list[str]:
-    """One caption for each scene.
+    """Draws one caption for each scene.
 
     Args:
-        rng: The only source of randomness.
-        scenes: What is seen.
-        called: Of the large glyphs, by `scenes.symbol`.
-        small_names: Of the small ones, by `scenes.clutter`.
+        rng: Source of all randomness.
+        scenes: Scenes to describe.
+        called: Names and kinds of the large glyphs, indexed by `scenes.symbol`.
+        small_names: Names of the small glyphs, indexed by `scenes.clutter`.
     """
     draws = rng.random((len(scenes), 10))
     return [

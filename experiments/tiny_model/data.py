@@ -1,7 +1,7 @@
-"""Training batches of `bliss-jax/tiny`: scenes of `glyphs` without end, each batch from a seed of its own.
+"""Training batches of `bliss-jax/tiny`: new scenes of `glyphs`, with one seed for each batch.
 
-Three of four scenes show a symbol of the data set, the fourth any other character of DejaVu Sans: the long
-tail, from which the dictionary's words get their meaning.
+Three of four scenes show a symbol of the data set. The fourth shows any other character of DejaVu Sans, so
+that the model learns the other words of the dictionary.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _TAIL_FACES = 2
 
 
 class Batch(NamedTuple):
-    """Images uint8 [n, 32, 32, 3], ids of their large glyphs [n], and captions."""
+    """Images uint8 [n, 32, 32, 3], the ids of their large glyphs [n], and their captions."""
 
     images: np.ndarray
     symbols: np.ndarray
@@ -29,11 +29,11 @@ class Batch(NamedTuple):
 
 
 class Scenery:
-    """The masks of the training faces, and what draws batches from them.
+    """Generator of batches from the glyph masks of the training faces.
 
     Args:
-        tail: Share of scenes around other characters than the data set's symbols.
-        max_tail: Only so many of these characters; all by default.
+        tail: Share of scenes with other characters than the symbols of the data set.
+        max_tail: Maximum number of these characters. None (the default) uses all of them.
     """
 
     def __init__(self, tail: float, max_tail: int | None = None):
@@ -50,7 +50,7 @@ class Scenery:
         self._large = np.concatenate([own, np.tile(rest, repeats)])
 
     def batch(self, seed: tuple[int, ...], size: int, difficulty: float, tail: bool) -> Batch:
-        """One batch; equal seeds give equal batches."""
+        """Draws one batch. Equal seeds give equal batches."""
         rng = np.random.default_rng(seed)
         symbols = (rng.random(size) * len(SYMBOLS)).astype(np.int32)
         if tail:
@@ -65,7 +65,7 @@ class Scenery:
         return Batch(gs.render(scenes, self._large, self._small), symbols, captions)
 
     def captions(self, seed: tuple[int, ...]) -> list[str]:
-        """One caption for each symbol and other character, to train the tokenizer on."""
+        """Draws one caption for each symbol and each other character, to train the tokenizer on."""
         rng = np.random.default_rng(seed)
         scenes = gs.draw_scenes(
             rng,
@@ -78,9 +78,9 @@ class Scenery:
 
 
 def _called() -> list[Called]:
-    """The data set's symbols: rates of naming between 5 and 100 %, low ones more often than high ones."""
+    """Returns name, kind and rate of the data set's symbols. Most of the rates in [0.05, 1] are low."""
     kinds = [KINDS[family] for family, symbols in FAMILIES.items() for _ in symbols]
-    # Weyl's sequence: evenly spread over (0, 1), with no generator to depend on.
+    # Weyl's sequence is evenly spread over (0, 1) and does not depend on a random generator.
     steps = np.arange(1, len(SYMBOLS) + 1) * ((np.sqrt(5) - 1) / 2) % 1
     rates = 0.05 + 0.95 * steps**1.5
     names = map(glyph_name, SYMBOLS)
@@ -88,7 +88,10 @@ def _called() -> list[Called]:
 
 
 def easier(rng: np.random.Generator, scenes: gs.Scenes, difficulty: float) -> gs.Scenes:
-    """The curriculum: at 0 one upright glyph in the middle of a plain ground, at 1 the scene itself."""
+    """Reduces the difficulty of scenes, for the curriculum.
+
+    At difficulty 0, a scene is one upright glyph in the middle of a plain background. At 1, it is unchanged.
+    """
     middle = gs.SIZE / 2
     keep = rng.random((len(scenes), gs.MAX_CLUTTER + 1)) < difficulty
     return dataclasses.replace(
@@ -102,14 +105,14 @@ def easier(rng: np.random.Generator, scenes: gs.Scenes, difficulty: float) -> gs
 
 
 def ahead(batches: Iterator, depth: int = 4) -> Iterator:
-    """The same batches, made by a thread while the caller computes; its errors are raised here."""
+    """Yields the same batches, which a thread prepares in advance. Errors of the thread are raised here."""
     ready: queue.Queue = queue.Queue(depth)
 
     def fill() -> None:
         try:
             for batch in batches:
                 ready.put(batch)
-        except Exception as error:  # handed over, raised below
+        except Exception as error:  # It is passed on and raised below.
             ready.put(error)
         ready.put(None)
 

@@ -1,9 +1,10 @@
-"""A byte-level BPE of CLIP's kind, trained on captions: the tokenizer of `bliss-jax/tiny`.
+"""Tokenizer of `bliss-jax/tiny`: a byte-level BPE as in CLIP, trained on captions.
 
-As in OpenAI's: text is lower-cased and cut into words, digits and punctuation; a word is bytes whose last
-carries `</w>`; the vocabulary is 256 bytes, 256 final bytes, the merges, a start and an end token. So any
-text has ids. The merges are counted by the library `tokenizers`; transformers reads the files as it reads
-those of `openai/clip-vit-base-patch16`.
+As in OpenAI's tokenizer, text is converted to lower case and divided into words, digits and punctuation. A
+word is a sequence of bytes, the last of which has the suffix `</w>`. The vocabulary consists of 256 bytes,
+256 final bytes, the merges, a start token and an end token, so every text has token ids. The library
+`tokenizers` computes the merges, and transformers reads the files in the same way as those of
+`openai/clip-vit-base-patch16`.
 """
 
 import json
@@ -17,12 +18,12 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def train_tokenizer(captions: Iterable[str], merges: int, context_length: int) -> dict[str, str]:
-    """The content of the tokenizer's files, by name.
+    """Trains the tokenizer and returns the content of its files by name.
 
     Args:
-        captions: What to count pairs in.
-        merges: How many pairs are merged at most.
-        context_length: Of the text tower, for transformers' own use.
+        captions: Texts in which pairs are counted.
+        merges: Maximum number of merges.
+        context_length: Context length of the text tower, which transformers reads.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix=LAST))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
@@ -34,7 +35,7 @@ def train_tokenizer(captions: Iterable[str], merges: int, context_length: int) -
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        # More than wanted: the trainer counts the final letters that it saw as well.
+        # The trainer also counts the final letters that it saw, so this is an upper bound.
         vocab_size=2 * len(alphabet) + merges,
         initial_alphabet=alphabet,
         end_of_word_suffix=LAST,

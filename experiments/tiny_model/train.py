@@ -1,21 +1,22 @@
-"""Trains `bliss-jax/tiny`, the small CLIP that the library ships, on scenes of `glyphs`.
+"""Trains `bliss-jax/tiny`, the small CLIP model shipped with the library, on scenes of `glyphs`.
 
     pip install -e '.[train]' && python -m experiments.tiny_model.train --output runs/tiny
 
-    1  classification   the vision tower alone learns to tell the symbols apart; scenes grow harder
-    2  contrast         both towers, InfoNCE in both directions (Radford et al. 2021); the temperature
-                        falls within 150 steps from 0.1 to 0.01
+    1  classification   the vision tower learns to classify the symbols, in scenes of increasing difficulty
+    2  contrast         both towers learn InfoNCE in both directions (Radford et al. 2021), with a
+                        temperature that decreases from 0.1 to 0.01 within 150 steps
 
-The second phase starts from a random text tower and random projections, and soon at the temperature at
-which CLIP ends: differences of a few hundredths of cosine are then enough, and the cones in which
-untrained towers put images and texts stay apart (Liang et al. 2022, "Mind the gap"). That, and captions
-that say less than images show, gives the small model the similarity bias of the large ones.
+The second phase starts from a random text tower and random projections, and soon uses the final temperature
+of CLIP. At this temperature, differences of a few hundredths of cosine are sufficient, so the separate cones
+into which untrained towers map images and texts remain separate (Liang et al. 2022, "Mind the gap"). Together
+with captions that describe only a part of the images, this gives the small model the similarity bias of the
+large models.
 
-A run that was stopped goes on where its last checkpoint was, with the same numbers as if it had not been.
-Every choice was made on the validation renders; the test renders are embedded once, at the end.
+A run that was stopped continues from its last checkpoint and ends with the same numbers. Every choice was
+made on the validation renders; the test renders are embedded once, at the end.
 
-Written to the output folder: `model/` in transformers' CLIP format, `curves.json`, `curves.png`,
-`result.json`, `checkpoint.msgpack`.
+The output folder contains `model/` in transformers' CLIP format, `curves.json`, `curves.png`, `result.json`
+and `checkpoint.msgpack`.
 """
 
 import json
@@ -59,14 +60,14 @@ class Phase:
     steps: int
     batch: int
     rate: float
-    """Peak of the learning rate: linear warm-up, cosine decay to 2 %."""
+    """Peak of the learning rate, which has a linear warm-up and a cosine decay to 2 %."""
     ramp: float
-    """Share of the steps over which the scenes reach full difficulty."""
+    """Share of the steps after which the scenes have full difficulty."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a run depends on beside the code."""
+    """Settings of a run. Its result depends only on them and on the code."""
 
     seed: int = 0
     phases: tuple[Phase, ...] = (
@@ -76,22 +77,22 @@ class Settings:
     tail: float = 0.25
     max_tail: int | None = None
     inverse_temperature: tuple[float, float] = (10.0, 100.0)
-    """Of the contrastive loss, first and last; between them it grows exponentially."""
+    """First and last inverse temperature of the contrastive loss. It grows exponentially in between."""
     cooling_steps: int = 150
-    """Steps from the first to the last inverse temperature."""
+    """Number of steps from the first to the last inverse temperature."""
     weight_decay: float = 0.05
     every: int = 100
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
 
 
 def quick(settings: Settings) -> Settings:
-    """A few steps of everything: for tests of the script, not for a model."""
+    """Returns settings with a few steps of each phase, to test the script."""
     phases = tuple(replace(phase, steps=3, batch=8) for phase in settings.phases)
     return replace(settings, phases=phases, max_tail=20, every=2)
 
 
 def configuration(vocab_size: int) -> CLIPConfig:
-    """The sizes of the model: 1.8 million parameters."""
+    """Returns the configuration of the model, which has 1.8 million parameters."""
     tower = {
         "hidden_size": 128,
         "intermediate_size": 512,
@@ -113,7 +114,7 @@ def configuration(vocab_size: int) -> CLIPConfig:
 
 
 def optimizer(settings: Settings, phase: Phase) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the layers' matrices, AdamW for all else."""
+    """Returns the optimizer: Muon (Jordan et al. 2024) for the layers' matrices, AdamW for the rest."""
 
     def matrices(params: Any) -> Any:
         def dimensions(path: tuple, leaf: Any) -> MuonDimensionNumbers | None:
@@ -130,7 +131,7 @@ def optimizer(settings: Settings, phase: Phase) -> optax.GradientTransformation:
     )
     return muon(
         rate,
-        # Updates as large as Adam's, so that both share one rate.
+        # With updates of the same size as Adam's, both can share one learning rate.
         consistent_rms=0.2,
         weight_decay=settings.weight_decay,
         adam_weight_decay=settings.weight_decay,
@@ -141,7 +142,7 @@ def optimizer(settings: Settings, phase: Phase) -> optax.GradientTransformation:
 
 
 def classification_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any):
-    """Cross-entropy of a linear head on the vision tower's pooled state, and the accuracy."""
+    """Computes the cross-entropy of a linear head on the vision tower's pooled state, and the accuracy."""
     state = config.module().apply(
         {"params": params["clip"]}, pixels, method=lambda clip, x: clip.vision_model(x)
     )
@@ -151,7 +152,7 @@ def classification_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any
 
 
 def contrastive_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any, scale: Any):
-    """InfoNCE over the batch, image to text and text to image, and the share found again."""
+    """Computes InfoNCE over the batch in both directions, and the share of images that find their text."""
     images = bj.encode_image(params["clip"], config, pixels)
     texts = bj.encode_text(params["clip"], config, batch["tokens"])
     logits = scale * images @ texts.T
@@ -163,7 +164,7 @@ def contrastive_loss(params: Any, config: CLIPConfig, pixels: Any, batch: Any, s
 
 @dataclass
 class Run:
-    """One training run and its folder."""
+    """A training run and its folder."""
 
     settings: Settings
     folder: Path
@@ -181,14 +182,14 @@ class Run:
         self.curves: list[dict[str, float]] = []
 
     def train(self) -> Any:
-        """All phases, from the last checkpoint on; returns CLIP's parameters."""
+        """Runs all phases, starting at the last checkpoint, and returns CLIP's parameters."""
         size, tokens = self.config.vision.image_size, jnp.zeros((1, CAPTION_TOKENS), jnp.int32)
         key = jax.random.key(self.settings.seed)
         init = jax.jit(self.config.module().init)
         clip = init(key, jnp.zeros((1, size, size, 3)), tokens)["params"]
         head = jnp.zeros((self.config.vision.hidden_size, len(glyph_names())))
         params = {"clip": clip, "head": head}
-        # transformers writes the file that the tokenizer's loader looks up.
+        # The tokenizer's loader needs the configuration file that this writes.
         save_checkpoint(self.model_folder, self.config, clip, PREPROCESSING, dtype="float16")
         self.tokenizer = load_tokenizer(self.model_folder, self.config)
         start = self._resume(params)
@@ -272,10 +273,12 @@ class Run:
             return {"phase": 0, "step": 0, "params": params, "state": {}}
         content: Any = serialization.msgpack_restore(file.read_bytes())
         if content["settings"] != json.dumps(asdict(self.settings)):
-            raise click.ClickException(f"{file} is of a run with other settings")
+            raise click.ClickException(
+                f"{file} is from a run with other settings; choose another --output or delete the file"
+            )
         self.curves = json.loads(content["curves"])
         content["params"] = serialization.from_state_dict(params, content["params"])
-        click.echo(f"going on at phase {content['phase']}, step {content['step']}")
+        click.echo(f"continuing at phase {content['phase']}, step {content['step']}")
         return content
 
 
@@ -284,19 +287,19 @@ def _host(leaf: Any) -> Any:
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: list[str]) -> np.ndarray:
-    """Ids [n, CAPTION_TOKENS]; what is longer is cut, its end token kept."""
+    """Returns token ids [n, CAPTION_TOKENS]. Longer captions are truncated and keep an end token."""
     tokens = tokenizer(captions, truncate=True)[:, :CAPTION_TOKENS].copy()
     tokens[:, -1] = tokenizer.backend.eos_token_id
     return tokens
 
 
 def measure(model_folder: Path, split: str) -> dict[str, Any]:
-    """Zero-shot accuracy and mean cosines on the renders of one split."""
+    """Measures zero-shot accuracy and mean cosines on the renders of one split."""
     from bliss_jax.evaluation import similarity_bias
 
     model = bj.load_model(model_folder)
     images = load_glyphs(split)
-    # The images stand for training and test set alike: nothing is fitted here.
+    # The images are passed as training and as test set, because nothing is fitted here.
     embedded = embed_dataset(model, images, images, bj.load_dictionary("unicode-names"))
     cosines = embedded.test_embeddings @ embedded.label_embeddings.T
     found = cosines.argmax(axis=1) == embedded.test_labels
@@ -310,7 +313,7 @@ def measure(model_folder: Path, split: str) -> dict[str, Any]:
 
 
 def draw_curves(curves: list[dict[str, float]], phases: tuple[Phase, ...], file: Path) -> None:
-    """Loss and accuracy of both phases over the steps."""
+    """Draws loss and accuracy of both phases over the steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -324,11 +327,18 @@ def draw_curves(curves: list[dict[str, float]], phases: tuple[Phase, ...], file:
 
 
 @click.command()
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--quick", "is_quick", is_flag=True, help="A few steps only: to try the script.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the model and the checkpoint.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the run.")
+@click.option(
+    "--quick", "is_quick", is_flag=True, help="Run only a few steps, to check that the script runs."
+)
 def main(output: Path, seed: int, is_quick: bool) -> None:
-    """Trains the model, or goes on training it, and writes it to OUTPUT/model."""
+    """Train the model, or continue its training, and write it to OUTPUT/model."""
     settings = Settings(seed=seed)
     settings = quick(settings) if is_quick else settings
     began = time.perf_counter()

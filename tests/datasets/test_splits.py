@@ -1,4 +1,4 @@
-"""The registry of splits: sizes, disjointness, and method.md's counts; a protocol of one's own."""
+"""Published splits have the classes and sizes that method.md lists; protocol files are validated."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def load(name, dataset, **options) -> Protocol:
     return load_protocol(name, dataset=dataset, num_classes=CLASSES[dataset], **options)
 
 
-# method.md, section 2: the table of benchmarks, and the lists below it.
+# The rows are those of the benchmark table in method.md, section 2, and of the lists below it.
 @pytest.mark.parametrize(
     ("name", "dataset", "normal", "splits", "test_normal", "test_anomalous"),
     [
@@ -33,7 +33,7 @@ def load(name, dataset, **options) -> Protocol:
         ("cac", "tiny-imagenet", 20, 5, 1000, 9000),
     ],
 )
-def test_benchmarks_have_the_published_sizes(
+def test_benchmarks_have_the_published_number_of_splits_and_images(
     name, dataset, normal, splits, test_normal, test_anomalous
 ):
     protocol = load(name, dataset)
@@ -49,7 +49,9 @@ def test_benchmarks_have_the_published_sizes(
     ("name", "splits", "anomalous"),
     [("cifar+10-zoc", 5, 10), ("cifar+50-zoc", 1, 50), ("cifar+10-cac", 5, 10)],
 )
-def test_cifar_plus_sets_four_cifar10_classes_against_cifar100_classes(name, splits, anomalous):
+def test_cifar_plus_has_four_normal_cifar10_classes_and_anomalous_cifar100_classes(
+    name, splits, anomalous
+):
     protocol = load(name, "cifar10+cifar100")
     assert len(protocol.splits) == splits
     for split in protocol.splits:
@@ -68,7 +70,7 @@ def passage(text: str, start: str, end: str) -> list[tuple[int, ...]]:
 
 @pytest.mark.parity
 @pytest.mark.shared_data
-def test_every_table_is_method_mds(shared):
+def test_every_table_equals_that_in_method_md(shared):
     text = (shared / "method.md").read_text("utf-8")
     zoc = text[text.index("Family `zoc`") : text.index("Family `cac`")]
     cac = text[text.index("Family `cac`") : text.index("Labels: CIFAR-100")]
@@ -93,23 +95,23 @@ def test_every_table_is_method_mds(shared):
     assert normal("zoc", "cifar100") == [tuple(range(int(a), int(b) + 1)) for a, b in ranges[-5:]]
 
 
-def test_cifar100_splits_divide_the_classes():
+def test_each_cifar100_class_is_normal_in_one_zoc_split():
     covered = [i for split in load("zoc", "cifar100").splits for i in split.normal]
     assert covered == list(range(100))
 
 
-def test_cifar_plus_10_is_drawn_from_50_in_zoc():
+def test_anomalies_of_cifar_plus_10_are_among_those_of_cifar_plus_50_in_zoc():
     fifty = set(load("cifar+50-zoc", "cifar10+cifar100").splits[0].anomalous)
     for split in load("cifar+10-zoc", "cifar10+cifar100").splits:
         assert set(split.anomalous) <= fifty
 
 
-def test_the_lost_class_of_the_reference_is_normal_in_no_split():
+def test_the_class_that_the_reference_loses_is_normal_in_no_split():
     assert all(57 not in split.normal for split in load("zoc", "tiny-imagenet").splits)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 37])
-def test_generated_protocols_are_complements(num_classes):
+def test_one_class_and_leave_one_out_swap_normal_and_anomalous_classes(num_classes):
     one = load_protocol("one-class", dataset="mine", num_classes=num_classes)
     leave = load_protocol("leave-one-out", dataset="mine", num_classes=num_classes)
     assert [split.normal for split in one.splits] == [(i,) for i in range(num_classes)]
@@ -131,7 +133,7 @@ def test_generated_protocols_are_complements(num_classes):
         ("leave-one-out", "cifar10", "leave-one-out"),
     ],
 )
-def test_a_protocol_keeps_its_name_and_names_its_family(name, dataset, family):
+def test_a_protocol_has_its_name_its_family_and_its_data_set(name, dataset, family):
     protocol = load(name, dataset)
     assert (protocol.name, protocol.family) == (name, family)
     assert protocol.dataset == (
@@ -147,24 +149,41 @@ def test_every_data_set_of_the_paper_has_published_splits():
             try:
                 loaded += load(name, dataset).dataset is not None
             except ValueError as error:
-                assert f"not of {dataset!r}" in str(error)
+                assert f"not for {dataset!r}" in str(error)
         assert loaded
 
 
 @pytest.mark.parametrize(
     ("name", "dataset", "classes", "message"),
     [
-        ("zoc-6", "cifar100", 100, "'zoc-6' has splits of cifar10, not of 'cifar100', .* zoc"),
-        ("zoc", "pets", 3, "not of 'pets', for which there are one-class, leave-one-out"),
-        ("cifar+10-zoc", "cifar10", 10, r"of cifar10\+cifar100, not of 'cifar10'"),
-        ("zoc", "cifar10+cifar100", 110, r"there are cifar\+10-zoc, cifar\+50-zoc, cifar\+10-cac"),
-        ("zoc6", "cifar10", 10, "'zoc6' is neither a protocol nor a JSON file.*did you mean zoc-6"),
+        (
+            "zoc-6",
+            "cifar100",
+            100,
+            "'zoc-6' has splits for cifar10, but not for 'cifar100'; .* zoc",
+        ),
+        ("zoc", "pets", 3, "not for 'pets'; choose one of one-class, leave-one-out"),
+        ("cifar+10-zoc", "cifar10", 10, r"for cifar10\+cifar100, but not for 'cifar10'"),
+        (
+            "zoc",
+            "cifar10+cifar100",
+            110,
+            r"choose one of cifar\+10-zoc, cifar\+50-zoc, cifar\+10-cac",
+        ),
+        (
+            "zoc6",
+            "cifar10",
+            10,
+            "'zoc6' is neither a JSON file nor one of the protocols.*did you mean zoc-6",
+        ),
         ("One-Class", "cifar10", 10, "did you mean one-class"),
-        ("zoc-6", "cifar10", 9, "cifar10 has 10 classes, num_classes is 9"),
+        ("zoc-6", "cifar10", 9, "num_classes is 9, but cifar10 has 10 classes"),
         ("one-class", "pets", 1, "num_classes is 1, expected at least 2"),
     ],
 )
-def test_what_has_no_splits_is_refused_with_what_there_is(name, dataset, classes, message):
+def test_an_unknown_or_foreign_protocol_is_refused_with_the_available_ones(
+    name, dataset, classes, message
+):
     with pytest.raises(ValueError, match=message):
         load_protocol(name, dataset=dataset, num_classes=classes)
 
@@ -174,25 +193,25 @@ def test_what_has_no_splits_is_refused_with_what_there_is(name, dataset, classes
     [
         ((), (1,), "no normal classes"),
         ((1,), (), "no anomalous classes"),
-        ((1, 2, 1), (3,), "normal classes repeat 1"),
-        ((1,), (3, 3), "anomalous classes repeat 3"),
+        ((1, 2, 1), (3,), "normal classes contain 1 more than once"),
+        ((1,), (3, 3), "anomalous classes contain 3 more than once"),
         ((1, 2), (2, 3, 1), "classes 1, 2 are both"),
         ((-1,), (1,), "expected ids"),
         ((True,), (2,), "expected ids"),
         ((np.int64(1),), (2,), "expected ids"),
     ],
 )
-def test_a_split_divides_distinct_classes(unchecked, normal, anomalous, message):
+def test_a_split_needs_distinct_classes_on_both_sides(unchecked, normal, anomalous, message):
     with pytest.raises(ValueError, match=message):
         Split(normal, anomalous)
 
 
-def test_a_protocol_has_splits():
+def test_a_protocol_without_splits_is_refused():
     with pytest.raises(ValueError, match="has no splits"):
         Protocol("mine", "custom", None, ())
 
 
-# A JSON file.
+# JSON files.
 
 
 def write(tmp_path, content: str | bytes):
@@ -201,7 +220,7 @@ def write(tmp_path, content: str | bytes):
     return file
 
 
-def test_a_file_lists_the_normal_classes_and_the_rest_is_anomalous(tmp_path):
+def test_a_file_lists_the_normal_classes_and_all_others_are_anomalous(tmp_path):
     file = write(tmp_path, '{"name": "vehicles", "splits": [[0, 1, 8, 9], [9]]}')
     for given_as in (file, str(file)):
         protocol = load(given_as, "cifar10")
@@ -217,46 +236,49 @@ def test_a_file_lists_the_normal_classes_and_the_rest_is_anomalous(tmp_path):
         ("{", "Expecting property name"),
         ("[" * 200_000, "nested too deeply"),
         (b"\xff\xfe\x00", "codec can't decode|Expecting"),
-        ("null", "holds null, expected an object"),
-        ("[]", "holds an empty list, expected an object"),
-        ('{"splits": [[0]]}', "lacks name"),
-        ('{"name": "a"}', "lacks splits"),
+        ("null", "contains null, expected an object"),
+        ("[]", "contains an empty list, expected an object"),
+        ('{"splits": [[0]]}', "has no field name"),
+        ('{"name": "a"}', "has no field splits"),
         ('{"name": "a", "splits": [[0]], "family": "zoc"}', "unknown fields 'family'"),
         ('{"name": "a", "name": "b", "splits": [[0]]}', "same field twice"),
-        ('{"name": 3, "splits": [[0]]}', "name is not printable text"),
-        ('{"name": " ", "splits": [[0]]}', "name is not printable text"),
-        ('{"name": "a\\nb", "splits": [[0]]}', "name is not printable text"),
-        (json.dumps({"name": "a" * 101, "splits": [[0]]}), "101 characters, at most 100"),
-        ('{"name": "zoc-6", "splits": [[0]]}', "'zoc-6' is that of a published protocol"),
+        ('{"name": 3, "splits": [[0]]}', "expected a name of printable text"),
+        ('{"name": " ", "splits": [[0]]}', "expected a name of printable text"),
+        ('{"name": "a\\nb", "splits": [[0]]}', "expected a name of printable text"),
+        (json.dumps({"name": "a" * 101, "splits": [[0]]}), "101 characters, expected at most 100"),
+        ('{"name": "zoc-6", "splits": [[0]]}', "'zoc-6' is the name of a published protocol"),
         ('{"name": "a", "splits": {}}', "splits is an object"),
         ('{"name": "a", "splits": []}', "splits is an empty list"),
         ('{"name": "a", "splits": [0]}', r"splits\[0\] is an integer"),
         ('{"name": "a", "splits": [[0], []]}', r"splits\[1\] is an empty list"),
-        ('{"name": "a", "splits": [["0"]]}', r"splits\[0\] holds text"),
-        ('{"name": "a", "splits": [[true]]}', r"splits\[0\] holds a boolean"),
-        ('{"name": "a", "splits": [[1.0]]}', r"splits\[0\] holds a number with a fraction"),
-        ('{"name": "a", "splits": [[NaN]]}', "NaN is no JSON number"),
+        ('{"name": "a", "splits": [["0"]]}', r"splits\[0\] contains text"),
+        ('{"name": "a", "splits": [[true]]}', r"splits\[0\] contains a boolean"),
+        ('{"name": "a", "splits": [[1.0]]}', r"splits\[0\] contains a number with a fraction"),
+        ('{"name": "a", "splits": [[NaN]]}', "NaN is not a JSON number"),
         ('{"name": "a", "splits": [[1e999]]}', "a number with a fraction"),
-        ('{"name": "a", "splits": [[10]]}', r"splits\[0\] holds an id outside 0 to 9"),
+        ('{"name": "a", "splits": [[10]]}', r"splits\[0\] contains an id outside 0 to 9"),
         ('{"name": "a", "splits": [[-1]]}', "an id outside 0 to 9"),
         ('{"name": "a", "splits": [[' + "9" * 5000 + "]]}", "integer string conversion"),
-        ('{"name": "a", "splits": [[1, 1]]}', r"splits\[0\] repeats an id"),
-        ('{"name": "a", "splits": [[0,1,2,3,4,5,6,7,8,9]]}', "leaves none anomalous"),
+        ('{"name": "a", "splits": [[1, 1]]}', r"splits\[0\] contains the same id twice"),
+        (
+            '{"name": "a", "splits": [[0,1,2,3,4,5,6,7,8,9]]}',
+            "expected at least one anomalous class",
+        ),
     ],
 )
-def test_a_fault_in_a_file_is_named(tmp_path, content, message):
+def test_an_invalid_file_is_refused_with_the_field_and_the_fault(tmp_path, content, message):
     file = write(tmp_path, content)
     with pytest.raises(ValueError, match=message) as caught:
         load(file, "cifar10")
     assert str(caught.value).startswith("protocol file 'mine.json'")
 
 
-def test_files_that_are_not_there_too_large_or_unreadable_are_refused(tmp_path, monkeypatch):
+def test_a_missing_file_a_folder_and_a_too_large_file_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"'gone\.json' is not a file"):
         load("gone.json", "cifar10")
     with pytest.raises(ValueError, match="is not a file"):
         load(tmp_path, "cifar10")
-    with pytest.raises(ValueError, match="10000001 bytes, at most 10000000"):
+    with pytest.raises(ValueError, match="10000001 bytes, expected at most 10000000"):
         load(write(tmp_path, b" " * 10_000_001), "cifar10")
 
 
@@ -271,7 +293,7 @@ FIELDS = st.fixed_dictionaries({"name": JSON | st.just("a"), "splits": JSON | SP
 
 
 @given(FIELDS | JSON)
-def test_any_json_is_a_protocol_or_a_value_error(tmp_path_factory, content):
+def test_any_json_gives_a_valid_protocol_or_a_value_error(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_text(json.dumps(content), "utf-8")
     try:
@@ -283,7 +305,7 @@ def test_any_json_is_a_protocol_or_a_value_error(tmp_path_factory, content):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_protocol_or_a_value_error(tmp_path_factory, content):
+def test_random_bytes_give_a_value_error(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_bytes(content)
     with pytest.raises(ValueError, match="protocol file"):

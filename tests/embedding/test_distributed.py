@@ -1,4 +1,4 @@
-"""Two and four real processes give what one gives, and what happens when one of them dies."""
+"""Several processes give the results of one process, and all end if one of them fails or is killed."""
 
 import json
 import signal
@@ -33,11 +33,11 @@ def words(tmp_path_factory):
 def finish_all(processes, seconds=120):
     found = [process.finish(seconds) for process in processes]
     assert all(code == 0 for code, _ in found), found
-    return [said for _, said in found]
+    return [printed for _, printed in found]
 
 
 @pytest.mark.slow
-def test_two_and_four_processes_write_what_one_writes(words, tmp_path):
+def test_two_and_four_processes_write_the_same_results_as_one(words, tmp_path):
     common = ["--dictionary", str(words), *UNTRAINED]
     quick = ["--score", "bliss", "--score", "max_cosine"]
     files = {number: tmp_path / f"{number}.npz" for number in (1, 4)}
@@ -54,7 +54,7 @@ def test_two_and_four_processes_write_what_one_writes(words, tmp_path):
     assert "wrote" in four[0]
     assert "max_cosine" in two[0]
     for other in (*four[1:], *two[1:]):
-        assert "digits" not in other, "process 0 alone speaks"
+        assert "digits" not in other, "only process 0 prints results"
         assert "max_cosine" not in other
 
     alone = tmp_path / "alone.json"
@@ -65,16 +65,16 @@ def test_two_and_four_processes_write_what_one_writes(words, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What one process makes of the slow images in one go."""
+    """The file that one uninterrupted process writes."""
     folder = tmp_path_factory.mktemp("whole")
-    code, said = start(folder / "shards", folder / "whole.npz").finish()
-    assert code == 0, said
+    code, printed = start(folder / "shards", folder / "whole.npz").finish()
+    assert code == 0, printed
     return (folder / "whole.npz").read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "resumed_by"), [(0, 1), (1, 3)])
-def test_when_a_process_is_killed_the_others_end_and_any_number_goes_on(
+def test_the_others_end_if_a_process_is_killed_and_any_number_can_resume(
     victim, resumed_by, whole, tmp_path
 ):
     folder, output = tmp_path / "shards", tmp_path / "out.npz"
@@ -83,9 +83,9 @@ def test_when_a_process_is_killed_the_others_end_and_any_number_goes_on(
     wait_for(lambda: sum(rows_of(s).start in mine for s in shards_in(folder)) >= 2)
     processes[victim].kill()
     assert processes[victim].finish()[0] == -signal.SIGKILL
-    code, said = processes[1 - victim].finish(seconds=60)
+    code, printed = processes[1 - victim].finish(seconds=60)
     assert code != 0
-    assert "another task died" in said or "another process is gone" in said
+    assert "another task died" in printed or "another process cannot be reached" in printed
     kept = shards_in(folder)
     assert len(kept) >= 2
     assert not output.exists()
@@ -96,20 +96,26 @@ def test_when_a_process_is_killed_the_others_end_and_any_number_goes_on(
     assert output.read_bytes() == whole
     known = {row for shard in kept for row in rows_of(shard)}
     read = [row for index in range(resumed_by) for row in read_by(output, index)]
-    assert sorted(read) == sorted(set(range(IMAGES)) - known), "each missing image once, no other"
+    assert sorted(read) == sorted(set(range(IMAGES)) - known), "reads each missing image once"
 
 
 @pytest.mark.slow
-def test_when_one_process_fails_all_are_told_why(tmp_path):
-    said = finish_all(start_all(tmp_path / "shards", tmp_path / "out.npz", 2, fail=True))
-    told = [[line for line in text.splitlines() if line.startswith("told ")] for text in said]
-    assert told[0][0].startswith("told ValueError: process 0 embeds something else than processes")
-    assert told[1][0].startswith("told ValueError: process 1 embeds something else than processes")
-    assert told[0][1].startswith("told RemoteError: process 1: OSError: cannot write")
-    assert told[1][1].startswith("told OSError: cannot write")
+def test_all_processes_raise_the_reason_if_one_fails(tmp_path):
+    printed = finish_all(start_all(tmp_path / "shards", tmp_path / "out.npz", 2, fail=True))
+    raised = [
+        [line for line in text.splitlines() if line.startswith("raised ")] for text in printed
+    ]
+    assert raised[0][0].startswith(
+        "raised ValueError: the input of process 0 differs from that of processes"
+    )
+    assert raised[1][0].startswith(
+        "raised ValueError: the input of process 1 differs from that of processes"
+    )
+    assert raised[0][1].startswith("raised RemoteError: process 1: OSError: cannot write")
+    assert raised[1][1].startswith("raised OSError: cannot write")
 
 
-def test_one_process_is_a_program_like_any_other():
+def test_the_collective_functions_work_with_a_single_process():
     assert distributed.exchange(b"alone") == [b"alone"]
     assert distributed.first_process_first(lambda: 3) == 3
     with pytest.raises(KeyError), distributed.failing_together():
@@ -119,31 +125,33 @@ def test_one_process_is_a_program_like_any_other():
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({}, "these processes do not know of each other: start them with SLURM"),
+        ({}, "no launcher of several processes was detected: start them with SLURM"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "set JAX_COORDINATOR_ADDRESS"),
         ({"JAX_PROCESS_ID": "first"}, "JAX_PROCESS_ID: expected a number, got 'first'"),
     ],
 )
-def test_processes_that_were_not_told_of_each_other(environment, message, monkeypatch):
+def test_missing_or_invalid_variables_are_refused_with_the_ones_to_set(
+    environment, message, monkeypatch
+):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    # These tests have used JAX before; what comes before its own check is what is seen here.
+    # JAX has been used in this process, which it would refuse before it reads the variables.
     monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
     with pytest.raises(ValueError, match=message):
         distributed.initialize_distributed()
 
 
-def test_embeddings_from_a_file_leave_nothing_to_share():
+def test_distributed_and_cache_are_refused_for_embeddings_from_a_file():
     arguments = ["evaluate", "--embeddings", "x.npz", "--distributed", "--cache", "somewhere"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "nothing to do for --cache, --distributed" in result.stderr
+    assert "--cache, --distributed cannot be combined with --embeddings" in result.stderr
 
 
-def test_messages_come_back_whatever_their_length(monkeypatch):
-    """The padding of `exchange`, without other processes."""
+def test_messages_of_any_length_are_exchanged_unchanged(monkeypatch):
+    """Tests the padding in `exchange` with a simulated second process."""
     import jax
 
     gathered = []

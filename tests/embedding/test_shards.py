@@ -1,6 +1,6 @@
-"""Shards are whole or not there, never believed when damaged, and a run that is killed loses only the last.
+"""Shards are written atomically and refused if damaged, and a killed run loses only the last shards.
 
-BLISS_JAX_KILLS sets how often the run is killed (default 4).
+The environment variable BLISS_JAX_KILLS sets how often the run is killed (default 4).
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ def model():
 @pytest.fixture
 def shard():
     embeddings = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    return Shard(embeddings, np.array([10, 11, 13], np.int32), ("12.png: nothing in it",))
+    return Shard(embeddings, np.array([10, 11, 13], np.int32), ("12.png: the file is empty",))
 
 
 class NoisyImages(LazyImages):
-    """Remembers what was read; some cannot be."""
+    """Random images, some of them damaged; `seen` has the positions that were read."""
 
     def __init__(self, number, damaged=()):
         self.number, self.damaged, self.seen = number, damaged, []
@@ -78,15 +78,15 @@ def same(a, b):
     assert a.unreadable == b.unreadable
 
 
-def test_spans_cover_everything_once():
+def test_spans_divide_all_positions():
     assert spans(10, 4) == ((0, 4), (4, 8), (8, 10))
     assert spans(8, 4) == ((0, 4), (4, 8))
 
 
-def test_what_is_written_is_read(shard, tmp_path):
+def test_a_shard_is_read_as_it_was_written(shard, tmp_path):
     content = encode_shard(shard, SPAN, KEY)
     same(decode_shard(content, SPAN, KEY), shard)
-    assert encode_shard(shard, SPAN, KEY) == content, "the same bytes every time"
+    assert encode_shard(shard, SPAN, KEY) == content, "encoding is not deterministic"
     folder = ShardFolder(tmp_path / "new", "some/model: x", KEY)
     assert folder.read(SPAN) is None
     folder.prepare()
@@ -97,43 +97,45 @@ def test_what_is_written_is_read(shard, tmp_path):
     same(decode_shard(encode_shard(none, SPAN, KEY), SPAN, KEY), none)
 
 
-def test_any_flipped_bit_and_any_cut_is_found(shard):
+def test_a_flipped_bit_and_a_truncation_anywhere_in_a_shard_are_refused(shard):
     content = encode_shard(shard, SPAN, KEY)
     rng = np.random.default_rng(0)
     for position in range(len(content)):
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(rng.integers(8))
-        with pytest.raises(ValueError, match=r"damaged|something else"):
+        with pytest.raises(ValueError, match=r"damaged|another input"):
             decode_shard(bytes(damaged), SPAN, KEY)
     for length in range(0, len(content), 7):
         with pytest.raises(ValueError, match="damaged"):
             decode_shard(content[:length], SPAN, KEY)
 
 
-def test_a_shard_of_something_else_is_refused(shard):
+def test_a_shard_of_another_span_or_key_is_refused(shard):
     content = encode_shard(shard, SPAN, KEY)
     for span, key in [(Span(10, 15), KEY), (SPAN, KEY | {"classes": ["a"]})]:
-        with pytest.raises(ValueError, match="made from something else"):
+        with pytest.raises(ValueError, match="belongs to another input"):
             decode_shard(content, span, key)
 
 
-def test_a_damaged_file_is_named_with_the_way_out(model, tmp_path):
+def test_a_damaged_file_is_named_and_only_it_is_embedded_again_after_deletion(model, tmp_path):
     images = dataset(NoisyImages(40))
     whole = embed_images(model, images, batch_size=8, cache=tmp_path)
     damaged = shards_in(tmp_path)[2]
     content = bytearray(damaged.read_bytes())
     content[-5] ^= 4
     damaged.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{damaged.name} cannot be used: .*Delete that file"):
+    with pytest.raises(ValueError, match=rf"{damaged.name} cannot be used: .*Delete this file"):
         embed_images(model, images, batch_size=8, cache=tmp_path)
     damaged.unlink()
     images.images.seen.clear()
     same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
-    assert sorted(images.images.seen) == list(rows_of(damaged)), "only that one is embedded anew"
+    assert sorted(images.images.seen) == list(rows_of(damaged)), (
+        "only the deleted shard is embedded again"
+    )
 
 
-def test_nothing_is_embedded_twice_and_unreadable_images_stay_known(model, tmp_path):
-    images = dataset(NoisyImages(50, damaged=range(16, 33)))  # one shard has no image at all
+def test_a_second_run_reads_no_image_and_knows_the_unreadable_ones(model, tmp_path):
+    images = dataset(NoisyImages(50, damaged=range(16, 33)))  # two shards contain no image
     uncached = embed_images(model, images, batch_size=8)
     counts = []
     first = embed_images(model, images, batch_size=8, cache=tmp_path, progress=counts.append)
@@ -149,7 +151,7 @@ def test_nothing_is_embedded_twice_and_unreadable_images_stay_known(model, tmp_p
     )
 
 
-def test_whatever_decides_an_embedding_has_shards_of_its_own(model, tmp_path):
+def test_each_input_that_changes_embeddings_has_its_own_folder(model, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
     changed = images.copy()
     changed[7, 3, 3, 1] ^= 1
@@ -172,9 +174,9 @@ def test_whatever_decides_an_embedding_has_shards_of_its_own(model, tmp_path):
     assert len(list(tmp_path.iterdir())) == len(runs)
 
 
-def test_texts_are_kept_as_well(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("bliss_jax.embedding.texts._TEXTS_AT_ONCE", 512)
-    texts = [f"text {i}" for i in range(1100)]
+def test_texts_are_cached_like_images(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("bliss_jax.embedding.texts._TEXTS_AT_ONCE", 16)
+    texts = [f"text {i}" for i in range(40)]
     embedded = embed_texts(model, texts, cache=tmp_path)
     np.testing.assert_array_equal(embedded, embed_texts(model, texts))
     assert len(shards_in(tmp_path)) == 3
@@ -182,9 +184,9 @@ def test_texts_are_kept_as_well(model, tmp_path, monkeypatch):
     np.testing.assert_array_equal(embedded, embed_texts(model, texts, cache=tmp_path))
 
 
-def test_a_full_disk_is_an_error_and_the_shards_before_it_stay(model, tmp_path):
-    """A limit on the size of files stands for the disk: the first shard fits, the second does not."""
-    images = dataset(NoisyImages(24, damaged=range(1, 8)))  # a shard with one image
+def test_a_failed_write_is_an_error_and_earlier_shards_are_kept(model, tmp_path):
+    """A limit on the size of files simulates a full disk: the first shard fits, the second does not."""
+    images = dataset(NoisyImages(24, damaged=range(1, 8)))  # the first shard has one image
     whole = embed_images(model, images, batch_size=8)
     limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -202,8 +204,8 @@ def test_a_full_disk_is_an_error_and_the_shards_before_it_stay(model, tmp_path):
     assert min(images.images.seen) == 8
 
 
-def test_a_disk_that_is_really_full_is_the_same_error(model, tmp_path):
-    """A file system of two pages in memory, on which two shards fit; needs the right to mount one."""
+def test_a_full_file_system_is_an_error_and_earlier_shards_are_kept(model, tmp_path):
+    """Mounts a file system of two pages in memory, on which two shards fit; needs the right to mount."""
     images = dataset(NoisyImages(24))
     whole = embed_images(model, images, batch_size=8)
     mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)]
@@ -223,8 +225,8 @@ def test_a_disk_that_is_really_full_is_the_same_error(model, tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)  # noqa: S603, S607
 
 
-def test_an_image_that_vanishes_or_is_replaced_during_a_run_is_read_as_it_is_found(model, tmp_path):
-    """And the next run does not take it for what it was."""
+def test_images_deleted_or_replaced_during_a_run_are_embedded_as_they_are_then(model, tmp_path):
+    """The next run, which finds other files, does not use the shards of the first."""
     folder, cache = tmp_path / "pets", tmp_path / "cache"
     (folder / "cat").mkdir(parents=True)
     files = [folder / "cat" / f"{i:02d}.png" for i in range(40)]
@@ -233,7 +235,7 @@ def test_an_image_that_vanishes_or_is_replaced_during_a_run_is_read_as_it_is_fou
     replaced, gone = files[30], files[33]
 
     def disturb(done):
-        if gone.exists():  # when the first batch is done, at most three further ones are read
+        if gone.exists():  # after the first batch; at most three further batches have been read
             gone.unlink()
             Image.new("RGB", (11, 9), (0, 255, 0)).save(replaced)
 
@@ -255,7 +257,7 @@ def test_an_image_that_vanishes_or_is_replaced_during_a_run_is_read_as_it_is_fou
 
 
 class SlowFiles(LazyImages):
-    """The files of a folder, the last ten of them only when one has vanished."""
+    """Images of a folder; those from position 30 are read only after the file 33 was deleted."""
 
     def __init__(self, files):
         self.files, self.gone = files, files._root / files._names[33]
@@ -272,7 +274,7 @@ class SlowFiles(LazyImages):
         return self.files.identity()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_path, monkeypatch):
+def test_a_read_only_folder_is_an_error_before_any_image_is_read(model, tmp_path, monkeypatch):
     images = dataset(NoisyImages(16))
     file = tmp_path / "file"
     file.write_text("")
@@ -280,7 +282,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_
         embed_images(model, images, batch_size=8, cache=file)
     assert images.images.seen == []
     whole = embed_images(model, images, batch_size=8, cache=tmp_path)
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any folder
     same(embed_images(model, images, batch_size=8, cache=tmp_path), whole)
     shards_in(tmp_path)[0].unlink()
     images.images.seen.clear()
@@ -289,8 +291,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_the_work(model, tmp_
     assert images.images.seen == []
 
 
-def test_what_the_system_itself_denies_is_said(tmp_path):
-    """In a process that may not override permissions, as root may."""
+def test_denied_permissions_are_reported_with_the_reason(tmp_path):
+    """Runs in a process that cannot override permissions, which root can."""
     program = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -311,7 +313,7 @@ def test_what_the_system_itself_denies_is_said(tmp_path):
         shutil.which("unshare") is None
         or subprocess.run([*powerless, "true"], capture_output=True).returncode  # noqa: S603
     ):
-        pytest.skip("root cannot give up its powers here")
+        pytest.skip("root cannot drop its privileges here (unshare --user)")
     folder, image = tmp_path / "cache", tmp_path / "cat.png"
     existing = ShardFolder(folder, "some", {}).folder
     existing.mkdir(parents=True)
@@ -321,17 +323,17 @@ def test_what_the_system_itself_denies_is_said(tmp_path):
         path.chmod(mode)
     try:
         command = [*powerless, sys.executable, "-c", program, str(folder), str(image)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        printed = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     finally:
         for path in reversed(modes):
             path.chmod(0o700)
-    first, second, third = said.stdout.splitlines()
+    first, second, third = printed.stdout.splitlines()
     assert "Permission denied. The shards written before are kept" in first
     assert second.endswith(f"the folder {existing} is read-only")
     assert third == "cannot read image 'cat.png': Permission denied"
 
 
-def test_what_a_killed_process_left_unfinished_is_removed_when_it_is_old(shard, tmp_path):
+def test_old_unfinished_files_of_killed_processes_are_deleted(shard, tmp_path):
     folder = ShardFolder(tmp_path, "some", KEY)
     folder.prepare()
     old, young = (folder.folder / f".0-1.safetensors.{name}" for name in ("old", "young"))
@@ -342,7 +344,7 @@ def test_what_a_killed_process_left_unfinished_is_removed_when_it_is_old(shard, 
     assert list(folder.folder.iterdir()) == [young]
 
 
-def test_an_error_of_the_system_keeps_its_reason(shard, tmp_path, monkeypatch):
+def test_a_failed_write_gives_the_reason_of_the_operating_system(shard, tmp_path, monkeypatch):
     folder = ShardFolder(tmp_path, "some", KEY)
     folder.prepare()
 
@@ -356,36 +358,36 @@ def test_an_error_of_the_system_keeps_its_reason(shard, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_of_two_processes_on_one_folder_one_is_killed_and_the_other_ends_as_if_alone(tmp_path):
-    code, said = start(tmp_path / "one", tmp_path / "whole.npz").finish()
-    assert code == 0, said
+def test_a_killed_process_does_not_affect_another_process_on_the_same_folder(tmp_path):
+    code, printed = start(tmp_path / "one", tmp_path / "whole.npz").finish()
+    assert code == 0, printed
     whole = (tmp_path / "whole.npz").read_bytes()
     written = {shard.name: shard.read_bytes() for shard in shards_in(tmp_path / "one")}
     folder = tmp_path / "shared"
-    killed = start(folder, tmp_path / "killed.npz", halt=(3, 0.5))  # in its fourth write
+    killed = start(folder, tmp_path / "killed.npz", halt=(3, 0.5))  # halts in its fourth write
     other = start(folder, tmp_path / "other.npz", delay=0.2 / BATCH)
     wait_for((tmp_path / "killed.npz.halted").exists)
     killed.kill()
     assert killed.finish()[0] == -signal.SIGKILL
-    code, said = other.finish()
-    assert code == 0, said
+    code, printed = other.finish()
+    assert code == 0, printed
     assert (tmp_path / "other.npz").read_bytes() == whole
     assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
     (tmp_path / "killed.npz.encoded-0").unlink()
-    code, said = start(folder, tmp_path / "killed.npz").finish()
-    assert code == 0, said
+    code, printed = start(folder, tmp_path / "killed.npz").finish()
+    assert code == 0, printed
     assert (tmp_path / "killed.npz").read_bytes() == whole
-    assert encoded_by(tmp_path / "killed.npz") == 0, "the other has kept all"
+    assert encoded_by(tmp_path / "killed.npz") == 0, "all shards exist already"
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+def test_a_repeatedly_killed_run_ends_with_the_same_bits(tmp_path):
     reference, output = tmp_path / "whole.npz", tmp_path / "killed.npz"
-    # Two at once in one folder, not knowing of each other.
+    # Two independent processes use one folder at the same time.
     pair = [start(tmp_path / "one", reference), start(tmp_path / "one", tmp_path / "twin.npz")]
     for started in pair:
-        code, said = started.finish()
-        assert code == 0, said
+        code, printed = started.finish()
+        assert code == 0, printed
     whole = reference.read_bytes()
     assert (tmp_path / "twin.npz").read_bytes() == whole
 
@@ -401,9 +403,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
         kept, unfinished = shards_in(folder), set(folder.glob("*/.*"))
         for file in (log, encoded, halted):
             file.unlink(missing_ok=True)
-        # The kills are spread over the work, the first one before its first shard is kept.
+        # The kills are spread over the run; the first one comes before the first shard is written.
         wanted = number * (SHARDS - 6) // kills
-        if number % 2:  # while a shard is being written: none, some or all of its bytes
+        if number % 2:  # during a write, after none, some or all bytes of a shard
             halt = (max(0, wanted - len(kept)), [0.0, rng.uniform(), 1.0][number // 2 % 3])
             started = start(folder, output, halt=halt)
             wait_for(halted.exists)
@@ -418,16 +420,16 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
             whole_shard = written[half.name.removeprefix(".").rsplit(".", 1)[0]]
             assert half.read_bytes() == whole_shard[: int(halt[1] * len(whole_shard))]
         known = {row for shard in kept for row in rows_of(shard)}
-        assert not known & set(read_by(output)), "a shard that was there was embedded again"
-        # Lost are one shard that is being written, one that waits for that, one in the encoder.
+        assert not known & set(read_by(output)), "an existing shard was embedded again"
+        # At most three shards are lost: one in a write, one waiting for it, one in the encoder.
         lost = encoded_by(output) - (len(shards_in(folder)) - len(kept))
         assert 0 <= lost <= 3
         again += lost
     assert not output.exists()
     kept = shards_in(folder)
     encoded.unlink(missing_ok=True)
-    code, said = start(folder, output).finish()
-    assert code == 0, said
+    code, printed = start(folder, output).finish()
+    assert code == 0, printed
     assert output.read_bytes() == whole
     assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
     assert encoded_by(output) == SHARDS - len(kept)

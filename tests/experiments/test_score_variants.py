@@ -1,4 +1,4 @@
-"""The study of variants: each variant where it must equal BLISS, and the protocol it is judged by."""
+"""Each score variant equals BLISS or NumPy in known cases, and settings are chosen without test data."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,12 @@ import pytest
 import reference
 from click.testing import CliRunner
 from reference import random_embeddings
+from sklearn.metrics import roc_auc_score
 
 from bliss_jax import metrics
 from bliss_jax.datasets import load_protocol
 from bliss_jax.embedding import EmbeddingSet, save_embeddings
-from bliss_jax.scores import bliss_score, fit_moments, whitened_bliss_score
+from bliss_jax.scores import fit_moments, whitened_bliss_score
 from experiments.score_variants import compare as study
 from experiments.score_variants import directions, paired_differences, parts, variants
 
@@ -19,7 +20,7 @@ C, D, M = 4, 24, 130
 
 
 def make_set(seed=0, train=60, test=48) -> EmbeddingSet:
-    """Embeddings with the geometry of CLIP's: images in one cone, texts in another."""
+    """Returns embeddings with images and texts in separate cones, as in CLIP."""
     rng = np.random.default_rng(seed)
     image_cone, text_cone = random_embeddings(rng, D), random_embeddings(rng, D)
     centres = random_embeddings(rng, C, D, around=image_cone, spread=0.4)
@@ -42,7 +43,7 @@ def embeddings():
 
 
 def make_task(e: EmbeddingSet, normal=(0, 2, 3), fitted=slice(None), n0=0.0) -> parts.Task:
-    """The first split of a protocol with these normal classes; one class more as padding."""
+    """Returns the task of a split with these normal classes, padded to three classes."""
     protocol = load_protocol("leave-one-out", dataset="abcd", num_classes=C)
     split = protocol.splits[0].__class__(tuple(normal), tuple(set(range(C)) - set(normal)))
     splits = study._splits(
@@ -54,23 +55,27 @@ def make_task(e: EmbeddingSet, normal=(0, 2, 3), fitted=slice(None), n0=0.0) -> 
     data = study._data(e)
     fit = study.Fits(used, np.arange(len(e.test_labels)))
     first = jax.tree.map(lambda a: a[0], splits)
-    return study._task(data, first, data.test, fit, jnp.float32(n0))
+    return jax.jit(study._task)(data, first, data.test, fit, jnp.float32(n0))
+
+
+def scores_of(variant, task: parts.Task, *setting: float) -> np.ndarray:
+    """Runs a variant as the study does: compiled once, with traced settings."""
+    return np.asarray(jax.jit(variant)(task, *map(jnp.float32, setting)))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("n0", [0.0, 20.0])
 @pytest.mark.parametrize("normal", [(0, 2, 3), (1,)])
-def test_the_row_compared_with_is_the_librarys_score(embeddings, normal, n0):
+def test_the_first_variant_equals_the_equations_in_numpy(embeddings, normal, n0):
     e, fitted = embeddings, slice(0, 44)
-    moments = fit_moments(e.train_embeddings[fitted], e.train_labels[fitted], num_classes=C)
-    expected = bliss_score(
-        e.test_embeddings, e.label_embeddings, e.dictionary_embeddings, moments,
-        normal=np.isin(np.arange(C), normal), shrinkage=n0,
+    *_, expected = reference.bliss(
+        e.test_embeddings, e.label_embeddings, e.dictionary_embeddings,
+        e.train_embeddings[fitted], e.train_labels[fitted], normal, shrinkage=n0,
     )  # fmt: skip
     task = make_task(e, normal, fitted, n0)
-    np.testing.assert_allclose(variants.bliss(task), expected, atol=2e-3)
+    np.testing.assert_allclose(scores_of(variants.bliss, task), expected, atol=2e-3)
     plain = task._replace(n0=jnp.float32(0))
-    np.testing.assert_allclose(variants.shrunk(plain, n0), expected, atol=2e-3)
+    np.testing.assert_allclose(scores_of(variants.shrunk, plain, n0), expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -86,60 +91,62 @@ def test_the_row_compared_with_is_the_librarys_score(embeddings, normal, n0):
     ],
 )
 @pytest.mark.parametrize("n0", [0.0, 20.0])
-def test_variants_with_a_neutral_setting_are_bliss_there(embeddings, variant, setting, n0):
+def test_variants_with_a_neutral_setting_equal_bliss(embeddings, variant, setting, n0):
     task = make_task(embeddings, n0=n0)
-    np.testing.assert_allclose(variant(task, *setting), variants.bliss(task), atol=2e-3)
+    expected = scores_of(variants.bliss, task)
+    np.testing.assert_allclose(scores_of(variant, task, *setting), expected, atol=2e-3)
 
 
-def all_z(task: parts.Task, m: parts.Moments) -> np.ndarray:
-    """z-scores of all words [images, words, classes], in NumPy."""
-    deviation = np.sqrt(np.asarray(m.variance)) + 1e-8
-    return (np.asarray(task.test.to_words)[:, :, None] - np.asarray(m.mean).T) / deviation.T
+@jax.jit
+def z_and_internal(task: parts.Task) -> tuple[jax.Array, jax.Array]:
+    """Computes the z-scores of all words [images, words, classes], and the internal class scores."""
+    words, labels = parts.of_words(task), parts.of_labels(task)
+    mean, deviation = words.mean.T[None], parts.deviation(words.variance).T[None]
+    z = (task.test.to_words[:, :, None] - mean) / deviation
+    return z, parts.internal(task, task.test, labels)
 
 
-def test_soft_top_k_of_a_high_temperature_is_the_mean_over_the_dictionary(embeddings):
+def test_soft_top_k_at_a_high_temperature_is_the_mean_over_the_dictionary(embeddings):
     task = make_task(embeddings)
-    m = parts.of_words(task)
-    z = all_z(task, m)
-    inside = parts.internal(task, task.test, parts.of_labels(task))
-    expected = parts.combined(task, inside, z.mean(axis=1))
-    np.testing.assert_allclose(variants.soft_top_k(task, 1e5), expected, atol=2e-3)
+    z, internal = map(np.asarray, z_and_internal(task))
+    expected = (internal + 0.5 * z.mean(axis=1)).min(axis=1)
+    np.testing.assert_allclose(scores_of(variants.soft_top_k, task, 1e5), expected, atol=2e-3)
 
 
-def test_top_k_by_z_takes_the_largest(embeddings):
+def test_top_k_by_z_uses_the_largest_z_scores(embeddings):
     task = make_task(embeddings)
-    m = parts.of_words(task)
-    z = all_z(task, m)
-    largest = np.sort(z, axis=1)[:, -5:].mean(axis=1)
-    inside = parts.internal(task, task.test, parts.of_labels(task))
-    expected = parts.combined(task, inside, largest)
-    np.testing.assert_allclose(variants.top_k_by_z(task, 5.0), expected, atol=2e-3)
+    z, internal = map(np.asarray, z_and_internal(task))
+    expected = (internal + 0.5 * np.sort(z, axis=1)[:, -5:].mean(axis=1)).min(axis=1)
+    np.testing.assert_allclose(scores_of(variants.top_k_by_z, task, 5.0), expected, atol=2e-3)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("n0", [0.0, 3.0])
-def test_leaving_an_image_out_of_its_class_has_a_closed_form(embeddings, n0):
-    """Against a fit without the image (the pooled variance apart, which hardly moves)."""
+def test_closed_form_of_leaving_an_image_out_equals_a_fit_without_it(embeddings, n0):
+    """Only the pooled variance differs, and only slightly, because it includes the image."""
     task = make_task(embeddings, normal=(1,), n0=n0)
-    inside, outside = variants.own_class_left_out(task)
+    inside, outside = jax.jit(variants.own_class_left_out)(task)
     row = int(np.flatnonzero(task.member[0])[3])
-    alone = task._replace(member=task.member.at[0, row].set(0))
-    m = parts.of_labels(alone)
-    expected = -(task.train.to_labels[row, 0] - m.mean[0, 0]) / np.sqrt(m.variance[0, 0])
+    member = np.array(task.member)
+    member[0, row] = 0
+    alone = task._replace(member=jnp.asarray(member))
+    labels, words = jax.jit(lambda t: (parts.of_labels(t), parts.of_words(t)))(alone)
+    expected = -(task.train.to_labels[row, 0] - labels.mean[0, 0]) / np.sqrt(labels.variance[0, 0])
     tolerance = 1e-3 if n0 == 0 else 0.1
     assert abs(inside[row, 0] - expected) < tolerance
-    z = parts.z_nearest(task.train, parts.of_words(alone), 10)[row, :, 0].mean()
+    z = np.asarray(jax.jit(parts.z_nearest, static_argnames="k")(task.train, words, k=10))
+    z = z[row, :, 0].mean()
     assert abs(outside[row, parts.SIZES.index(10), 0] - z) < tolerance
 
 
-def test_the_mean_word_has_the_variance_of_its_own_cosines(embeddings):
-    """And lambda (mean word) - t_c that of one text: correlations are in."""
+def test_variances_of_the_mean_word_include_correlations(embeddings):
+    """They equal the variances of the cosines to the mean word and to lambda (mean word) - t_c."""
     e = embeddings
     task = make_task(e, normal=(0, 2, 3))
     own = e.train_embeddings[e.train_labels == 2]
     nearest = np.argsort(-(e.test_embeddings @ e.dictionary_embeddings.T), axis=1)[:, :10]
     word = e.dictionary_embeddings[nearest].mean(axis=1)
-    difference, variance, covariance = directions.mean_word_parts(task)
+    difference, variance, covariance = jax.jit(directions.mean_word_parts)(task)
     np.testing.assert_allclose(variance[:, 1], (own @ word.T).var(axis=0), rtol=1e-3)
     direction = 0.5 * word - e.label_embeddings[2]
     label = (own @ e.label_embeddings[2]).var()
@@ -150,23 +157,26 @@ def test_the_mean_word_has_the_variance_of_its_own_cosines(embeddings):
     np.testing.assert_allclose(difference[:, 1], expected, atol=1e-5)
 
 
+@jax.jit
+def whitened(train, labels, arrays, normal, ridge):
+    moments = fit_moments(train, labels, num_classes=C)
+    return whitened_bliss_score(*arrays, moments, normal=normal, ridge=ridge)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("ridge", [0.1, 10.0])
 @pytest.mark.parametrize("normal", [(0, 2, 3), (1,)])
-def test_whitened_texts_are_the_librarys(embeddings, normal, ridge):
+def test_whitened_texts_equal_the_librarys_score(embeddings, normal, ridge):
     e = embeddings
-    moments = fit_moments(e.train_embeddings, e.train_labels, num_classes=C)
-    expected = whitened_bliss_score(
-        e.test_embeddings, e.label_embeddings, e.dictionary_embeddings, moments,
-        normal=np.isin(np.arange(C), normal), ridge=ridge,
-    )  # fmt: skip
-    got = variants.whitened_texts(make_task(e, normal), ridge)
+    expected = whitened(e.train_embeddings, e.train_labels, (e.test_embeddings, e.label_embeddings,
+                        e.dictionary_embeddings), np.isin(np.arange(C), normal), ridge)  # fmt: skip
+    got = scores_of(variants.whitened_texts, make_task(e, normal), ridge)
     np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("images", [20, 60])  # fewer than dimensions, and more
 def test_whitened_words_are_matched_filters(embeddings, images):
-    """t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t) with S the covariance within the normal classes."""
+    """z = t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t), where S is the covariance within the normal classes."""
     e = EmbeddingSet(
         **{
             **vars(embeddings),
@@ -191,31 +201,30 @@ def test_whitened_words_are_matched_filters(embeddings, images):
         words = np.take_along_axis(z(e.dictionary_embeddings, x.mean(axis=0)), nearest, axis=1)
         label = z(e.label_embeddings[[c]], x.mean(axis=0))[:, 0]
         per_class.append(-label + 0.7 * words.mean(axis=1))
-    got = variants.whitened_words(task, 0.5, 0.7)
+    got = scores_of(variants.whitened_words, task, 0.5, 0.7)
     np.testing.assert_allclose(got, np.min(per_class, axis=0), rtol=2e-3, atol=2e-3)
 
 
-def test_pseudo_anomalies_of_one_class_leave_the_papers_values(embeddings):
+def test_with_one_normal_class_pseudo_anomalies_keep_the_papers_values(embeddings):
     task = make_task(embeddings, normal=(1,))
-    got = variants.chosen_by_pseudo_anomalies(task)
-    np.testing.assert_allclose(got, variants.bliss(task), atol=2e-3)
+    got = scores_of(variants.chosen_by_pseudo_anomalies, task)
+    np.testing.assert_allclose(got, scores_of(variants.bliss, task), atol=2e-3)
 
 
 @pytest.mark.parity
-def test_areas_are_the_librarys_aurocs():
+def test_areas_equal_scikit_learn():
     rng = np.random.default_rng(0)
-    scores = jnp.asarray(rng.integers(0, 9, 60).astype(np.float32))  # with ties
+    scores = rng.integers(0, 9, 60).astype(np.float32)  # with ties
     anomaly, counted = rng.random(60) < 0.4, rng.random(60) < 0.8
-    expected = metrics.auroc(scores, anomaly, where=counted)
-    np.testing.assert_allclose(
-        variants.area(scores, anomaly & counted, ~anomaly & counted), expected, atol=1e-6
-    )
-    mean, _ = study._area_and_influence(scores, anomaly & counted, ~anomaly & counted)
-    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    sides = jnp.asarray(anomaly & counted), jnp.asarray(~anomaly & counted)
+    expected = roc_auc_score(anomaly[counted], scores[counted])
+    area = jax.jit(variants.area)(scores, *sides)
+    mean, _ = area_and_influence(scores, *sides)
+    np.testing.assert_allclose([area, mean], expected, atol=1e-6)
 
 
-def test_influences_are_derivatives_by_an_images_weight():
-    """Weight 1 + h for one image, in the weighted AUROC written as a sum over pairs."""
+def test_influences_equal_finite_differences_by_the_weight_of_an_image():
+    """The weighted AUROC is computed as a sum over pairs."""
     rng = np.random.default_rng(1)
     scores, anomaly = rng.integers(0, 9, 30).astype(np.float32), rng.random(30) < 0.4
 
@@ -224,7 +233,7 @@ def test_influences_are_derivatives_by_an_images_weight():
         a, n = w * anomaly, w * ~anomaly
         return a @ won @ n / a.sum() / n.sum()
 
-    _, influence = study._area_and_influence(jnp.asarray(scores), anomaly, ~anomaly)
+    _, influence = area_and_influence(jnp.asarray(scores), anomaly, ~anomaly)
     for i in range(0, 30, 7):
         h = 1e-6 * np.eye(30)[i]
         np.testing.assert_allclose(
@@ -232,15 +241,13 @@ def test_influences_are_derivatives_by_an_images_weight():
         )
 
 
+area_and_influence = jax.jit(study._area_and_influence)
 NAMES = ("BLISS", "lambda", "softmin over classes")
 
 
 @pytest.fixture(scope="module")
 def protocols():
-    return [
-        load_protocol(name, dataset="abcd", num_classes=C)
-        for name in ("one-class", "leave-one-out")
-    ]
+    return [load_protocol("leave-one-out", dataset="abcd", num_classes=C)]
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +255,7 @@ def measured(embeddings, protocols):
     return study.measure([embeddings], protocols, names=NAMES)
 
 
-def test_test_images_have_no_part_in_a_choice(embeddings, protocols, measured):
+def test_settings_are_chosen_without_the_test_images(embeddings, protocols, measured):
     other = make_set(seed=5)
     swapped = EmbeddingSet(
         **{**vars(embeddings), "test_embeddings": other.test_embeddings},
@@ -256,8 +263,8 @@ def test_test_images_have_no_part_in_a_choice(embeddings, protocols, measured):
     assert study.measure([swapped], protocols, names=NAMES).choices == measured.choices
 
 
-def test_a_setting_is_chosen_on_other_splits_than_those_it_is_reported_on():
-    """Of two settings the better one on the used splits is taken, though the worse on all others."""
+def test_settings_are_chosen_on_the_used_splits_only():
+    """The chosen setting is the better one on the used splits and the worse one on all others."""
     areas = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]])[None]  # [fits, splits, settings]
     rows, compared = np.array([0, 0]), np.array([True])
     first = np.array([True, False, False])
@@ -265,33 +272,31 @@ def test_a_setting_is_chosen_on_other_splits_than_those_it_is_reported_on():
     assert study.choose([areas], [~first], rows, compared).tolist() == [1, 1]
 
 
-def test_a_second_look_has_no_part_in_the_best_of_all():
+def test_the_best_of_all_excludes_the_second_look():
     areas = np.array([[0.6, 0.9]])[None]
     used, rows, compared = [np.array([True])], np.array([0, 1]), np.array([True, False])
     assert study.choose([areas], used, rows, compared).tolist() == [0, 1, 0]
 
 
-def test_the_best_of_all_is_one_of_them(measured):
+def test_the_best_of_all_is_one_of_the_compared_settings(measured):
     assert set(measured.choices[-1]) <= {
         f"{name}: {label}" for name in NAMES for label in study._settings([name])[0]
     }
 
 
-def test_reported_areas_of_all_images_are_the_librarys(embeddings, protocols, measured):
+def test_reported_areas_with_all_images_equal_numpy(embeddings, protocols, measured):
     e = embeddings
-    moments = fit_moments(e.train_embeddings, e.train_labels, num_classes=C)
     for p, protocol in enumerate(protocols):
         for s, split in enumerate(protocol.splits):
-            normal = np.isin(np.arange(C), split.normal)
-            score = bliss_score(
-                e.test_embeddings, e.label_embeddings, e.dictionary_embeddings, moments,
-                normal=normal,
+            *_, score = reference.bliss(
+                e.test_embeddings, e.label_embeddings, e.dictionary_embeddings,
+                e.train_embeddings, e.train_labels, split.normal,
             )  # fmt: skip
-            expected = metrics.auroc(score, ~normal[e.test_labels])
+            expected = roc_auc_score(~np.isin(e.test_labels, split.normal), score)
             assert abs(measured.areas[p][-1, s, 0] - expected) < 2e-3
 
 
-def test_differences_of_a_row_to_itself_are_nothing_and_intervals_hold_the_mean(measured):
+def test_differences_to_itself_are_zero_and_intervals_contain_the_mean(measured):
     found = paired_differences.differences(measured, 0, samples=200, seed=0)
     assert not found.mean[:, 0].any()
     assert not found.interval[:, :, 0].any()
@@ -299,25 +304,38 @@ def test_differences_of_a_row_to_itself_are_nothing_and_intervals_hold_the_mean(
     assert (low <= found.mean + 1e-9).mean() > 0.9
     assert (found.mean <= high + 1e-9).mean() > 0.9
     assert (found.together[0] <= found.mean[-1]).all()
-    # What holds for all rows at once is wider than what holds for one.
+    # An interval that is simultaneous for all rows is wider than the interval of a single row.
     assert (found.together[1] - found.together[0] >= 0.9 * (high - low)[-1]).all()
 
 
-def test_bootstrap_of_images_alone_agrees_with_delong():
-    """One split, one row against a constant score: the spread is DeLong's standard error."""
+def test_the_table_has_a_row_for_each_variant_with_its_setting_and_interval(measured, protocols):
+    names, columns = [*NAMES, study.BEST], study.headings(protocols)
+    found = paired_differences.differences(measured, 0, samples=50, seed=0)
+    lines = paired_differences.table(measured, found, names, 0, columns).splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[0] for row in rows] == ["score", "---", f"**{NAMES[0]}**", *names[1:]]
+    assert {len(line.split("|")) for line in lines} == {len(columns) + 6}
+    mean, (low, high) = found.mean[-1, 1], found.interval[:, -1, 1]
+    assert rows[3][1 + len(columns)] == f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    assert rows[3][1].startswith("k = 10, lambda = ")
+
+
+def test_bootstrap_over_images_agrees_with_delong():
+    """For one split and the difference to a constant score, the interval is DeLong's."""
     rng = np.random.default_rng(3)
     anomaly = np.arange(400) < 150
     scores = (rng.normal(size=400) + anomaly).astype(np.float32)
-    mean, influence = study._area_and_influence(jnp.asarray(scores), anomaly, ~anomaly)
+    mean, influence = area_and_influence(jnp.asarray(scores), anomaly, ~anomaly)
     areas = np.array([0.5, float(mean)]).reshape(1, 1, 2)
     influences = np.stack([np.zeros(400), np.asarray(influence)]).reshape(1, 1, 2, 400)
     one = paired_differences.Measured([areas], [influences.astype(np.float32)], [])
-    found = paired_differences.differences(one, 0, samples=4000, seed=0)
+    found = paired_differences.differences(one, 0, samples=2000, seed=0)
     low, high = metrics.auroc_interval(scores, anomaly)
     np.testing.assert_allclose(found.interval[:, -1, 1] / 100 + 0.5, [low, high], atol=4e-3)
 
 
-def test_the_command_writes_a_table_and_the_numbers(tmp_path, embeddings, monkeypatch):
+@pytest.mark.slow
+def test_the_command_writes_the_table_and_the_numbers(tmp_path, embeddings, monkeypatch):
     monkeypatch.setattr(study, "SHOTS", (5, None))
     monkeypatch.setattr(study, "DRAWS", 1)
     save_embeddings(embeddings, tmp_path / "set.npz")

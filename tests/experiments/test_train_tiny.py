@@ -1,4 +1,4 @@
-"""The training of `bliss-jax/tiny`, a few steps of it."""
+"""A few training steps of `bliss-jax/tiny`: a killed run can be resumed, and the files are written."""
 
 import json
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def promotion_as_in_a_script():
-    """optax computes with Python's numbers."""
+    """Allows type promotion, because optax computes with Python numbers."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -28,7 +28,7 @@ def test_a_run_that_was_killed_ends_with_the_same_numbers(tmp_path, monkeypatch)
     expected = whole.train()
 
     save = Run._save
-    for calls in (1, 2, 1):  # within the first phase, within the second, at its end
+    for calls in (1, 2, 1):  # in the first phase, in the second phase, at its end
         left = [calls]
 
         def killed(self, *state, left=left):
@@ -47,18 +47,20 @@ def test_a_run_that_was_killed_ends_with_the_same_numbers(tmp_path, monkeypatch)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
     assert [point["step"] for point in resumed.curves] == [point["step"] for point in whole.curves]
-    with pytest.raises(click.ClickException, match="is of a run with other settings"):
+    with pytest.raises(click.ClickException, match="is from a run with other settings"):
         Run(quick(Settings(seed=1)), tmp_path / "killed").train()
 
 
-def test_the_script_writes_a_model_and_how_it_was_made(tmp_path, monkeypatch):
+def test_the_script_writes_a_model_with_its_settings_and_curves(tmp_path, monkeypatch):
     monkeypatch.setattr(train_tiny, "load_glyphs", lambda split: _few(split))
     result = CliRunner().invoke(train_tiny.main, ["--quick", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     made = json.loads((tmp_path / "result.json").read_text())
     assert made["settings"]["seed"] == 0
     assert made["test"]["names"] == 259
-    assert 0 <= made["test"]["zero_shot_accuracy"] < 0.1, "three steps teach nothing"
+    assert 0 <= made["test"]["zero_shot_accuracy"] < 0.1, (
+        "three steps are too few to learn the symbols"
+    )
     assert load_model(tmp_path / "model").embedding_dim == 64
     assert (tmp_path / "curves.png").stat().st_size > 5000
 

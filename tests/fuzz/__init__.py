@@ -1,11 +1,13 @@
-"""Readers of untrusted bytes under fuzzing: each either accepts its input or refuses it as documented.
+"""Fuzzing of the functions that read untrusted bytes: each accepts its input or refuses it as documented.
 
     cd tests && python -m fuzz TARGET [--seconds N] [--runs N] [--seed S] [--engine atheris|mutation]
 
-An input is a crash if anything but the documented exception comes out, if it takes more of the processor
-than `targets.SLOW` seconds, or (commands) if it ends with another exit code, writes outside its folder,
-starts a program or opens a connection. With atheris (`pip install atheris`) new inputs are led by the
-coverage of bliss_jax; without it they are random mutations of the seeds. `corpus/TARGET` holds what once was
-a crash, and inputs that reached lines no seed reaches, named "refused-" by their SHA-256 ("accepted-" for
-those that are no fault); `test_fuzz_corpus.py` replays all of them.
+An input is a crash if it raises an undocumented exception or takes more than `targets.SLOW` seconds of
+processor time. For commands it is also a crash if the exit code is undocumented, or if the command writes
+outside its folder, starts a program or opens a connection. With atheris (`pip install atheris`) new inputs
+are guided by the code coverage of bliss_jax. Without it they are random mutations of the seeds.
+
+The folder `corpus/TARGET` contains former crashes and inputs that reach lines which no seed reaches. Their
+names begin with the expected outcome ("refused-" or "accepted-") and the SHA-256 of the content.
+`test_fuzz_corpus.py` replays all of them.
 """

@@ -1,8 +1,9 @@
-"""The command line under fuzzing: an input's lines are its arguments; what is heavy or leaves traces is shut.
+"""Fuzzing of the command line: the lines of an input are the arguments of one command.
 
-Data sets, models and evaluations are refused before they are made, so that what is seen is the parsing, the
-checks and the messages; only a detector's file is there to be read. Standard input is empty. While a command
-runs, an audit hook watches for files written outside the folder it runs in, for programs and for connections.
+Functions that load data sets or models or run evaluations are replaced by ones that raise ValueError, so the
+fuzzer tests parsing, validation and messages. The only file that a command can read is a detector. Standard
+input is empty. An audit hook detects files that a command writes outside its working folder, programs that
+it starts and connections that it opens.
 """
 
 import contextlib
@@ -48,46 +49,46 @@ _CHANGES = {
 _NEVER = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"}
 
 _watching: list[str] = []
-"""The folder a command runs in, while it runs."""
-_seen: list[str] = []
+"""Working folder of the running command; empty if none is running."""
+_violations: list[str] = []
 
 
 def _watch(event: str, arguments: tuple) -> None:
     if not _watching:
         return
     if event in _NEVER:
-        _seen.append(f"{event} {arguments[:1]!r}")
+        _violations.append(f"{event} {arguments[:1]!r}")
         return
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
     if (not writes and event not in _CHANGES) or not isinstance(arguments[0], str | bytes):
         return
     path = os.path.realpath(os.fsdecode(arguments[0]))
     if not path.startswith(_watching[0] + os.sep) and path != os.devnull:
-        _seen.append(f"{event} {path!r}")
+        _violations.append(f"{event} {path!r}")
 
 
 def _refuse(*args: object, **kwargs: object) -> None:
-    raise ValueError("not while fuzzing")
+    raise ValueError("not available while fuzzing")
 
 
 @cache
 def _prepare() -> str:
-    """A folder to run in, with the heavy parts shut for good."""
+    """Installs the audit hook, and returns a working folder that contains a detector."""
     os.environ["BLISS_JAX_COMPILATION_CACHE"] = "off"
     sys.dont_write_bytecode = True
     sys.addaudithook(_watch)
     folder = tempfile.TemporaryDirectory()
-    _kept.append(folder)
+    _folders.append(folder)
     (Path(folder.name) / "det.safetensors").write_bytes(detector_content())
     return os.path.realpath(folder.name)
 
 
-_kept: list[tempfile.TemporaryDirectory] = []
+_folders: list[tempfile.TemporaryDirectory] = []
 
 
 @contextlib.contextmanager
-def _shut() -> Iterator[None]:
-    """The heavy parts refuse, and the folder is where commands run."""
+def _restricted() -> Iterator[None]:
+    """Replaces the functions in `_HEAVY`, empties standard input and changes to the working folder."""
     here = Path.cwd()
     with contextlib.ExitStack() as stack:
         for name in _HEAVY:
@@ -99,12 +100,17 @@ def _shut() -> Iterator[None]:
 
 
 def read(content: bytes) -> None:
-    """Runs a command; ValueError where it refuses."""
+    """Runs a command.
+
+    Raises:
+        ValueError: The exit code is a documented one other than 0.
+        AssertionError: The command is a crash.
+    """
     lines = content.replace(b"\0", b"").split(b"\n")
     arguments = [os.fsdecode(line) for line in lines[:40]]
-    said = io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
-    with _shut(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        _seen.clear()
+    printed = io.TextIOWrapper(io.BytesIO(), errors="backslashreplace")
+    with _restricted(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        _violations.clear()
         _watching.append(_prepare())
         try:
             main(arguments, prog_name="bliss-jax")
@@ -114,8 +120,8 @@ def read(content: bytes) -> None:
             code = 0
         finally:
             _watching.clear()
-    if _seen:
-        raise AssertionError(f"{arguments!r} did {_seen!r}")
+    if _violations:
+        raise AssertionError(f"{arguments!r} did {_violations!r}")
     if code not in _CODES:
         raise AssertionError(f"{arguments!r} ended with {code!r}")
     if code:
@@ -123,7 +129,7 @@ def read(content: bytes) -> None:
 
 
 def _parameters() -> Iterator[str]:
-    """Every name that occurs in the command's grammar."""
+    """Yields all commands, options and choices of the command line."""
     for name, command in main.commands.items():
         yield name
         for parameter in command.params:
@@ -133,7 +139,7 @@ def _parameters() -> Iterator[str]:
 
 
 def words() -> list[bytes]:
-    """Options, commands and values, each as an argument of its own."""
+    """Returns commands, options and values, each as a separate argument."""
     values = [
         "0",
         "-1",
@@ -159,7 +165,7 @@ def words() -> list[bytes]:
 
 
 def seeds() -> list[bytes]:
-    """Command lines by the help's own examples, and every command's help."""
+    """Returns command lines like the examples in the help texts, and the help of each command."""
     lines = [
         "--version",
         "--help",

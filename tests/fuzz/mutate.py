@@ -1,4 +1,4 @@
-"""Random mutations of bytes, the same for the same seed."""
+"""Random mutations of bytes, reproducible by the seed."""
 
 import random
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ _LONGEST = 65536
 
 
 def mutate(rng: random.Random, seeds: Sequence[bytes], words: Sequence[bytes]) -> bytes:
-    """One of the seeds, changed in one to eight places."""
+    """Returns a copy of a random seed with one to eight random changes."""
     content = bytearray(rng.choice(seeds))
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         rng.choice(_CHANGES)(rng, content, seeds, words)
@@ -60,7 +60,7 @@ def _cut(rng, content, seeds, words):
 
 
 def _number(rng, content, seeds, words):
-    """A length or an offset, as binary formats have them."""
+    """Overwrites a little-endian integer, such as a length or an offset, with a boundary value."""
     start, size = _place(rng, content), rng.choice((1, 2, 4, 8))
     value = rng.choice((0, 1, 2**7, 2**8, 2**15, 2**16, 2**31, 2**32, 2**63, 2**64)) - 1
     content[start : start + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")

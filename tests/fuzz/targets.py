@@ -1,4 +1,4 @@
-"""What is fuzzed: a function of bytes for each reader, seeds that it accepts, words that occur in them."""
+"""Targets of the fuzzer: for each reader a function of bytes, valid inputs, and words for mutations."""
 
 import json
 import tempfile
@@ -11,26 +11,30 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SLOW = 5.0
-"""Seconds of the processor an input may take: a thousand times what one takes. Of the clock's seconds a busy
-machine may need any number."""
+"""Largest processor time per input in seconds, a thousand times the usual one. Processor time is measured
+because wall-clock time depends on the load of the machine."""
 
 CORPUS = Path(__file__).parent / "corpus"
 
 
 class Target(NamedTuple):
-    """A reader."""
+    """A reader to fuzz."""
 
     read: Callable[[bytes], None]
-    """Returns, or raises ValueError; whatever else it raises is a crash."""
+    """Function that returns or raises ValueError; any other exception is a crash."""
     seeds: Sequence[bytes]
-    """Inputs to begin with."""
+    """Valid inputs, from which mutations start."""
     words: Sequence[bytes]
-    """Pieces for mutations to insert."""
+    """Byte strings that mutations insert."""
     slow: float = SLOW
-    """Seconds of the processor that an input may take."""
+    """Largest processor time per input in seconds."""
 
     def outcome(self, content: bytes) -> str:
-        """ "accepted" or "refused"; raises on a crash."""
+        """Returns "accepted" or "refused".
+
+        Raises:
+            Exception: The input is a crash.
+        """
         start = time.process_time()
         try:
             self.read(content)
@@ -40,20 +44,20 @@ class Target(NamedTuple):
             found = "accepted"
         seconds = time.process_time() - start
         if seconds > self.slow:
-            raise AssertionError(f"took {seconds:.1f} s")
+            raise AssertionError(f"took {seconds:.1f} s, expected at most {self.slow} s")
         return found
 
 
-def kept_inputs(name: str) -> list[Path]:
-    """Of a target: what once was a crash, and what reached lines that no seed reaches."""
+def corpus_files(name: str) -> list[Path]:
+    """Returns the files of a target in the corpus."""
     folder = CORPUS / name
     return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
 
 @cache
 def _file(name: str) -> Path:
-    """A file to read from, in memory where the system has that."""
-    memory = Path("/dev/shm")  # noqa: S108 (the folder made in it is this process's own)
+    """Returns a temporary file, in memory if the system has /dev/shm."""
+    memory = Path("/dev/shm")  # noqa: S108 (only this process uses the folder that is created in it)
     folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
     _folders.append(folder)
     return Path(folder.name) / name
@@ -63,7 +67,7 @@ _folders: list[tempfile.TemporaryDirectory] = []
 
 
 def _sealed(kind: str, text: str, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """As `bliss_jax.storage.sealed.seal`, of any text: the hash is right, what it covers need not be."""
+    """Seals any text and arrays with a valid hash, like `bliss_jax.storage.seal`."""
     from safetensors.numpy import save
 
     from bliss_jax.storage.sealed import _digest
@@ -76,7 +80,11 @@ _DTYPES = ("<f4", "<i4", "<f2", "<f8", "|u1", "|b1", "<i8", "<u2")
 
 
 def _reshaped(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays, some of them replaced by others as four bytes each say: which, type, rows, columns."""
+    """Returns the arrays, of which some are replaced as `content` says.
+
+    Each group of four bytes in the first 16 describes one replacement: position of the name, dtype, rows and
+    columns. The other bytes are the values.
+    """
     changed = dict(arrays)
     for which, dtype, rows, columns in zip(*[iter(content[:16])] * 4, strict=False):
         name = [*sorted(arrays), "another"][which % (len(arrays) + 1)]
@@ -90,9 +98,11 @@ def _reshaped(content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, np.
 def _sealed_target(
     kind: str, arrays: Mapping[str, np.ndarray], text: str, decode: Callable[[bytes], object]
 ) -> Target:
-    """Of a sealed file. By the first byte an input is its whole content, its description, or its arrays.
+    """Returns the target for a kind of sealed file.
 
-    The SHA-256 of the first is nearly always wrong; of the others it is right, so that they are looked at.
+    The first byte of an input determines whether the other bytes are the content of the file, its
+    description ("d") or the changes of its arrays ("a"). The SHA-256 of mutated content is nearly always
+    wrong. In the two other cases it is recomputed, so that the checks behind it are reached.
     """
 
     def read(content: bytes) -> None:
@@ -160,7 +170,7 @@ def _detector_parts() -> tuple[str, dict[str, np.ndarray]]:
 
 
 def detector_content() -> bytes:
-    """A detector's file."""
+    """Returns the content of a valid detector file."""
     from bliss_jax.detection.file_format import KIND
 
     return _sealed(KIND, *_detector_parts())
@@ -204,7 +214,7 @@ def _words() -> Target:
     def read(content: bytes) -> None:
         file.write_bytes(content)
         phrases = load_dictionary(file)
-        # What is accepted can be used: a line each, nothing around it, no control character.
+        # An accepted phrase is one line without surrounding whitespace and control characters.
         if not all(p == p.strip() and p and "\n" not in p and "\0" not in p for p in phrases):
             raise AssertionError(f"accepted {phrases!r}")
 
@@ -246,7 +256,7 @@ def _protocol() -> Target:
 def _command() -> Target:
     from fuzz.commands import read, seeds, words
 
-    # The first of a command's inputs waits for imports.
+    # The time of the first command includes imports.
     return Target(read, seeds(), words(), slow=60.0)
 
 
@@ -263,5 +273,5 @@ NAMES = tuple(_MAKERS)
 
 @cache
 def target(name: str) -> Target:
-    """The target of a name in `NAMES`."""
+    """Returns the target with a name of `NAMES`."""
     return _MAKERS[name]()

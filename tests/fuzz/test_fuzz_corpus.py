@@ -1,35 +1,37 @@
-"""What was once a crash is refused, and some thousand mutations of each reader's inputs are no crash."""
+"""Former crashes have their documented outcome, and random mutations of valid inputs do not crash."""
 
 import random
 
 import pytest
 
 from fuzz.mutate import mutate
-from fuzz.targets import NAMES, kept_inputs, target
+from fuzz.targets import NAMES, corpus_files, target
 
-# The library's own errors are what is seen, not those of the run-time shape checks.
+# Without the run-time shape checks, so that the errors of the library itself are tested.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 MUTATIONS = {"detector": 300, "command": 40}
-"""Of slower readers; the others get `MANY`."""
+"""Numbers of mutations for slow readers; the others get `MANY`."""
 MANY = 3000
 
 
-KEPT = [(name, file) for name in NAMES for file in kept_inputs(name)]
+CORPUS_FILES = [(name, file) for name in NAMES for file in corpus_files(name)]
 
 
-@pytest.mark.parametrize(("name", "file"), KEPT, ids=[f"{n}-{f.name}" for n, f in KEPT])
-def test_kept_inputs_have_the_outcome_they_are_named_after(name, file):
+@pytest.mark.parametrize(
+    ("name", "file"), CORPUS_FILES, ids=[f"{n}-{f.name}" for n, f in CORPUS_FILES]
+)
+def test_inputs_of_the_corpus_have_the_outcome_in_their_name(name, file):
     expected = "accepted" if file.name.startswith("accepted-") else "refused"
     assert target(name).outcome(file.read_bytes()) == expected
 
 
-def test_every_reader_of_files_has_kept_inputs():
-    assert {name for name, _ in KEPT} == set(NAMES)
+def test_the_corpus_has_inputs_for_every_target():
+    assert {name for name, _ in CORPUS_FILES} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mutations_are_accepted_or_refused(name):
+def test_random_mutations_are_accepted_or_refused_without_a_crash(name):
     reader, rng = target(name), random.Random(0)
     for content in reader.seeds:
         reader.outcome(content)

@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from random_checkpoints import clip_config, save_preprocessor, save_tiny_clip, siglip_config
+from random_checkpoints import clip_config, naflex_config, save_preprocessor, siglip_config
 
-from bliss_jax.models import Preprocessing, checkpoint
-from bliss_jax.models.checkpoint import fetch, read_config, read_preprocessing, weight_patterns
+from bliss_jax.models import Preprocessing
+from bliss_jax.models.checkpoint import read_config, read_preprocessing
+from bliss_jax.models.layout import PickleOnlyError, find_layout
+from bliss_jax.models.naflex import NaflexPreprocessing
 from bliss_jax.models.preprocessing import STATS
 
 HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -63,9 +65,15 @@ def test_the_config_json_of_openai_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"model_type": "siglip2"}', "model type 'siglip2' .* expected 'clip' or 'siglip'"),
-        ('{"model_type": "bert"}', "model type 'bert'"),
-        ('{"model_type": "no-such-model"}', "config.json' is not valid|config.json is not valid"),
+        (
+            '{"model_type": "flava"}',
+            r"'flava' \(FLAVA\) is not supported; expected one of 'clip' \(CLIP\)",
+        ),
+        ('{"model_type": "altclip"}', r"model type 'altclip' \(AltCLIP\) is not supported"),
+        ('{"model_type": "clip_vision_model"}', "a vision tower of CLIP without its text tower"),
+        ('{"model_type": "bert"}', "model type 'bert' is not supported"),
+        ("{}", "model type None is not supported"),
+        ("[]", "config.json is not valid: expected a JSON object"),
         ("{", "config.json is not valid"),
         (
             '{"model_type": "clip", "text_config": {"hidden_size": 100}}',
@@ -84,7 +92,9 @@ def test_unsupported_configurations_are_refused(tmp_path, text, message):
 
 
 def test_a_directory_without_configuration_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no config.json in .*: not a checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"no config.json and no open_clip_config.json in .*: not a checkpoint"
+    ):
         read_config(tmp_path, "float32")
 
 
@@ -108,6 +118,25 @@ def test_preprocessing_of_clip(clip):
     )
 
 
+def test_a_centre_crop_after_a_square_size_has_no_effect(clip):
+    size = {"height": 32, "width": 32}
+    found = preprocessing(clip, {"size": size, "crop_size": size, "do_center_crop": True})
+    assert found == Preprocessing(32, "squash")
+
+
+def test_preprocessing_of_naflex(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(naflex_config()))
+    config = read_config(tmp_path, "float32")
+    fields = {"resample": 2, "patch_size": 8, "max_num_patches": 20, **HALVES}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    found = read_preprocessing(tmp_path, config)
+    assert isinstance(found, NaflexPreprocessing)
+    assert (found.patch_size, found.max_patches, found.resample) == (8, 20, "bilinear")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields | {"patch_size": 16}))
+    with pytest.raises(ValueError, match=r"patch_size 16, but config.json has 8"):
+        read_preprocessing(tmp_path, config)
+
+
 def test_preprocessing_of_siglip(siglip):
     fields = {"size": {"height": 32, "width": 32}, "resample": 2, **HALVES}
     expected = Preprocessing(32, "squash", "bilinear", *STATS["siglip"])
@@ -127,7 +156,7 @@ def test_the_processor_config_of_transformers_5_is_read(siglip):
     "fields",
     [
         {"size": 48},
-        {"size": {"height": 32, "width": 32}},
+        {"size": {"height": 32, "width": 30}},
         {"crop_size": 28},
         {"do_center_crop": False},
         {"do_normalize": False},
@@ -155,62 +184,36 @@ def test_a_missing_or_unreadable_processor_is_refused(clip):
 
 def test_safetensors_are_preferred_and_pickles_refused():
     everything = ["model.safetensors", "flax_model.msgpack", "pytorch_model.bin", "tf_model.h5"]
-    assert weight_patterns("a/b", everything) == ["model.safetensors"]
     index = "model.safetensors.index.json"
-    assert weight_patterns("a/b", [index, *everything[1:]]) == [index, "model-*.safetensors"]
-    assert weight_patterns("a/b", everything[1:]) == ["flax_model.msgpack"]
-    with pytest.raises(ValueError, match=r"a/b holds its weights only as pytorch_model.bin"):
-        weight_patterns("a/b", ["pytorch_model-00001-of-00002.bin"])
+    for names, expected in (
+        (everything, "model.safetensors"),
+        ([index, *everything[1:]], index),
+        (everything[1:], "flax_model.msgpack"),
+        (["pytorch_model.safetensors", *everything[1:]], "pytorch_model.safetensors"),
+    ):
+        assert find_layout("a/b", names, "clip").weights == expected
+    for pickle in ("pytorch_model-00001-of-00002.bin", "open_clip_pytorch_model.bin"):
+        with pytest.raises(PickleOnlyError, match=r"a/b holds its weights only as a pickle"):
+            find_layout("a/b", [pickle], "clip")
     with pytest.raises(ValueError, match="no weights in a/b"):
-        weight_patterns("a/b", ["tf_model.h5"])
+        find_layout("a/b", ["tf_model.h5"], "clip")
 
 
-def test_fetching_downloads_only_the_needed_files(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    commit, asked = tmp_path / ("c" * 40), []
-    commit.mkdir()
-    (commit / "config.json").write_text("{}")
-
-    def hf_hub_download(repository, name, revision):
-        assert (repository, name, revision) == ("owner/name", "config.json", "v1")
-        return str(commit / name)
-
-    def snapshot_download(repository, revision, allow_patterns):
-        asked.append((repository, revision, allow_patterns))
-
-    class Hub:
-        def list_repo_files(self, repository, revision):
-            assert (repository, revision) == ("owner/name", commit.name)
-            return ["README.md", "config.json", "model.safetensors", "pytorch_model.bin"]
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    assert fetch("owner/name", "v1") == commit
-    assert asked == [
-        ("owner/name", commit.name, checkpoint.DESCRIPTIONS),
-        ("owner/name", commit.name, ["model.safetensors"]),
-    ]
-    # A complete snapshot in the cache causes no further request.
-    (commit / "model.safetensors").touch()
-    assert fetch("owner/name", "v1") == commit
-    assert len(asked) == 2
+def test_the_layout_of_transformers_is_preferred_if_it_is_complete():
+    both = ["config.json", "open_clip_config.json", "open_clip_model.safetensors"]
+    weights = [*both, "model.safetensors"]
+    assert find_layout("a/b", weights, "clip") == ("transformers", "model.safetensors")
+    assert find_layout("a/b", both, "clip") == ("open_clip", "open_clip_model.safetensors")
+    assert find_layout("a/b", weights, None) == ("open_clip", "open_clip_model.safetensors")
 
 
-def test_a_complete_cache_suffices_offline(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    repository, commit = tmp_path / "models--owner--name", "d" * 40
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    snapshot = repository / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    save_tiny_clip(snapshot)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    for revision in (None, "main", commit):
-        assert fetch("owner/name", revision) == snapshot
-    for name, revision in (("owner/name", "v2"), ("owner/other", None), ("not a/valid/name", None)):
-        with pytest.raises(ValueError, match=f"cannot get '{name}' at revision {revision!r}"):
-            fetch(name, revision)
+def test_messages_about_pickles_name_a_mirror_or_the_conversion():
+    name = "openai/clip-vit-large-patch14-336"
+    with pytest.raises(
+        PickleOnlyError, match=r"timm/vit_large_patch14_clip_336.openai holds the same"
+    ):
+        find_layout(name, ["pytorch_model.bin"], "clip")
+    with pytest.raises(PickleOnlyError, match=r"AutoModel.*AutoProcessor.from_pretrained\('a/b'\)"):
+        find_layout("a/b", ["pytorch_model.bin"], "clip")
+    with pytest.raises(PickleOnlyError, match=r"hf-hub:a/b.*open_clip_model.safetensors"):
+        find_layout("a/b", ["open_clip_config.json", "open_clip_pytorch_model.bin"], None)

@@ -51,7 +51,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", [name for name in TOWERS if name.startswith("clip")])
+@pytest.mark.parametrize("name", [name for name in TOWERS if name.startswith(("clip", "metaclip"))])
 def test_embeddings_equal_the_recorded_ones_of_pytorch(name, tmp_path):
     """The tolerances are those of the live tests below."""
     pixels, tokens = tower_inputs(name)
@@ -223,6 +223,13 @@ def test_the_used_length_ends_at_the_end_of_text():
             tokens = np.zeros((3, 77), np.int32)
             tokens[0, 5], tokens[1, 0], tokens[2, end] = 99, 99, 99
             np.testing.assert_array_equal(config.used_lengths(tokens), [6, 1, end + 1])
+
+
+def test_a_text_without_its_end_of_text_is_refused(tiny):
+    """All such texts would be pooled at position 0 and have one embedding."""
+    _, config, _, tokens = tiny
+    with pytest.raises(ValueError, match=r"do not contain eos_token_id 63.*do not match"):
+        config.used_lengths(np.where(np.asarray(tokens) == 63, 5, np.asarray(tokens)))
 
 
 def test_texts_longer_than_the_context_are_refused(tiny):

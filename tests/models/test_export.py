@@ -1,18 +1,29 @@
 """Tests of saving a checkpoint: this library and transformers read the saved parameters."""
 
+import json
 from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
-from random_checkpoints import torch_embeddings
+from random_checkpoints import (
+    clip_config,
+    naflex_config,
+    save_random_checkpoint,
+    save_siglip_tokenizer,
+    save_tiny_clip,
+    save_tiny_siglip,
+    torch_embeddings,
+    torch_model,
+)
 
-from bliss_jax.models import Preprocessing, encode_image, encode_text
+from bliss_jax.models import Preprocessing, encode_image, encode_text, load_model
 from bliss_jax.models.checkpoint import read_config, read_preprocessing
 from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
 from bliss_jax.models.export import save_checkpoint
 from bliss_jax.models.layers import VisionConfig
+from bliss_jax.models.naflex import NaflexPreprocessing
 from bliss_jax.models.preprocessing import STATS
 from bliss_jax.models.weights import expected_shapes, flatten, load_params
 
@@ -93,6 +104,61 @@ def test_a_value_that_the_file_cannot_hold_is_refused_by_name(params, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_another_geometry_is_refused(params, tmp_path):
-    with pytest.raises(ValueError, match="crops, got the geometry 'squash'"):
-        save_checkpoint(tmp_path, CONFIG, params, replace(PREPROCESSING, geometry="squash"))
+@pytest.fixture(scope="module", params=["clip", "metaclip_2", "siglip", "siglip2"])
+def family(request, tmp_path_factory):
+    """Returns a random checkpoint of each family with its tokenizer, and the loaded model."""
+    directory = tmp_path_factory.mktemp(request.param)
+    if request.param == "clip":
+        save_tiny_clip(directory)
+    elif request.param == "siglip":
+        save_tiny_siglip(directory)
+    else:
+        naflex = request.param == "siglip2"
+        text = {"vocab_size": 64, "eos_token_id": 1}
+        config = naflex_config() if naflex else clip_config(model_type="metaclip_2", text=text)
+        save_random_checkpoint(directory, config)
+        save_siglip_tokenizer(directory, ["a cat", "a dog", "the photo"] * 9, 24)
+        fields = {"patch_size": 8, "max_num_patches": 20} if naflex else {}
+        (directory / "preprocessor_config.json").write_text(json.dumps(fields))
+    return load_model(directory)
+
+
+def test_every_family_with_its_tokenizer_loads_unchanged(family, tmp_path):
+    arguments = (family.config, family.params, family.preprocessing)
+    save_checkpoint(tmp_path, *arguments, tokenizer=family.tokenizer)
+    found = load_model(tmp_path)
+    assert found.config == family.config
+    assert found.preprocessing == family.preprocessing
+    assert found.weights_hash == family.weights_hash
+    texts = ["a cat", "The DOG!", ""]
+    np.testing.assert_array_equal(found.tokenize(texts), family.tokenize(texts))
+
+
+@pytest.mark.parity
+@pytest.mark.torch
+def test_transformers_reads_every_family(family, tmp_path):
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    arguments = (family.config, family.params, family.preprocessing)
+    save_checkpoint(tmp_path, *arguments, tokenizer=family.tokenizer)
+    model = torch_model(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)("a cat")["input_ids"]) > 1
+    assert AutoImageProcessor.from_pretrained(tmp_path).image_mean == list(
+        family.preprocessing.mean
+    )
+    tokens = family.tokenize(["a cat", "a dog"])
+    if isinstance(family.preprocessing, NaflexPreprocessing):
+        return  # tests/models/test_naflex.py compares its embeddings
+    size = family.image_size
+    pixels = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
+    image, text = torch_embeddings(model, pixels, tokens)
+    found = encode_image(family.params, family.config, jnp.asarray(pixels))
+    np.testing.assert_allclose(found, image, atol=2e-6, rtol=0)
+    found = encode_text(family.params, family.config, jnp.asarray(tokens))
+    np.testing.assert_allclose(found, text, atol=2e-6, rtol=0)
+
+
+def test_other_geometries_load_unchanged(params, tmp_path):
+    squash = replace(PREPROCESSING, geometry="squash")
+    save_checkpoint(tmp_path, CONFIG, params, squash)
+    assert read_preprocessing(tmp_path, read_config(tmp_path, "float32")) == squash

@@ -237,11 +237,13 @@ def test_a_loaded_siglip_equals_pytorch(siglip):
 
 def test_errors_for_unknown_names_list_similar_ones():
     with pytest.raises(
-        ValueError, match=r"(?s)cannot get 'openai/clip-vit-base-patch61'.*-patch16"
+        ValueError, match=r"(?s)cannot get 'openai/clip-vit-base-patch61'.*HF_HUB_OFFLINE.*-patch16"
     ):
         load_model("openai/clip-vit-base-patch61")
-    with pytest.raises(ValueError, match=r"(?s)not a directory either.*'bliss-jax/untrained'"):
+    with pytest.raises(ValueError, match=r"(?s)no directory 'untrained'.*'bliss-jax/untrained'"):
         load_model("untrained")
+    with pytest.raises(ValueError, match=r"(?s)'bliss-jax/tinny' is not a model.*'bliss-jax/tiny'"):
+        load_model("bliss-jax/tinny")
 
 
 def test_wrong_arguments_are_refused(saved, unchecked):

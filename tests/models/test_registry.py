@@ -37,6 +37,9 @@ def test_revisions_are_full_commits_or_main():
         ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "clip", 1024, 224, 14, "crop"),
         ("google/siglip-base-patch16-224", "siglip", 768, 224, 16, "squash"),
         ("google/siglip2-base-patch16-384", "siglip2", 768, 384, 16, "squash"),
+        ("google/siglip2-giant-opt-patch16-384", "siglip2", 1536, 384, 16, "squash"),
+        ("google/siglip2-so400m-patch16-naflex", "naflex", 1152, 256, 16, "squash"),
+        ("facebook/metaclip-2-worldwide-huge-quickgelu", "metaclip2", 1024, 224, 14, "crop"),
     ],
 )
 def test_sizes_of_well_known_models(name, family, dim, image, patch, geometry):

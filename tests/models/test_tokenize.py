@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_bpe import OpenAIBPE
 from random_checkpoints import clip_config, save_siglip_tokenizer, siglip_config
+from record_oracles import TEXTS, recorded
 
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.tokenize import load_tokenizer, lower_case
@@ -65,6 +66,16 @@ def assert_openai_ids(clip, text):
 @pytest.mark.parametrize("text", HARD)
 def test_clip_ids_equal_openais(clip, text):
     assert_openai_ids(clip, text)
+
+
+@pytest.mark.parity
+@pytest.mark.shared_data
+def test_clip_ids_equal_the_recorded_ones_of_open_clip(clip):
+    """OpenCLIP contains OpenAI's tokenizer."""
+    for text, ids in zip(TEXTS, recorded("open_clip")["tokens"], strict=True):
+        found = clip[0]([text])[0].tolist()
+        expected = [49406, *json.loads(str(ids)), 49407]
+        assert found[: len(expected)] == expected
 
 
 @pytest.mark.parity

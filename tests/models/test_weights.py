@@ -20,12 +20,12 @@ from random_checkpoints import (
 from safetensors.numpy import load_file, save_file
 
 from bliss_jax.models.checkpoint import read_config
+from bliss_jax.models.layout import has_weights
 from bliss_jax.models.weights import (
     as_params,
     expected_shapes,
     fingerprint,
     flatten,
-    has_weights,
     load_params,
     read_tensors,
 )
@@ -111,7 +111,7 @@ def test_position_ids_of_old_checkpoints_are_ignored(saved):
 
 def test_one_error_lists_all_tensors_that_do_not_fit(saved):
     def spoil(tensors):
-        del tensors["logit_scale"]
+        del tensors["text_model.final_layer_norm.weight"]
         del tensors["vision_model.pre_layrnorm.bias"]
         tensors["text_projection.weight"] = tensors["text_projection.weight"][:, 1:].copy()
         tensors["text_model.encoder.layers.7.mlp.fc1.bias"] = np.zeros(3, np.float32)
@@ -121,7 +121,7 @@ def test_one_error_lists_all_tensors_that_do_not_fit(saved):
     with pytest.raises(ValueError, match="5 differ") as error:
         load(saved)
     for line in (
-        "missing: logit_scale []",
+        "missing: text_model/final_layer_norm/scale [32]",
         "missing: vision_model/pre_layrnorm/bias [32]",
         "shape: text_projection/kernel is [31, 24], expected [32, 24]",
         "unexpected: text_model/encoder/layers/7/mlp/fc1/bias [3]",
@@ -232,14 +232,14 @@ def test_pickles_are_never_opened(saved, name):
     (saved / "model.safetensors").unlink()
     (saved / name).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(
-        ValueError, match=r"pickle, .* never loaded. Convert it once.*save_pretrained"
+        ValueError, match=r"pickle .* never loaded. To convert it once.*save_pretrained"
     ):
         load(saved)
 
 
 def test_a_directory_without_weights_is_refused(saved):
     (saved / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no weights in .*expected model.safetensors"):
+    with pytest.raises(ValueError, match=r"no weights in .*expected one of model.safetensors"):
         load(saved)
 
 
@@ -260,6 +260,52 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     save_file(load_file(first) | load_file(second), second)
     with pytest.raises(ValueError, match=r"two tensors in .* are named"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("stem", ["pytorch_model", "weights-part"])
+def test_shards_of_any_name_load(tmp_path, stem):
+    save_random_checkpoint(tmp_path, clip_config())
+    params, digest = load(tmp_path)
+    split_into_shards(tmp_path, stem=stem)
+    found, found_digest = load(tmp_path)
+    assert_same(found, params)
+    assert found_digest == digest
+
+
+def test_pytorch_model_safetensors_loads(saved):
+    params, digest = load(saved)
+    (saved / "model.safetensors").rename(saved / "pytorch_model.safetensors")
+    found, found_digest = load(saved)
+    assert_same(found, params)
+    assert found_digest == digest
+
+
+@pytest.mark.parametrize("shape", [None, (), (1,), (1, 1)])
+def test_parameters_of_the_loss_may_differ(saved, shape):
+    """`logit_scale` may be missing or have another shape, and an extra `logit_bias` is ignored."""
+    params, _ = load(saved)
+
+    def change(tensors):
+        scale = tensors.pop("logit_scale")
+        if shape is not None:
+            tensors["logit_scale"] = scale.reshape(shape)
+        tensors["logit_bias"] = np.zeros(1, np.float32)
+
+    rewrite(saved, change)
+    found, _ = load(saved)
+    if shape is None:
+        params["logit_scale"] = jnp.float32(np.log(1 / 0.07))
+    assert_same(found, params)
+
+
+def test_a_position_table_of_another_size_needs_image_size(saved):
+    config = json.loads((saved / "config.json").read_text())
+    config["vision_config"]["image_size"] = 48
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"position_embedding/embedding is \[17, 32\](.|\n)*image_size="
+    ):
+        load(saved)
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd"])

@@ -1,4 +1,4 @@
-"""One report that all tests look at."""
+"""The report that all tests of the pages share."""
 
 import pytest
 from reports import Report, write_example

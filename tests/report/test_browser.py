@@ -1,4 +1,4 @@
-"""The page in a browser: Debian's chromium, or the one that BLISS_JAX_CHROMIUM names."""
+"""The report in a browser: Debian's chromium, or the program named by BLISS_JAX_CHROMIUM."""
 
 import os
 import shutil
@@ -27,22 +27,24 @@ def browser():
 
 @contextmanager
 def opened(browser, report, **context):
-    """The page; on leaving it, nothing may have been said on the console or asked of a network."""
-    said, asked = [], []
+    """Opens the page. Afterwards, checks that it wrote nothing to the console and sent no request."""
+    messages, requested = [], []
     page = browser.new_context(**context).new_page()
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(report.page.as_uri())
     yield page
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {report.page.as_uri()}
+    assert messages == []
+    assert {url for url in requested if not url.startswith("data:")} == {report.page.as_uri()}
     page.context.close()
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_images_are_there_and_nothing_sticks_out(browser, report, width, scheme):
+def test_all_images_load_and_nothing_exceeds_the_width_of_the_screen(
+    browser, report, width, scheme
+):
     size = {"width": width, "height": 800}
     with opened(browser, report, viewport=size, color_scheme=scheme) as page:
         assert page.title() == "BLISS on clusters"
@@ -50,8 +52,15 @@ def test_images_are_there_and_nothing_sticks_out(browser, report, width, scheme)
         assert len(widths) == 11 + 24
         assert all(widths)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate(CONTRASTS) == [], "text below 4.5 : 1"
+        assert page.evaluate(CONTRASTS) == [], "text with a contrast below 4.5 : 1"
 
+
+BUTTONS = {
+    "score": "BLISS score",
+    "internal": "internal class score",
+    "external": "external text score",
+}
+"""Texts of the buttons by the data that they sort by."""
 
 CONTRASTS = """() => {
   const light = rgb => { const [r, g, b] = rgb.match(/[\\d.]+/g).map(v => { v /= 255;
@@ -71,30 +80,30 @@ CONTRASTS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("key", ["score", "internal", "external"])
-def test_sorting_by_a_number_with_the_keyboard(browser, report, key):
+@pytest.mark.parametrize("key", BUTTONS)
+def test_buttons_sort_the_gallery_by_a_number_with_the_keyboard(browser, report, key):
     with opened(browser, report) as page:
-        page.get_by_role("button", name=key, exact=True).focus()
+        button = page.get_by_role("button", name=BUTTONS[key], exact=True)
+        button.focus()
         page.keyboard.press("Enter")
         shown = [float(v) for v in _cards(page, key)]
         assert len(shown) == 24
         assert shown == sorted(shown, reverse=True)
-        assert page.get_by_role("status").text_content() == f"sorted by {key}"
-        pressed = page.get_by_role("button", name=key, exact=True).get_attribute("aria-pressed")
-        assert pressed == "true"
-        page.get_by_role("button", name="kind", exact=True).click()
+        assert page.get_by_role("status").text_content() == f"sorted by {BUTTONS[key]}"
+        assert button.get_attribute("aria-pressed") == "true"
+        page.get_by_role("button", name="normal or anomaly", exact=True).click()
         assert _cards(page, "place") == [str(i) for i in range(1, 25)]
 
 
-def test_sorting_by_class(browser, report):
+def test_a_button_sorts_the_gallery_by_class_name(browser, report):
     with opened(browser, report) as page:
-        page.get_by_role("button", name="class", exact=True).click()
+        page.get_by_role("button", name="class name", exact=True).click()
         shown = _cards(page, "name")
         assert shown == page.evaluate("names => names.sort((a, b) => a.localeCompare(b))", shown)
         assert len(set(shown)) > 1
 
 
-def test_every_button_and_table_is_reached_by_the_tab_key(browser, report):
+def test_the_tab_key_reaches_every_button_and_table(browser, report):
     with opened(browser, report) as page:
         reached = set()
         for _ in range(40):
@@ -105,12 +114,12 @@ def test_every_button_and_table_is_reached_by_the_tab_key(browser, report):
                     "(document.activeElement)"
                 )
             )
-        expected = {"kind", "score", "internal", "external", "class"}
+        expected = {"normal or anomaly", "class name", *BUTTONS.values()}
         expected |= {"AUROC by score and protocol", "Mean cosines", "Settings, versions and hashes"}
         assert expected <= reached
 
 
-def test_print_shows_the_provenance(browser, report):
+def test_the_printed_page_shows_the_provenance(browser, report):
     with opened(browser, report) as page:
         page.emulate_media(media="print")
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
@@ -118,7 +127,7 @@ def test_print_shows_the_provenance(browser, report):
         assert len(page.pdf(format="A4")) > 100_000
 
 
-def test_a_name_runs_no_script(browser, report):
+def test_class_names_run_no_script(browser, report):
     with opened(browser, report) as page:
         assert page.title() != "taken"
         assert SCRIPT in page.locator("#gallery").text_content()

@@ -1,4 +1,4 @@
-"""A small set of embeddings in clusters, and a protocol on it, for tests that need both."""
+"""A small set of clustered embeddings and a protocol for it, shared by tests of the evaluation."""
 
 import numpy as np
 import reference
@@ -14,11 +14,14 @@ PROTOCOL = Protocol(
     None,
     (Split((0, 1), (2, 3, 4, 5)), Split((4, 3), (0, 1)), Split((0, 2, 4), (1, 3, 5))),
 )
-"""Splits of different sizes; class 5 is never normal, and the second split leaves images out."""
+"""Three splits of different sizes. Class 5 is never normal, and the second split ignores two classes."""
 
 
 def clusters(class_names: tuple[str, ...] = tuple("abcdef")) -> EmbeddingSet:
-    """150 training and 90 test images of six classes, 120 texts, in a cone each."""
+    """Returns 150 training and 90 test images of six classes and 120 texts.
+
+    The images are in one cone and the texts in another, as with CLIP.
+    """
     rng = np.random.default_rng(0)
     images, texts = random_embeddings(rng, D), random_embeddings(rng, D)
     centres = random_embeddings(rng, C, D, around=images)

@@ -1,7 +1,8 @@
-"""Processes that embed slow images, for tests that kill one or start several; see `start`.
+"""Starts processes that embed images slowly, for tests that kill a process or use several (see `start`).
 
-They are forked from a process that has imported everything and done nothing yet (multiprocessing's fork
-server), and share one cache of compiled programs: starting one costs a fraction of a new interpreter.
+The processes are forked from a server process that has imported all modules but not used JAX
+(multiprocessing's fork server), and they share one cache of compiled programs. Both save most of the time
+that a new interpreter would need.
 """
 
 import itertools
@@ -26,23 +27,27 @@ _context.set_forkserver_preload(
 
 
 class Started(NamedTuple):
-    """A process, and the file that takes what it says."""
+    """A process and the file with its output."""
 
     process: multiprocessing.Process
-    said: Path
+    printed: Path
 
     def kill(self) -> None:
-        """SIGKILL, which nothing can be done about."""
+        """Sends SIGKILL, which a process cannot handle."""
         self.process.kill()
 
     def finish(self, seconds: float = 120) -> tuple[int, str]:
-        """Exit code (minus the signal that ended it) and output; it must end within so many seconds."""
+        """Waits for the end, and returns the exit code (-signal if killed by a signal) and the output.
+
+        Raises:
+            AssertionError: The process is still running after `seconds`; it is killed.
+        """
         self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-            raise AssertionError(f"still running after {seconds} s:\n{self.said.read_text()}")
-        return self.process.exitcode, self.said.read_text()
+            raise AssertionError(f"still running after {seconds} s:\n{self.printed.read_text()}")
+        return self.process.exitcode, self.printed.read_text()
 
 
 def start(
@@ -50,30 +55,30 @@ def start(
 ) -> Started:
     """Starts one of `of` processes that embed into `output`, with shards in `folder`.
 
-    Which images it reads is appended to `output` + ".read-INDEX", a line for each; for each batch that it
-    gives to the encoder `output` + ".encoded-INDEX" has a line.
+    The process logs each image that it reads as a line in the file `output` + ".read-INDEX", and each batch
+    that it encodes as a line in `output` + ".encoded-INDEX".
 
     Args:
-        folder: Where the shards are.
-        output: An npz file.
+        folder: Folder of the shards.
+        output: npz file that is written at the end.
         of: Number of processes.
-        index: Which of them this one is.
-        port: Where they meet.
-        options: `delay`, seconds for each image; `heartbeat`, as `distributed.initialize`; `fail`, see
-            `_fail`; `halt`, a pair: of the shard with that number among those this process writes only
-            that share of the bytes is written, then `output` + ".halted" appears and nothing more happens.
+        index: Index of this process.
+        port: Port of the coordinator.
+        options: `delay`: seconds per image. `heartbeat`: as in `initialize_distributed`. `fail`: run
+            `_fail` instead. `halt`: a pair (number, share); in the write with this number only this share
+            of the bytes is written, then the file `output` + ".halted" is created and the write blocks.
     """
     return _start(output, of, index, port, (_embed, folder, output, index, options))
 
 
 def start_all(folder: Path, output: Path, of: int, **options: object) -> list[Started]:
-    """`start` for each of `of` processes, on a port that was free just now."""
+    """Starts `of` processes that embed together, with a coordinator on a free port."""
     port = free_port()
     return [start(folder, output, of=of, index=i, port=port, **options) for i in range(of)]
 
 
 def start_commands(output: Path, of: int, arguments: list[str]) -> list[Started]:
-    """`bliss-jax` with these arguments in each of `of` processes."""
+    """Starts `of` processes that run `bliss-jax` with the given arguments together."""
     port = free_port()
     return [_start(output, of, i, port, (_command, arguments)) for i in range(of)]
 
@@ -86,16 +91,18 @@ def _start(output: Path, of: int, index: int, port: int, job: tuple) -> Started:
             "JAX_NUM_PROCESSES": str(of),
             "JAX_PROCESS_ID": str(index),
         }
-    said = Path(f"{output}.said-{index}")
-    process = _context.Process(target=_run, args=(said, environment, _compiled.name, of > 1, *job))
+    printed = Path(f"{output}.printed-{index}")
+    process = _context.Process(
+        target=_run, args=(printed, environment, _compiled.name, of > 1, *job)
+    )
     process.start()
-    return Started(process, said)
+    return Started(process, printed)
 
 
-def _run(said: Path, environment: dict[str, str], compiled: str, several: bool, function, *args):
-    """What a started process does."""
+def _run(printed: Path, environment: dict[str, str], compiled: str, several: bool, function, *args):
+    """Runs a function in the started process, with its output in the file `printed`."""
     os.environ.update(environment)
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(file, standard)
     import jax
@@ -112,11 +119,15 @@ def free_port() -> int:
 
 
 def wait_for(condition, seconds: float = 90) -> None:
-    """Until the condition holds."""
+    """Waits until the condition is true.
+
+    Raises:
+        AssertionError: The condition is still false after `seconds`.
+    """
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"did not happen within {seconds} s")
+            raise AssertionError(f"the condition is still false after {seconds} s")
         time.sleep(0.005)
 
 
@@ -130,13 +141,13 @@ def rows_of(shard: Path) -> range:
 
 
 def read_by(output: Path, index: int = 0) -> list[int]:
-    """The images that a process has read."""
+    """Returns the positions of the images that a process has read."""
     log = Path(f"{output}.read-{index}")
     return [int(line) for line in log.read_text().split()] if log.exists() else []
 
 
 def encoded_by(output: Path, index: int = 0) -> int:
-    """How many batches a process has given to its encoder."""
+    """Returns the number of batches that a process has encoded."""
     log = Path(f"{output}.encoded-{index}")
     return len(log.read_text().split()) if log.exists() else 0
 
@@ -162,7 +173,7 @@ def _embed(several: bool, folder: Path, output: Path, index: int, options: dict)
     log = Path(f"{output}.read-{index}")
 
     class SlowImages(LazyImages):
-        """Noise; image 100 cannot be read."""
+        """Random images; image 100 cannot be read."""
 
         def __len__(self):
             return IMAGES
@@ -202,7 +213,7 @@ def _embed(several: bool, folder: Path, output: Path, index: int, options: dict)
 
 
 def _log_batches(model_class: type, log: Path) -> None:
-    """A line for each batch of images that is encoded."""
+    """Makes a model class log each encoded batch as a line in a file."""
     encode = model_class.encode_images
 
     def encode_images(self, images, *arguments):
@@ -214,7 +225,7 @@ def _log_batches(model_class: type, log: Path) -> None:
 
 
 def _halt_in_write(number: int, share: float, halted: Path) -> None:
-    """A write that takes forever: what a kill finds is part of a file."""
+    """Makes one write of a shard block after a part of the bytes, so that a kill leaves a partial file."""
     from bliss_jax.embedding import shards
 
     replacing, written = shards.replacing, itertools.count()
@@ -235,14 +246,17 @@ def _halt_in_write(number: int, share: float, halted: Path) -> None:
 
 
 def _fail(index: int, model, images, folder: Path) -> None:
-    """Ways in which one process may fail, one after the other; prints what this one was told."""
+    """Provokes two failures one after the other, and prints the error that this process raises.
+
+    First the processes embed different inputs; then process 1 cannot write its shards.
+    """
     from bliss_jax.embedding import embed_images
 
     def attempt(dataset, **options):
         try:
             embed_images(model, dataset, batch_size=BATCH, shard_size=BATCH, **options)
         except (ValueError, OSError) as error:
-            print(f"told {type(error).__name__}: {error}", flush=True)
+            print(f"raised {type(error).__name__}: {error}", flush=True)
 
     attempt(images.subset(range(50 + index)))
     folder.mkdir(parents=True, exist_ok=True)

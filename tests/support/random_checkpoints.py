@@ -181,17 +181,19 @@ def _shapes(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
 def random_tensors(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns float32 parameters under the names and in the layouts of transformers' PyTorch model."""
     rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, shape in sorted(_shapes(config)):
-        noise = rng.standard_normal(shape, np.float32)
-        if len(shape) <= 1:
-            center = float("norm" in name and name.endswith("weight"))
-            tensors[name] = np.float32(center) + np.float32(0.2) * noise
-        elif "embedding" in name and len(shape) == 2 and "patch" not in name:
-            tensors[name] = np.float32(0.7) * noise
-        else:
-            tensors[name] = noise * np.float32(np.prod(shape[1:]) ** -0.5)
-    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+    return {name: random_values(rng, name, shape) for name, shape in sorted(_shapes(config))}
+
+
+def random_values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the values of one parameter, which depend on its kind."""
+    noise = rng.standard_normal(shape, np.float32)
+    norm = any(part in name for part in ("norm", "ln_", "layrnorm"))
+    if len(shape) <= 1:
+        center = float(norm and name.endswith("weight"))
+        return np.asarray(np.float32(center) + np.float32(0.2) * noise, np.float32)
+    if "embed" in name and "patch" not in name:
+        return np.float32(0.7) * noise
+    return noise * np.float32(np.prod(shape[1:]) ** -0.5)
 
 
 def save_random_checkpoint(directory: Path, config: Config, seed: int = 0) -> Config:

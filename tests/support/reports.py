@@ -31,7 +31,8 @@ def write_example(folder: Path) -> Report:
         provenance={"model": {"name": SCRIPT}, "dataset": {"name": "clusters"}},
     )
     images = np.random.default_rng(0).integers(0, 256, (90, 12, 16, 3), np.uint8)
-    evaluation = evaluate(embeddings, PROTOCOL, Settings(k=K, weight=WEIGHT))
+    settings = Settings(scores=("bliss", "max_cosine", "mcm", "knn"), k=K, weight=WEIGHT)
+    evaluation = evaluate(embeddings, PROTOCOL, settings)
     page = write_report(
         folder,
         embeddings,

@@ -1,9 +1,6 @@
-"""The cost of a billion images follows from its inputs; the limits are where the arithmetic breaks."""
+"""The cost of a billion images follows from its inputs, and the stated limits are those of the arithmetic."""
 
 import json
-import sys
-from importlib import import_module
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +9,8 @@ import pytest
 from jax import lax
 
 import bliss_jax as bj
-
-
-@pytest.fixture
-def billion(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2])])
-    return import_module("benchmarks.billion")
+from benchmarks import billion
+from benchmarks.measure import in_fresh_process
 
 
 def moments(count, mean):
@@ -26,7 +19,7 @@ def moments(count, mean):
     )
 
 
-def test_costs_are_images_over_rates(billion):
+def test_costs_are_images_over_rates():
     given = {
         "encode-rate": 1000.0, "score-rate": 3000.0, "decode-rate": 50.0, "device-watts": 500.0,
         "read-rate": 2e6, "image-bytes": 1e5,
@@ -43,7 +36,7 @@ def test_costs_are_images_over_rates(billion):
     np.testing.assert_allclose([rate for _, rate in found], [800, 1500, 1500])
 
 
-def test_what_is_unknown_stays_blank(billion):
+def test_cells_of_unknown_rates_are_blank():
     values = {"encode-rate": (1000.0, "command line")}
     (table,) = [
         {row[0]: row[2:] for row in billion.costs_table(values, 1e9).rows},
@@ -53,29 +46,33 @@ def test_what_is_unknown_stays_blank(billion):
     assert [name for name, _ in billion.bottlenecks(billion.stages(values), {"core": 1.0})] == []
 
 
-def test_rates_come_from_kept_numbers_but_not_from_shrunken_models(billion, tmp_path):
-    case = {"what": "bliss_score", "texts": 1860, "images_per_s": 7.0}
-    sections = {
-        "encoders": {"B/32": {"images_per_s": 5.0}},
-        "scores": {"a": case, "b": case | {"texts": 80_000}, "took_s": 1.0},
+def write_results(file, quick):
+    records = {
+        "machine": {"device": "some device", "quick": quick},
+        "encoder B/32": {"status": "measured", "images_per_s": 5.0},
+        "scores 1860": {"status": "measured", "bliss": {"images_per_s": 7.0}},
     }
-    file = tmp_path / "kept.json"
-    kept = {"quick": False, "machine": {"device": "some device"}, "sections": sections}
-    file.write_text(json.dumps(kept))
+    lines = [json.dumps({"case": name, **numbers}) for name, numbers in records.items()]
+    file.write_text("\n".join(lines))
+
+
+def test_rates_come_from_results_of_full_models_only(tmp_path):
+    file = tmp_path / "results.jsonl"
+    write_results(file, quick=False)
     values = billion.from_gpu(file, "B/32")
     assert {name: value for name, (value, _) in values.items()} == {
         "encode-rate": 5.0,
         "score-rate": 7.0,
     }
-    with pytest.raises(ValueError, match="L/14"):
+    with pytest.raises(ValueError, match="expected the case 'encoder L/14'"):
         billion.from_gpu(file, "L/14")
-    file.write_text(json.dumps(kept | {"quick": True}))
-    with pytest.raises(ValueError, match="shrunken"):
+    write_results(file, quick=True)
+    with pytest.raises(ValueError, match="found numbers of --quick"):
         billion.from_gpu(file, "B/32")
 
 
-def test_int32_counts_of_a_class_break_at_two_to_the_31(billion):
-    """The number in the table of limits: one image less still counts."""
+def test_int32_counts_of_a_class_overflow_at_two_to_the_31():
+    """This is the number in the table of limits. With one image fewer the count is still right."""
     most = bj.merge_moments(moments(2**31 - 2, 0.0), moments(1, 0.0))
     assert int(most.count[0]) == 2**31 - 1
     assert int(bj.merge_moments(most, moments(1, 0.0)).count[0]) < 0
@@ -83,7 +80,7 @@ def test_int32_counts_of_a_class_break_at_two_to_the_31(billion):
 
 
 @pytest.mark.parametrize("count", [10**6, 10**8, 2 * 10**9])
-def test_smaller_shifts_than_the_stated_one_leave_a_float32_mean_unmoved(billion, count):
+def test_shifts_below_the_stated_one_leave_a_float32_mean_unchanged(count):
     batch, mean = 256, 0.03
     least = billion.smallest_shift_seen(count + batch, batch, mean)
     start = np.float32(mean)
@@ -95,8 +92,8 @@ def test_smaller_shifts_than_the_stated_one_leave_a_float32_mean_unmoved(billion
     assert merged(1.3 * least) > start
 
 
-def test_a_billion_images_in_small_merges_miss_a_shift_that_larger_merges_see():
-    """Half of the images lie at 0.03, half at 0.031: the mean is 0.0305."""
+def test_a_billion_images_merged_in_small_batches_lose_a_shift_that_large_batches_keep():
+    """Half of the images are at 0.03 and half at 0.031, so the mean is 0.0305."""
 
     def final_mean(batch):
         merges = 10**9 // batch
@@ -112,8 +109,7 @@ def test_a_billion_images_in_small_merges_miss_a_shift_that_larger_merges_see():
     assert final_mean(10_000) == pytest.approx(0.0305, abs=1e-6)
 
 
-def test_reading_an_embeddings_file_takes_a_multiple_of_it(billion):
-    """The embeddings themselves, and the bytes of the file, which are hashed."""
-    from benchmarks.measure import in_fresh_process
-
+@pytest.mark.slow
+def test_reading_an_embeddings_file_needs_more_than_twice_its_size():
+    """Memory holds the embeddings and the bytes of the file, which are hashed."""
     assert in_fresh_process(billion.measure_load_factor, 20_000, 512) > 2
