@@ -36,7 +36,7 @@ from benchmarks.measure import (
 from benchmarks.synthetic import embeddings
 from bliss_jax.scores import similarity
 from bliss_jax.scores.blocks import map_images
-from bliss_jax.scores.text_statistics import VARIANCE_CHUNK
+from bliss_jax.scores.statistics import VARIANCE_CHUNK
 from bliss_jax.scores.top_k import default_sizes
 
 DIM, K = 512, 10

@@ -26,10 +26,14 @@ from bliss_jax.metrics import fpr_at_tpr as fpr_at_tpr
 from bliss_jax.models import Model as Model
 from bliss_jax.models import Preprocessing as Preprocessing
 from bliss_jax.models import encode_image as encode_image
+from bliss_jax.models import encode_patches as encode_patches
 from bliss_jax.models import encode_text as encode_text
+from bliss_jax.models import encode_token_embeddings as encode_token_embeddings
 from bliss_jax.models import load_model as load_model
 from bliss_jax.models import preprocess as preprocess
+from bliss_jax.models import preprocess_float as preprocess_float
 from bliss_jax.models import resize_bicubic as resize_bicubic
+from bliss_jax.models import token_embeddings as token_embeddings
 from bliss_jax.scores import BlissExplanation as BlissExplanation
 from bliss_jax.scores import ClassMoments as ClassMoments
 from bliss_jax.scores import PreparedBliss as PreparedBliss

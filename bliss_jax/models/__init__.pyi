@@ -1,6 +1,11 @@
+from bliss_jax.models.encode import encode_image as encode_image
+from bliss_jax.models.encode import encode_patches as encode_patches
+from bliss_jax.models.encode import encode_text as encode_text
+from bliss_jax.models.encode import encode_token_embeddings as encode_token_embeddings
+from bliss_jax.models.encode import token_embeddings as token_embeddings
+from bliss_jax.models.float_preprocessing import apply_float_preprocessing as apply_float_preprocessing
+from bliss_jax.models.float_preprocessing import preprocess_float as preprocess_float
 from bliss_jax.models.model import Model as Model
-from bliss_jax.models.model import encode_image as encode_image
-from bliss_jax.models.model import encode_text as encode_text
 from bliss_jax.models.model import load_model as load_model
 from bliss_jax.models.preprocessing import Preprocessing as Preprocessing
 from bliss_jax.models.preprocessing import preprocess as preprocess

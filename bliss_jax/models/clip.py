@@ -27,6 +27,7 @@ from bliss_jax.models.layers import (
     TextConfig,
     TextEmbeddings,
     VisionConfig,
+    check_dtype,
     check_pixels,
     layer_norm,
     read_fields,
@@ -71,11 +72,12 @@ class FirstEosTextConfig(CLIPTextConfig):
         return False
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class CLIPConfig:
     """Configuration of both towers, the size of the joint space, and the dtype of the matrix products.
 
-    The class is frozen and hashable, so it can be a static argument of `jax.jit`.
+    The class is frozen, hashable and a static pytree, so jitted functions take it like any other argument.
     `dataclasses.replace(config, dtype="bfloat16")` selects the faster precision described in
     `bliss_jax.models.layers`.
     """
@@ -84,6 +86,9 @@ class CLIPConfig:
     text: CLIPTextConfig
     projection_dim: int
     dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
     @classmethod
     def from_transformers(cls, config: Any, dtype: Dtype = "float32") -> "CLIPConfig":
@@ -149,25 +154,30 @@ class VisionEmbeddings(nn.Module):
         width, length = config.hidden_size, config.num_patches + 1
         patches = PatchEmbedding(config, self.dtype, use_bias=False, name="patch_embedding")(pixels)
         first = self.param("class_embedding", nn.initializers.normal(0.02), (width,))
-        first = jnp.broadcast_to(first, (len(pixels), 1, width))
+        first = jnp.broadcast_to(first, (pixels.shape[0], 1, width))
         position = nn.Embed(length, width, name="position_embedding")(jnp.arange(length))
         return jnp.concatenate([first, patches], axis=1) + position[None]
 
 
 class VisionTower(nn.Module):
-    """The vision tower. It maps pixels to the pooled class token before the projection."""
+    """The vision tower. It maps pixels to the pooled class token, or to the patches, before the projection."""
 
     config: VisionConfig
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n width"]:
+    def __call__(
+        self, pixels: Float[Array, "n size size 3"], patches: bool = False
+    ) -> Float[Array, "n *patches width"]:
         x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels)
         # Published checkpoints contain this misspelling.
         x = layer_norm(self.config, "pre_layrnorm")(x)
-        class_token = jnp.zeros(len(x), jnp.int32)
-        x = Encoder(self.config, self.dtype, name="encoder")(x, position=class_token)
-        return layer_norm(self.config, "post_layernorm")(x[:, 0])
+        encoder = Encoder(self.config, self.dtype, name="encoder")
+        norm = layer_norm(self.config, "post_layernorm")
+        if patches:
+            return norm(encoder(x, values_only=True)[:, 1:])
+        class_token = jnp.zeros(x.shape[0], jnp.int32)
+        return norm(encoder(x, position=class_token)[:, 0])
 
 
 class TextTower(nn.Module):
@@ -178,19 +188,24 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "n length"], prefix: Int[Array, " prefix"] | None = None
+        self,
+        tokens: Int[Array, "n length"] | None,
+        prefix: Int[Array, " prefix"] | None = None,
+        embedded: Float[Array, "n length width"] | None = None,
+        end: Int[Array, " n"] | None = None,
     ) -> Float[Array, "n width"]:
         start = 0 if prefix is None else len(prefix)
-        length = start + tokens.shape[1]
+        length = start + (embedded if tokens is None else tokens).shape[1]  # pyright: ignore[reportOptionalMemberAccess]
         if length > self.config.max_position_embeddings:
             raise ValueError(
                 f"{length} tokens per text, but the context is {self.config.max_position_embeddings}"
             )
         embed = TextEmbeddings(self.config, name="embeddings")
         before = None if prefix is None else embed(prefix[None])
-        end = self.config.end_of_text(tokens)
+        if tokens is not None:
+            end = self.config.end_of_text(tokens)
         encoder = Encoder(self.config, self.dtype, causal=True, name="encoder")
-        x = encoder(embed(tokens, start), before, end)
+        x = encoder(embed(tokens, start, embedded), before, end)
         return layer_norm(self.config, "final_layer_norm")(x[:, 0])
 
 
@@ -212,11 +227,24 @@ class CLIP(nn.Module):
         check_pixels(pixels, self.config.vision)
         return unit_norm(self.visual_projection(self.vision_model(pixels)))
 
+    def encode_patches(
+        self, pixels: Float[Array, "n size size 3"]
+    ) -> Float[Array, "n patches dim"]:
+        """Computes unit-norm embeddings of the patches from the values of the last layer."""
+        check_pixels(pixels, self.config.vision)
+        return unit_norm(self.visual_projection(self.vision_model(pixels, patches=True)))
+
     def encode_text(
         self, tokens: Int[Array, "n length"], prefix: Int[Array, " prefix"] | None = None
     ) -> Float[Array, "n dim"]:
         """Computes unit-norm embeddings of token ids; `prefix`, if given, precedes each row."""
         return unit_norm(self.text_projection(self.text_model(tokens, prefix)))
+
+    def encode_token_embeddings(
+        self, embedded: Float[Array, "n length width"], end: Int[Array, " n"]
+    ) -> Float[Array, "n dim"]:
+        """Computes unit-norm embeddings of token embeddings, pooled at the position `end`."""
+        return unit_norm(self.text_projection(self.text_model(None, None, embedded, end)))
 
     def __call__(
         self, pixels: Float[Array, "images size size 3"], tokens: Int[Array, "texts length"]

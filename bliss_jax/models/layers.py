@@ -20,7 +20,7 @@ Layer norms, softmax, activations and the residual stream are float32 with eithe
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import flax.linen as nn
 import jax
@@ -172,6 +172,8 @@ class Attention(nn.Module):
 
     Queries are computed from `x`. Keys and values are computed from `prefix`, which all rows share, and
     from `context`. The keys of `mask` (see `attend`) are those of the prefix, then those of the context.
+    With `values_only` the result at each position of the context is that of a query that attends to this position
+    alone: its value, projected.
     """
 
     num_heads: int
@@ -184,8 +186,12 @@ class Attention(nn.Module):
         context: Float[Array, "n length width"],
         mask: Bool[Array, "#n #queries keys"] | None = None,
         prefix: Float[Array, "1 prefix width"] | None = None,
+        values_only: bool = False,
     ) -> Float[Array, "n queries width"]:
         n, _, width = x.shape
+        if values_only:
+            value = Dense(width, self.dtype, name="v_proj")(context)
+            return Dense(width, self.dtype, name="out_proj")(value)
 
         def heads(name: str, own: Array, shared: Array | None = None) -> Array:
             dense = Dense(width, self.dtype, name=name)
@@ -227,7 +233,8 @@ class EncoderLayer(nn.Module):
 
     Each position attends to its whole row and to `prefix`. If `causal` is true, it does not attend to
     later positions. If `position` is given, the result has one position of each row, [n, 1, width]. In an
-    encoder that is not causal, `mask` may exclude positions, e.g. those of padding.
+    encoder that is not causal, `mask` may exclude positions, e.g. those of padding. With `values_only` the
+    result is the values of the attention, projected, without the residual stream and the MLP.
     """
 
     config: TransformerConfig
@@ -241,9 +248,13 @@ class EncoderLayer(nn.Module):
         prefix: Float[Array, "1 prefix width"] | None = None,
         position: Int[Array, " n"] | None = None,
         mask: Bool[Array, "n #queries length"] | None = None,
+        values_only: bool = False,
     ) -> Float[Array, "n queries width"]:
         norm = layer_norm(self.config, "layer_norm1")
         context = query = norm(x)
+        attention = Attention(self.config.num_attention_heads, self.dtype, name="self_attn")
+        if values_only:
+            return attention(query, context, values_only=True)
         before = None if prefix is None else norm(prefix)
         if self.causal:
             length, start = x.shape[1], 0 if prefix is None else prefix.shape[1]
@@ -251,7 +262,6 @@ class EncoderLayer(nn.Module):
         if position is not None:
             x, query = at_position(x, position), at_position(context, position)
             mask = mask[0, position][:, None] if self.causal and mask is not None else mask
-        attention = Attention(self.config.num_attention_heads, self.dtype, name="self_attn")
         x = x + attention(query, context, mask, before)
         return x + MLP(self.config, self.dtype, name="mlp")(
             layer_norm(self.config, "layer_norm2")(x)
@@ -272,6 +282,7 @@ class Layers(nn.Module):
         prefix: Float[Array, "1 prefix width"] | None,
         position: Int[Array, " n"] | None,
         mask: Bool[Array, "n #queries length"] | None,
+        values_only: bool,
     ) -> Float[Array, "n queries width"]:
         last = self.config.num_hidden_layers - 1
         for index in range(last):
@@ -279,7 +290,7 @@ class Layers(nn.Module):
             following = None if prefix is None else layer(prefix)
             x, prefix = layer(x, prefix, None, mask), following
         layer = EncoderLayer(self.config, self.dtype, self.causal, name=str(last))
-        return layer(x, prefix, position, mask)
+        return layer(x, prefix, position, mask, values_only)
 
 
 class Encoder(nn.Module):
@@ -288,6 +299,7 @@ class Encoder(nn.Module):
     Two arguments avoid work without changing the result. If only one position of each row is pooled,
     `position` gives that position, and the last layer computes no other. If all rows begin with the same
     tokens and the encoder is `causal`, `prefix` holds their states as a single row, and `x` holds the rest.
+    With `values_only` the last layer returns its values (see `EncoderLayer`).
     """
 
     config: TransformerConfig
@@ -301,9 +313,10 @@ class Encoder(nn.Module):
         prefix: Float[Array, "1 prefix width"] | None = None,
         position: Int[Array, " n"] | None = None,
         mask: Bool[Array, "n #queries length"] | None = None,
+        values_only: bool = False,
     ) -> Float[Array, "n queries width"]:
         layers = Layers(self.config, self.dtype, self.causal, name="layers")
-        return layers(x, prefix, position, mask)
+        return layers(x, prefix, position, mask, values_only)
 
 
 class PatchEmbedding(nn.Module):
@@ -321,7 +334,7 @@ class PatchEmbedding(nn.Module):
         self, pixels: Float[Array, "n height width 3"]
     ) -> Float[Array, "n patches hidden_size"]:
         n, p, grid = (
-            len(pixels),
+            pixels.shape[0],
             self.config.patch_size,
             self.config.image_size // self.config.patch_size,
         )
@@ -337,20 +350,37 @@ class PatchEmbedding(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Token embedding plus position embedding. The first token has the position `start`."""
+    """Token embedding plus position embedding. The first token has the position `start`.
+
+    An id outside the vocabulary has the embedding NaN. `embedded`, if given, takes the place of the token embeddings.
+    """
 
     config: TextConfig
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "n length"], start: int = 0
+        self,
+        tokens: Int[Array, "n length"] | None,
+        start: int = 0,
+        embedded: Float[Array, "n length width"] | None = None,
     ) -> Float[Array, "n length width"]:
         config = self.config
         token = nn.Embed(config.vocab_size, config.hidden_size, name="token_embedding")
         position = nn.Embed(
             config.max_position_embeddings, config.hidden_size, name="position_embedding"
         )
-        return token(tokens) + position(start + jnp.arange(tokens.shape[1]))[None]
+        if tokens is not None:
+            # Negative indices would count from the end of the vocabulary.
+            embedded = token(jnp.where(tokens < 0, config.vocab_size, tokens))
+        if embedded is None:
+            raise ValueError("expected token ids or token embeddings, got neither")
+        return embedded + position(start + jnp.arange(embedded.shape[1]))[None]
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises ValueError unless `dtype` is a name that a configuration may have."""
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"unknown dtype {dtype!r}, expected one of {list(get_args(Dtype))}")
 
 
 def check_pixels(pixels: Float[Array, "..."], config: VisionConfig) -> None:

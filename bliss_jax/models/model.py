@@ -1,22 +1,21 @@
 """Loaded encoders, which map images and texts to unit-norm embeddings in one space.
 
-`encode_image` and `encode_text` are pure functions of parameters, configuration and arrays. They contain no
-jit and can be composed, differentiated and sharded. `Model` combines them with a checkpoint's tokenizer and
-preprocessing, and jits them.
+`Model` combines the pure functions of `encode.py` with a checkpoint's tokenizer and preprocessing.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from bliss_jax.models.checkpoint import read_config, read_preprocessing, with_image_size
+from bliss_jax.models.encode import encode_image, encode_text
 from bliss_jax.models.families import ModelConfig
 from bliss_jax.models.hub import fetch
 from bliss_jax.models.layers import Dtype
@@ -35,63 +34,6 @@ TEXT_BATCH = 256
 _TINY_DIRECTORY = Path(__file__).parent / "tiny"
 
 
-def encode_image(
-    params: Params, config: ModelConfig, pixels: Float[Array, "images size size 3"] | Patches
-) -> Float[Array, "images dim"]:
-    """Computes unit-norm float32 embeddings of preprocessed images.
-
-    The function is pure and contains no jit; jit it with `config` static. The matrix products run in
-    `config.dtype` even if the kernels are stored in another dtype. All other parameters are float32.
-
-    Args:
-        params: The parameter tree of a checkpoint (`Model.params`).
-        config: Its configuration (`Model.config`), which determines the architecture.
-        pixels: Pixels [images, size, size, 3], as `apply_preprocessing` returns them. For a NaFlex model,
-            `Patches`, as `NaflexPreprocessing.unpack` returns them.
-
-    Raises:
-        ValueError: The size of the pixels is not that of the tower.
-    """
-    return _apply(params, config, "encode_image", pixels)
-
-
-def encode_text(
-    params: Params,
-    config: ModelConfig,
-    tokens: Int[Array, "texts length"],
-    prefix: Int[Array, " prefix"] | None = None,
-) -> Float[Array, "texts dim"]:
-    """Computes unit-norm float32 embeddings of token ids.
-
-    The function is pure and contains no jit; jit it with `config` static.
-
-    Args:
-        params: The parameter tree of a checkpoint (`Model.params`).
-        config: Its configuration (`Model.config`), which determines the architecture.
-        tokens: Token ids [texts, length], as `Model.tokenize` returns them. For CLIP any length up to the
-            context gives the same embeddings, as long as it includes the end token of each text. For SigLIP
-            the length is exactly the context. A text with an id outside the vocabulary has the embedding
-            NaN.
-        prefix: Tokens that precede each row of `tokens`. The embeddings are those of the whole texts, and
-            the prefix is encoded once. Only CLIP supports it.
-
-    Raises:
-        ValueError: The length does not fit the context, or a prefix is given for SigLIP.
-    """
-    if prefix is None:
-        return _apply(params, config, "encode_text", tokens)
-    if not config.prefix_can_be_shared:
-        raise ValueError(
-            f"prefix: {type(config).__name__} has no causal mask, so the states of a prefix depend on the "
-            "tokens after it; pass whole texts"
-        )
-    return _apply(params, config, "encode_text", tokens, prefix)
-
-
-def _apply(params: Params, config: ModelConfig, method: str, *inputs: Array | Patches) -> Array:
-    return cast(Array, config.module().apply({"params": params}, *inputs, method=method))
-
-
 def _prepare(
     images: UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"], preprocessing: Preprocessing
 ) -> Float[Array, "n size size 3"] | Patches:
@@ -101,8 +43,6 @@ def _prepare(
 
 
 # Jitted once for all models, so models of one configuration share their compilations.
-_encode_image = jax.jit(encode_image, static_argnums=1)
-_encode_text = jax.jit(encode_text, static_argnums=1)
 _preprocess = jax.jit(_prepare, static_argnums=1)
 
 
@@ -162,7 +102,7 @@ class Model:
             ValueError: `images` is not uint8 of these shapes, or `preprocess` is unknown.
         """
         pixels = self._pixels(images, self.preprocessing_with(preprocess))
-        return _encode_image(self.params, self.config, pixels)
+        return encode_image(self.params, self.config, pixels)
 
     def encode_texts(
         self, texts: Sequence[str], *, truncate: bool = False
@@ -189,7 +129,7 @@ class Model:
         batches = list(text_batches(tokens, lengths, start, TEXT_BATCH))
         # Dispatch all batches before waiting for the first.
         encoded = [
-            _encode_text(self.params, self.config, jnp.asarray(batch.tokens), prefix)
+            encode_text(self.params, self.config, jnp.asarray(batch.tokens), prefix)
             for batch in batches
         ]
         for batch, of_batch in zip(batches, encoded, strict=True):

@@ -29,6 +29,7 @@ from bliss_jax.models.layers import (
     Dtype,
     Encoder,
     TransformerConfig,
+    check_dtype,
     layer_norm,
     read_fields,
     unit_norm,
@@ -62,11 +63,12 @@ class NaflexVisionConfig(TransformerConfig):
         return self.patch_size * math.isqrt(self.num_patches)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class NaflexConfig:
     """Configuration of both towers and the dtype of the matrix products.
 
-    The class is frozen and hashable, so it can be a static argument of `jax.jit`.
+    The class is frozen, hashable and a static pytree, so jitted functions take it like any other argument.
     """
 
     vision: NaflexVisionConfig
@@ -74,6 +76,7 @@ class NaflexConfig:
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
+        check_dtype(self.dtype)
         if self.vision.hidden_size != self.text.projection_size:
             raise ValueError(
                 f"the image embedding has {self.vision.hidden_size} dimensions, the text embedding "
@@ -265,12 +268,14 @@ class NaflexVisionTower(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, patches: Patches) -> Float[Array, "n width"]:
+    def __call__(
+        self, patches: Patches, each_alone: bool = False
+    ) -> Float[Array, "n *patches width"]:
         x = NaflexEmbeddings(self.config, self.dtype, name="embeddings")(patches)
         mask = visible_patches(patches.grid, x.shape[1])[:, None]
         x = Encoder(self.config, self.dtype, name="encoder")(x, None, None, mask)
         x = layer_norm(self.config, "post_layernorm")(x)
-        return AttentionPooling(self.config, self.dtype, name="head")(x, mask)
+        return AttentionPooling(self.config, self.dtype, name="head")(x, mask, each_alone)
 
 
 class Naflex(nn.Module):
@@ -286,17 +291,31 @@ class Naflex(nn.Module):
 
     def encode_image(self, patches: Patches) -> Float[Array, "n dim"]:
         """Computes unit-norm embeddings of patches."""
+        self._check(patches)
+        return unit_norm(self.vision_model(patches))
+
+    def encode_patches(self, patches: Patches) -> Float[Array, "n patches dim"]:
+        """Computes unit-norm embeddings of the patches, each pooled alone."""
+        self._check(patches)
+        return unit_norm(self.vision_model(patches, each_alone=True))
+
+    def _check(self, patches: Patches) -> None:
         width = 3 * self.config.vision.patch_size**2
         if not isinstance(patches, Patches) or patches.values.shape[-1] != width:
             raise ValueError(
                 f"a NaFlex tower takes Patches with values [n, patches, {width}], as "
                 "NaflexPreprocessing.unpack returns them"
             )
-        return unit_norm(self.vision_model(patches))
 
     def encode_text(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
         """Computes unit-norm embeddings of token ids that are padded to the context."""
         return unit_norm(self.text_model(tokens))
+
+    def encode_token_embeddings(
+        self, embedded: Float[Array, "n length width"], end: Int[Array, " n"]
+    ) -> Float[Array, "n dim"]:
+        """Computes unit-norm embeddings of token embeddings; the last position is pooled, whatever `end` is."""
+        return unit_norm(self.text_model(None, embedded))
 
     def __call__(
         self, patches: Patches, tokens: Int[Array, "texts length"]

@@ -21,8 +21,8 @@ and `CenterCrop`: `int(size * long / short)` and `round(margin / 2)` with ties t
 `CLIPImageProcessor` of transformers uses `margin // 2`, which is one pixel less for margins 3, 7, 11, ...
 and equal otherwise.
 
-All functions are pure and contain no jit. Jit them with `size`, `stats`, `geometry`, `resample` and
-`preprocessing` static.
+All functions are pure, and each is compiled once for an image size when it is called eagerly. In a jitted function
+`size`, `stats`, `geometry`, `resample` and `preprocessing` are static. A differentiable path is in `float_preprocessing.py`.
 """
 
 import dataclasses
@@ -38,6 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int32, UInt8
 
 from bliss_jax import _require
+from bliss_jax.scores import compiled, rows
 
 Images: TypeAlias = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 Geometry: TypeAlias = Literal["crop", "squash"]
@@ -124,6 +125,12 @@ def apply_preprocessing(
     Raises:
         ValueError: `images` is not a uint8 array [n, h, w, 3].
     """
+    _check_images(images)
+    return _normalised(images, preprocessing=preprocessing)
+
+
+@compiled(static=("preprocessing",), out=lambda images: rows(images))
+def _normalised(images: Array, *, preprocessing: "Preprocessing") -> Array:
     resized = resize(
         images,
         preprocessing.size,
@@ -191,8 +198,13 @@ def resize(
     _check_size(size)
     _check_choice("geometry", geometry, get_args(Geometry))
     _check_choice("resample", resample, get_args(Resample))
+    return _resized(images, size=size, geometry=geometry, resample=resample)
+
+
+@compiled(static=("size", "geometry", "resample"), out=lambda images: rows(images))
+def _resized(images: Array, *, size: int, geometry: Geometry, resample: Resample) -> Array:
     _, height, width, _ = images.shape
-    (new_height, new_width), (top, left) = _target(height, width, size, geometry)
+    (new_height, new_width), (top, left) = crop_geometry(height, width, size, geometry)
     rows, seen = _filter_of_rows(height, new_height, top, size, resample)
     resized = lax.slice_in_dim(jnp.asarray(images), seen.start, seen.stop, axis=1)
     # Like Pillow, this function does not filter an axis that keeps its length.
@@ -200,7 +212,7 @@ def resize(
         resized = lax.slice_in_dim(resized, left, left + size, axis=2)
     else:
         columns = left + np.arange(size)
-        resized = _filter_axis(resized, *_filter_weights(width, new_width, columns, resample), 2)
+        resized = _filter_axis(resized, *filter_weights(width, new_width, columns, resample), 2)
     return resized if rows is None else _filter_rows(resized, *rows)
 
 
@@ -230,7 +242,9 @@ def resize_on_host(
         return pack(image)
     height, width, _ = image.shape
     size = preprocessing.size
-    (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)
+    (new_height, new_width), (top, left) = crop_geometry(
+        height, width, size, preprocessing.geometry
+    )
     if max(new_height, new_width) > _THIN * size:
         return _resize_thin(image, preprocessing)
     resample = Image.Resampling[preprocessing.resample.upper()]
@@ -250,18 +264,20 @@ def _resize_thin(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes one image with NumPy, and computes only the pixels of the crop."""
     (height, width, _), size, resample = image.shape, preprocessing.size, preprocessing.resample
-    (new_height, new_width), (top, left) = _target(height, width, size, preprocessing.geometry)
+    (new_height, new_width), (top, left) = crop_geometry(
+        height, width, size, preprocessing.geometry
+    )
     rows, seen = _filter_of_rows(height, new_height, top, size, resample)
     image = image[seen.start : seen.stop]
     if new_width == width:
         image = image[:, left : left + size]
     else:
         columns = left + np.arange(size)
-        image = _filter_on_host(image, *_filter_weights(width, new_width, columns, resample), 1)
+        image = _filter_on_host(image, *filter_weights(width, new_width, columns, resample), 1)
     return image if rows is None else _filter_on_host(image, *rows, 0)
 
 
-def _target(
+def crop_geometry(
     height: int, width: int, size: int, geometry: Geometry
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns height and width after resizing, and the top left corner of the crop.
@@ -275,7 +291,7 @@ def _target(
     return resized, (round((resized[0] - size) / 2), round((resized[1] - size) / 2))
 
 
-_FRACTION_BITS = 22
+FRACTION_BITS = 22
 """Pillow's `PRECISION_BITS`: an int32 minus 8 bits for a pixel and 2 bits for overshoot."""
 
 
@@ -299,7 +315,7 @@ _KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 """Each kernel as a function of the absolute distance, and its support."""
 
 
-def _filter_weights(
+def filter_weights(
     length: int, new_length: int, outputs: np.ndarray, resample: str
 ) -> tuple[Int32[np.ndarray, "size"], Int32[np.ndarray, "size taps"]]:
     """Computes fixed-point filter weights of the pixels `outputs` of an axis resized to `new_length`.
@@ -322,7 +338,7 @@ def _filter_weights(
     weights = np.where(inputs < end[:, None], weights, 0.0)
     # cumsum adds from left to right, as Pillow does. sum would add pairwise.
     weights = weights / np.cumsum(weights, axis=1)[:, -1:]
-    fixed = np.trunc(weights * (1 << _FRACTION_BITS) + np.copysign(0.5, weights))
+    fixed = np.trunc(weights * (1 << FRACTION_BITS) + np.copysign(0.5, weights))
     return first.astype(np.int32), fixed.astype(np.int32)
 
 
@@ -336,7 +352,7 @@ def _filter_of_rows(
     """
     if new_height == height:
         return None, range(top, top + size)
-    first, weights = _filter_weights(height, new_height, top + np.arange(size), resample)
+    first, weights = filter_weights(height, new_height, top + np.arange(size), resample)
     seen = range(int(first.min()), min(int(first.max()) + weights.shape[1], height))
     return (first - np.int32(seen.start), weights), seen
 
@@ -349,11 +365,11 @@ def _filter_on_host(
 ) -> UInt8[np.ndarray, "new_rows new_columns 3"]:
     """Applies `_filter_axis` to one image with NumPy."""
     along_axis = [-1 if dimension == axis else 1 for dimension in range(3)]
-    total = np.int32(1 << (_FRACTION_BITS - 1))
+    total = np.int32(1 << (FRACTION_BITS - 1))
     for tap in range(weights.shape[1]):
         pixels = np.take(image, first + tap, axis=axis, mode="clip").astype(np.int32)
         total = total + weights[:, tap].reshape(along_axis) * pixels
-    return np.clip(total >> _FRACTION_BITS, 0, 255).astype(np.uint8)
+    return np.clip(total >> FRACTION_BITS, 0, 255).astype(np.uint8)
 
 
 def _filter_axis(
@@ -368,12 +384,12 @@ def _filter_axis(
     interior, slightly more at the border), and 1.27 * 2^22 * 255 + 2^21 < 2^31.
     """
     along_axis = [-1 if dimension == axis else 1 for dimension in range(4)]
-    total = 1 << (_FRACTION_BITS - 1)
+    total = 1 << (FRACTION_BITS - 1)
     for tap in range(weights.shape[1]):
         # Past the end of the axis the weight is zero, so clipping the index has no effect.
         pixels = jnp.take(images, first + tap, axis=axis, mode="clip").astype(jnp.int32)
         total = total + weights[:, tap].reshape(along_axis) * pixels
-    return jnp.clip(total >> _FRACTION_BITS, 0, 255).astype(jnp.uint8)
+    return jnp.clip(total >> FRACTION_BITS, 0, 255).astype(jnp.uint8)
 
 
 def _filter_rows(

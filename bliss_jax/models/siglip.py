@@ -32,6 +32,7 @@ from bliss_jax.models.layers import (
     TextEmbeddings,
     TransformerConfig,
     VisionConfig,
+    check_dtype,
     check_pixels,
     layer_norm,
     read_fields,
@@ -46,11 +47,12 @@ class SiglipTextConfig(TextConfig):
     projection_size: int
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class SiglipConfig:
     """Configuration of both towers and the dtype of the matrix products.
 
-    The class is frozen and hashable, so it can be a static argument of `jax.jit`.
+    The class is frozen, hashable and a static pytree, so jitted functions take it like any other argument.
     """
 
     vision: VisionConfig
@@ -58,6 +60,7 @@ class SiglipConfig:
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
+        check_dtype(self.dtype)
         if self.vision.hidden_size != self.text.projection_size:
             raise ValueError(
                 f"the image embedding has {self.vision.hidden_size} dimensions, the text embedding "
@@ -118,36 +121,44 @@ class VisionEmbeddings(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Attention of one learned query to all positions (or those in `mask`), and a residual MLP."""
+    """Attention of one learned query to all positions (or those in `mask`), and a residual MLP.
+
+    With `each_alone` the result at each position is that of a query that attends to this position alone.
+    """
 
     config: TransformerConfig
     dtype: Dtype
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n length width"], mask: Bool[Array, "n 1 length"] | None = None
-    ) -> Float[Array, "n width"]:
+        self,
+        x: Float[Array, "n length width"],
+        mask: Bool[Array, "n 1 length"] | None = None,
+        each_alone: bool = False,
+    ) -> Float[Array, "n *length width"]:
         width = self.config.hidden_size
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
-        probe = jnp.broadcast_to(probe, (len(x), 1, width))
+        probe = jnp.broadcast_to(probe, (x.shape[0], 1, width))
         attention = Attention(self.config.num_attention_heads, self.dtype, name="attention")
-        x = attention(probe, x, mask)
+        x = attention(probe, x, mask, values_only=each_alone)
         x = x + MLP(self.config, self.dtype, name="mlp")(layer_norm(self.config, "layernorm")(x))
-        return x[:, 0]
+        return x if each_alone else x[:, 0]
 
 
 class VisionTower(nn.Module):
-    """The vision tower. It maps pixels to the image embedding before normalisation."""
+    """The vision tower. It maps pixels to the embedding of the image, or of its patches, before normalisation."""
 
     config: VisionConfig
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "n size size 3"]) -> Float[Array, "n width"]:
+    def __call__(
+        self, pixels: Float[Array, "n size size 3"], patches: bool = False
+    ) -> Float[Array, "n *patches width"]:
         x = VisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels)
         x = Encoder(self.config, self.dtype, name="encoder")(x)
         x = layer_norm(self.config, "post_layernorm")(x)
-        return AttentionPooling(self.config, self.dtype, name="head")(x)
+        return AttentionPooling(self.config, self.dtype, name="head")(x, None, patches)
 
 
 class TextTower(nn.Module):
@@ -157,14 +168,19 @@ class TextTower(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
-        if tokens.shape[1] != self.config.max_position_embeddings:
+    def __call__(
+        self,
+        tokens: Int[Array, "n length"] | None,
+        embedded: Float[Array, "n length width"] | None = None,
+    ) -> Float[Array, "n dim"]:
+        length = (embedded if tokens is None else tokens).shape[1]  # pyright: ignore[reportOptionalMemberAccess]
+        if length != self.config.max_position_embeddings:
             raise ValueError(
-                f"{tokens.shape[1]} tokens per text: SigLIP's text tower has no mask, so texts are "
+                f"{length} tokens per text: SigLIP's text tower has no mask, so texts are "
                 f"padded to exactly {self.config.max_position_embeddings}"
             )
-        x = TextEmbeddings(self.config, name="embeddings")(tokens)
-        last = jnp.full(len(x), tokens.shape[1] - 1, jnp.int32)
+        x = TextEmbeddings(self.config, name="embeddings")(tokens, 0, embedded)
+        last = jnp.full(x.shape[0], length - 1, jnp.int32)
         x = Encoder(self.config, self.dtype, name="encoder")(x, position=last)
         x = layer_norm(self.config, "final_layer_norm")(x[:, 0])
         return Dense(self.config.projection_size, self.dtype, name="head")(x)
@@ -186,9 +202,22 @@ class Siglip(nn.Module):
         check_pixels(pixels, self.config.vision)
         return unit_norm(self.vision_model(pixels))
 
+    def encode_patches(
+        self, pixels: Float[Array, "n size size 3"]
+    ) -> Float[Array, "n patches dim"]:
+        """Computes unit-norm embeddings of the patches, each pooled alone."""
+        check_pixels(pixels, self.config.vision)
+        return unit_norm(self.vision_model(pixels, patches=True))
+
     def encode_text(self, tokens: Int[Array, "n length"]) -> Float[Array, "n dim"]:
         """Computes unit-norm embeddings of token ids that are padded to the context."""
         return unit_norm(self.text_model(tokens))
+
+    def encode_token_embeddings(
+        self, embedded: Float[Array, "n length width"], end: Int[Array, " n"]
+    ) -> Float[Array, "n dim"]:
+        """Computes unit-norm embeddings of token embeddings; the last position is pooled, whatever `end` is."""
+        return unit_norm(self.text_model(None, embedded))
 
     def __call__(
         self, pixels: Float[Array, "images size size 3"], tokens: Int[Array, "texts length"]

@@ -1,5 +1,4 @@
 from bliss_jax.scores.bliss import bliss_score as bliss_score
-from bliss_jax.scores.bliss import combine as combine
 from bliss_jax.scores.bliss import external_text_score as external_text_score
 from bliss_jax.scores.bliss import internal_class_score as internal_class_score
 from bliss_jax.scores.blocks import block_map as block_map
@@ -36,6 +35,7 @@ from bliss_jax.scores.msp import msp_score as msp_score
 from bliss_jax.scores.neglabel import NEGATIVE_FRACTION as NEGATIVE_FRACTION
 from bliss_jax.scores.neglabel import negative_labels as negative_labels
 from bliss_jax.scores.neglabel import neglabel_score as neglabel_score
+from bliss_jax.scores.parts import combine as combine
 from bliss_jax.scores.prepared import PreparedBliss as PreparedBliss
 from bliss_jax.scores.prepared import bliss_score_prepared as bliss_score_prepared
 from bliss_jax.scores.prepared import prepare_bliss as prepare_bliss
@@ -46,13 +46,13 @@ from bliss_jax.scores.record import as_score as as_score
 from bliss_jax.scores.record import score_table as score_table
 from bliss_jax.scores.reductions import min_over_classes as min_over_classes
 from bliss_jax.scores.reductions import smallest_class as smallest_class
-from bliss_jax.scores.text_statistics import TextStatistics as TextStatistics
-from bliss_jax.scores.text_statistics import pooled_dictionary_variance as pooled_dictionary_variance
-from bliss_jax.scores.text_statistics import pooling_weights as pooling_weights
-from bliss_jax.scores.text_statistics import shrinkage_share as shrinkage_share
-from bliss_jax.scores.text_statistics import standard_deviation as standard_deviation
-from bliss_jax.scores.text_statistics import text_moments as text_moments
-from bliss_jax.scores.text_statistics import text_statistics as text_statistics
+from bliss_jax.scores.statistics import TextStatistics as TextStatistics
+from bliss_jax.scores.statistics import pooled_dictionary_variance as pooled_dictionary_variance
+from bliss_jax.scores.statistics import pooling_weights as pooling_weights
+from bliss_jax.scores.statistics import shrinkage_share as shrinkage_share
+from bliss_jax.scores.statistics import standard_deviation as standard_deviation
+from bliss_jax.scores.statistics import text_moments as text_moments
+from bliss_jax.scores.statistics import text_statistics as text_statistics
 from bliss_jax.scores.top_k import pad_dictionary as pad_dictionary
 from bliss_jax.scores.top_k import similarity as similarity
 from bliss_jax.scores.top_k import top_k_similar as top_k_similar

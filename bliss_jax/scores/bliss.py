@@ -23,35 +23,27 @@ beside its outputs, because reverse mode computes statistics again instead of ke
 that of the score. `vmap` over S masks with shrinkage multiplies the tables and the products by S.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.blocks import zeros_varying
-from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks, sum_of_z_scores
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.parts import (
+    check_bliss,
+    combine,
+    external_scores,
+    internal_scores,
+    nan_if_empty,
+    nan_if_normal_is_empty,
+)
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
-from bliss_jax.scores.text_statistics import (
-    TextStatistics,
-    dictionary_pooling,
-    in_dtype,
-    label_statistics,
-    shrinkage_is_on,
-)
-from bliss_jax.scores.top_k import (
-    Axis,
-    check_chunk_size,
-    check_search,
-    nearest_texts,
-    similarity,
-)
+from bliss_jax.scores.statistics import in_dtype, shrinkage_is_on
+from bliss_jax.scores.top_k import Axis, check_chunk_size, check_search
 
 STATIC = "k", "shrunk", "dictionary_axis", "chunk_size", "precision"
 """Static arguments of the jitted functions."""
@@ -234,48 +226,6 @@ def bliss_score(
     )
 
 
-class BlissArguments(NamedTuple):
-    """Checked arguments that scores with labels, a dictionary and moments share."""
-
-    x: jax.Array
-    labels: jax.Array
-    texts: jax.Array
-    moments: ClassMoments
-    mask: jax.Array
-    counted: jax.Array | None
-
-
-def check_bliss(
-    embeddings: Any,
-    label_embeddings: Any,
-    dictionary_embeddings: Any,
-    moments: Any,
-    k: Any,
-    *,
-    weight: Any,
-    normal: Any,
-    shrinkage: Any = 0.0,
-    where: Any = None,
-    dictionary_axis: Axis | None = None,
-) -> BlissArguments:
-    """Checks the arguments of `bliss_score` and returns its arrays.
-
-    Raises:
-        ValueError: as `bliss_score`.
-    """
-    checks = _checks.ValueChecks()
-    x = checks.embeddings("embeddings", embeddings)
-    labels = checks.embeddings("label_embeddings", label_embeddings)
-    texts = checks.embeddings("dictionary_embeddings", dictionary_embeddings)
-    moments = check_moments(checks, moments, labels=labels, texts=texts, embeddings=x)
-    _checks.scalar("weight", weight)
-    _checks.scalar("shrinkage", shrinkage, minimum=0.0)
-    counted = check_search(checks, k, texts, where, dictionary_axis)
-    mask = checks.normal_mask(normal, len(moments.count), moments.count)
-    checks.run()
-    return BlissArguments(x, labels, texts, moments, mask, counted)
-
-
 @compiled(static=("shrunk", "precision"), out=lambda x, *_: rows(x))
 def _internal(
     x: jax.Array,
@@ -331,141 +281,6 @@ def _bliss(
     )
     score = combine(internal, found.external, weight, normal=mask)
     return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
-
-
-def internal_scores(
-    x: jax.Array,
-    labels: jax.Array,
-    moments: ClassMoments,
-    mask: jax.Array,
-    shrinkage: Any,
-    *,
-    shrunk: bool,
-    precision: Precision,
-) -> Float[jax.Array, "images classes"]:
-    """internal(x, c), finite for every class of finite inputs."""
-    mean, deviation = label_statistics(
-        labels, moments, mask=mask, shrinkage=shrinkage, shrunk=shrunk, precision=precision
-    )
-    cosines = similarity(x, labels, precision=precision).astype(mean.dtype)
-    return -(cosines - mean[None, :]) / deviation[None, :]
-
-
-class External(NamedTuple):
-    """The external score of every class, and the nearest texts it comes from."""
-
-    external: Float[jax.Array, "images classes"]
-    cosines: Float[jax.Array, "images k"]
-    texts: Int[jax.Array, "images k"]
-
-
-def external_scores(
-    x: jax.Array,
-    texts: jax.Array,
-    moments: ClassMoments,
-    mask: jax.Array,
-    shrinkage: Any,
-    counted: jax.Array | None,
-    *,
-    k: int,
-    places: int | None = None,
-    shrunk: bool,
-    dictionary_axis: Axis | None,
-    chunk_size: int,
-    precision: Precision,
-) -> External:
-    """external(x, c), finite for every class of finite inputs; finds `places` >= k texts, k by default."""
-    dtype = moments.mean.dtype
-    cosines, positions = nearest_texts(
-        x,
-        texts,
-        counted,
-        k=k if places is None else places,
-        dictionary_axis=dictionary_axis,
-        chunk_size=chunk_size,
-        precision=precision,
-    )
-    cosines = nan_if_missing(cosines.astype(dtype))
-    chosen = chosen_texts(positions[:, :k], len(texts), dictionary_axis=dictionary_axis)
-    pooling = None
-    if shrunk:
-        pooling = dictionary_pooling(
-            texts,
-            moments,
-            mask=mask,
-            shrinkage=shrinkage,
-            where=counted,
-            dictionary_axis=dictionary_axis,
-        )
-
-    def add_classes(total: jax.Array, first: jax.Array, statistics: TextStatistics) -> jax.Array:
-        z = sum_of_z_scores(cosines[:, :k], chosen.row, chosen.inside, statistics)
-        return lax.dynamic_update_slice_in_dim(total, z, first, axis=1)
-
-    shape = x.shape[0], len(moments.count)
-    total = zeros_varying(shape, dtype, x, texts, moments.mean, mask)
-    total = fold_class_blocks(
-        add_classes,
-        total,
-        chosen,
-        texts,
-        moments,
-        pooling,
-        chunk_size=chunk_size,
-        precision=precision,
-    )
-    if dictionary_axis is not None:
-        total = lax.psum(total, dictionary_axis)
-    return External(total / k, cosines, positions)
-
-
-def combine(
-    internal: Float[Array, "images classes"],
-    external: Float[Array, "images classes"],
-    weight: float | Float[Array, ""],
-    *,
-    normal: Bool[Array, " classes"] | None = None,
-) -> Float[jax.Array, " images"]:
-    """Combines the two parts: min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
-
-    Args:
-        internal: internal(x, c) [images, classes], from `internal_class_score`.
-        external: external(x, c) [images, classes], from `external_text_score`.
-        weight: lambda.
-        normal: Mask of the normal classes [classes]; all by default. Scores of other classes take no part, not
-            even if they are NaN.
-
-    Returns:
-        Scores [images]; +inf if no class is normal.
-    """
-    internal, external = jnp.asarray(internal), jnp.asarray(external)
-    if normal is not None:
-        # Before the sum, so that unknown scores of other classes do not reach the gradient of the weight.
-        mask = jnp.asarray(normal)[None, :]
-        internal, external = jnp.where(mask, internal, 0), jnp.where(mask, external, 0)
-    both = internal + jnp.asarray(weight).astype(internal.dtype) * external
-    return min_over_classes(both, normal=normal)
-
-
-def nan_if_missing(cosines: Float[jax.Array, "images k"]) -> Float[jax.Array, "images k"]:
-    """NaN in places that no text fills (if fewer than k rows of the dictionary count)."""
-    return jnp.where(jnp.isneginf(cosines), jnp.nan, cosines)
-
-
-def nan_if_empty(
-    scores: Float[jax.Array, "images classes"], count: Float[jax.Array, " classes"]
-) -> Float[jax.Array, "images classes"]:
-    """NaN for classes of which no image was fitted."""
-    return jnp.where((count > 0)[None, :], scores, jnp.nan)
-
-
-def nan_if_normal_is_empty(
-    scores: Float[jax.Array, " images"],
-    mask: Bool[jax.Array, " classes"],
-    count: Float[jax.Array, " classes"],
-) -> Float[jax.Array, " images"]:
-    """NaN for all images if no image of a normal class was fitted."""
-    return jnp.where(jnp.any(mask & ~(count > 0)), jnp.nan, scores)
 
 
 def _bliss_of_split(

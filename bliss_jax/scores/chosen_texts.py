@@ -12,7 +12,7 @@ from bliss_jax import _checks
 from bliss_jax._checks import Precision
 from bliss_jax.scores.blocks import Carry, fold_chunks, zeros_varying
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.text_statistics import (
+from bliss_jax.scores.statistics import (
     VARIANCE_CHUNK,
     Pooling,
     TextStatistics,

@@ -17,20 +17,20 @@ from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.bliss import (
-    STATIC,
+from bliss_jax.scores.bliss import STATIC
+from bliss_jax.scores.blocks import zeros_varying
+from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks
+from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.parts import (
     check_bliss,
     external_scores,
     internal_scores,
     nan_if_normal_is_empty,
 )
-from bliss_jax.scores.blocks import zeros_varying
-from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks
-from bliss_jax.scores.meshes import compiled, rows
-from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.prepared import PreparedBliss, check_prepared, prepared_parts
 from bliss_jax.scores.reductions import nan_unless_finite, smallest_class
-from bliss_jax.scores.text_statistics import (
+from bliss_jax.scores.statistics import (
     TextStatistics,
     dictionary_pooling,
     in_dtype,

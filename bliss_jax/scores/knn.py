@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.bliss import nan_if_missing
 from bliss_jax.scores.class_blocks import class_blocks
 from bliss_jax.scores.meshes import compiled, row_axes, rows
+from bliss_jax.scores.parts import nan_if_missing
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite, zero_like_inputs
 from bliss_jax.scores.selection import TopK, merge_chunk

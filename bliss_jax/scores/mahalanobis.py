@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.scores.bliss import nan_if_normal_is_empty
 from bliss_jax.scores.blocks import block_map
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.parts import nan_if_normal_is_empty
 from bliss_jax.scores.record import Facts, Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
-from bliss_jax.scores.text_statistics import in_dtype
+from bliss_jax.scores.statistics import in_dtype
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
 RIDGE = 1e-3

@@ -22,12 +22,12 @@ from jaxtyping import Bool, Float, Int, Num
 
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.bliss import combine, nan_if_missing, nan_if_normal_is_empty
 from bliss_jax.scores.chosen_texts import sum_of_z_scores
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.parts import combine, nan_if_missing, nan_if_normal_is_empty
 from bliss_jax.scores.reductions import nan_unless_finite
-from bliss_jax.scores.text_statistics import (
+from bliss_jax.scores.statistics import (
     TextStatistics,
     all_text_statistics,
     dictionary_pooling,

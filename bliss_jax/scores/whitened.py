@@ -26,14 +26,14 @@ from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.bliss import check_bliss, nan_if_normal_is_empty
 from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.mahalanobis import one_image_per_class
 from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.parts import check_bliss, nan_if_normal_is_empty
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
-from bliss_jax.scores.text_statistics import in_dtype, standard_deviation
+from bliss_jax.scores.statistics import in_dtype, standard_deviation
 from bliss_jax.scores.top_k import Axis, check_chunk_size, local_rows, nearest_texts
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax._checks import Array
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.text_statistics import pooled_covariance
+from bliss_jax.scores.statistics import pooled_covariance
 
 
 def whitening_within_classes(
