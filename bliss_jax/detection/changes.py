@@ -13,12 +13,12 @@ from jaxtyping import Float
 
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.detection.answers import DetectorAnswers
+from bliss_jax.detection.calibration import split_for_calibration
 from bliss_jax.detection.inputs import (
     Images,
     Phrases,
     Source,
     float32,
-    hold_out,
     labelled,
     phrases_of,
     prompts,
@@ -106,10 +106,9 @@ class DetectorChanges(DetectorAnswers):
         else:
             labels = float32("label_embedding", np.asarray(label_embedding)[None])
         embeddings = self._embeddings(images)
-        held_out = hold_out(np.zeros(len(embeddings), np.int32), 1, calibration, seed)
-        new = fit_moments(
-            embeddings[~held_out], np.zeros(int((~held_out).sum()), np.int32), num_classes=1
-        )
+        split = split_for_calibration(np.zeros(len(embeddings), np.int32), 1, calibration, seed)
+        held_out, fitted = split.calibration, embeddings[split.fitted]
+        new = fit_moments(fitted, np.zeros(len(fitted), np.int32), num_classes=1)
         own = np.full(int(held_out.sum()), self.num_classes, np.int32)
         detector = self._changed(
             {"add_class": name, "fitted": int(new.count[0]), "calibration": len(own)},
@@ -235,7 +234,7 @@ class DetectorChanges(DetectorAnswers):
     ) -> tuple[Float[np.ndarray, "images dim"], np.ndarray, str]:
         """Returns embeddings, labels as positions in `class_names`, and the source for the provenance."""
         own = None if isinstance(images, ImageDataset | str | os.PathLike) else self.class_names
-        known = labelled(images, labels, own)
+        known = labelled(images, labels, own, decoding=self.decoding)
         used = sorted(set(known.labels.tolist()))
         position = {c: self._class_id(known.class_names[c]) for c in used}
         mapped = np.array([position[c] for c in known.labels.tolist()], np.int32)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bliss_jax.datasets import ImageDataset
+from bliss_jax.datasets import ImageDataset, decoding_of
 from bliss_jax.embedding.embedding_set import EmbeddingSet
 from bliss_jax.embedding.images import BATCH_SIZE, embed_images
 from bliss_jax.embedding.progress import Track
@@ -118,11 +118,14 @@ def embed_dataset(
             )
         arrays[f"{side}_embeddings"] = embedded.embeddings
         arrays[f"{side}_labels"] = dataset.labels[embedded.rows]
-        unreadable += embedded.unreadable
+        # Both sets may be of one folder, with the same problems.
+        listed = (*dataset.problems, *embedded.unreadable)
+        unreadable += [name for name in listed if name not in unreadable]
         if unreadable and not skip_unreadable:
             raise ValueError(
                 f"{len(unreadable)} {side} images cannot be read:\n" + "\n".join(unreadable)
             )
+    decoding = decoding_of(train.images)
     return EmbeddingSet(
         **arrays,
         class_names=train.class_names,
@@ -148,6 +151,7 @@ def embed_dataset(
                 "train": train.source,
                 "test": test.source,
                 "unreadable": unreadable,
+                **({} if decoding is None else {"decoding": decoding.describe()}),
             },
             "versions": package_versions(),
         },
