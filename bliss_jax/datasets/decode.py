@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt8
 
+from bliss_jax import _require
 from bliss_jax.datasets import image_formats
 from bliss_jax.datasets.image_notes import IGNORED_METADATA, LOW_SAMPLES, TRANSPARENT, Note
 from bliss_jax.datasets.orientation import apply_orientation, orientation_of
@@ -97,6 +98,7 @@ class Decoding:
         """Backgrounds as RGB. The second one is for pictures that would be blank on the first."""
         if self.background == AUTO:
             return (255, 255, 255), (0, 0, 0)
+        _require("PIL", "datasets")
         from PIL import ImageColor
 
         try:
@@ -169,6 +171,7 @@ def decode_image(
         UnreadableImageError: The file is missing, not a regular file, damaged, not an image, too large,
             or has several frames or samples without a fixed range.
     """
+    _require("PIL", "datasets")
     note = note or (lambda found: None)
     try:
         _check_file(source)

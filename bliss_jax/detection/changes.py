@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ from bliss_jax.detection.inputs import (
     phrases_of,
     prompts,
 )
-from bliss_jax.models import Model
 from bliss_jax.scores import fit_moments, merge_moments
 from bliss_jax.text import dictionary_hash, fill_prompt
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 Changed = TypeVar("Changed", bound="DetectorChanges")
 """Type of the returned detector, equal to the type of the original."""
@@ -216,7 +218,7 @@ class DetectorChanges(DetectorAnswers):
         given = {name: value for name, value in given.items() if value is not None}
         return self._changed({"with_settings": given}, **given)
 
-    def with_model(self: Changed, model: Model) -> Changed:
+    def with_model(self: Changed, model: "Model") -> Changed:
         """Returns a detector with an encoder, which must be the encoder of the fit.
 
         Raises:
@@ -247,7 +249,7 @@ class DetectorChanges(DetectorAnswers):
             )
         return self.class_names.index(name)
 
-    def _check_model(self, model: Model) -> None:
+    def _check_model(self, model: "Model") -> None:
         fitted = self.provenance.get("model")
         if not isinstance(fitted, dict):
             if model.embedding_dim != self.embedding_dim:
@@ -291,7 +293,7 @@ def image_counts(labels: np.ndarray, class_names: Sequence[str]) -> dict[str, in
     return dict(zip(class_names, counts.tolist(), strict=True))
 
 
-def model_facts(model: Model, preprocess: str | None) -> dict[str, Any]:
+def model_facts(model: "Model", preprocess: str | None) -> dict[str, Any]:
     """Returns the properties of the encoder that decide an embedding, as JSON values."""
     return {
         "name": model.name,

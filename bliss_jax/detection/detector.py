@@ -19,7 +19,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -47,11 +47,13 @@ from bliss_jax.detection.inputs import (
     unreadable_error,
 )
 from bliss_jax.embedding import Track, embed_texts
-from bliss_jax.models import Model, load_model
 from bliss_jax.scores import fit_moments
 from bliss_jax.storage import package_versions, replacing
 from bliss_jax.text import PROMPT, dictionary_hash, fill_prompt, find_overlap
 from bliss_jax.text import exclude_labels as without_labels
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 _HeldOut = tuple[np.ndarray, np.ndarray, str]
 """Embeddings and labels of calibration images, and their source."""
@@ -64,7 +66,7 @@ class Detector(DetectorChanges):
     @classmethod
     def fit(
         cls,
-        model: Model,
+        model: "Model",
         images: Source,
         labels: np.ndarray | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
@@ -340,7 +342,7 @@ class Detector(DetectorChanges):
     def load(
         cls,
         path: str | os.PathLike[str],
-        model: Model | str | Path | None = None,
+        model: "Model | str | Path | None" = None,
         *,
         embeddings_only: bool = False,
     ) -> "Detector":
@@ -362,7 +364,9 @@ class Detector(DetectorChanges):
         facts = state.provenance.get("model")
         if embeddings_only or (model is None and not isinstance(facts, dict)):
             return detector
-        if not isinstance(model, Model):
+        if model is None or isinstance(model, str | Path):
+            from bliss_jax.models import load_model
+
             recorded = facts if isinstance(facts, dict) else {}
             # The recorded revision belongs to the recorded name, not to a name that the caller gives.
             revision = recorded.get("revision") if model is None else None

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -37,7 +37,10 @@ from bliss_jax.datasets import (
 )
 from bliss_jax.detection.processes import check_process
 from bliss_jax.embedding import EmbeddedImages, Progress, embed_images
-from bliss_jax.models import Model, Preprocessing, resize_on_host
+from bliss_jax.models import Preprocessing, resize_on_host
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 _ON_ACCELERATORS = 16
 
@@ -121,7 +124,7 @@ class _ResizedImages(LazyImages):
 
 
 def embed_dataset_images(
-    model: Model,
+    model: "Model",
     dataset: ImageDataset,
     *,
     preprocess: str | None,
@@ -145,7 +148,7 @@ def embed_dataset_images(
 class BatchEncoder:
     """Reads files as images of the model's input size, and embeds them in batches of the detector's shape."""
 
-    def __init__(self, model: Model, preprocess: str | None, images_per_device: int):
+    def __init__(self, model: "Model", preprocess: str | None, images_per_device: int):
         check_process()
         mesh = Mesh(np.array(jax.local_devices()), ("data",))
         params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))

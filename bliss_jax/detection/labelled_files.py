@@ -7,18 +7,21 @@ This is zero-shot classification with CLIP (Radford et al. 2021).
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.detection.encoding import embed_dataset_images
 from bliss_jax.embedding import Track
-from bliss_jax.models import Model
 from bliss_jax.text import fill_prompt
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 
 def label_images(
-    model: Model,
+    model: "Model",
     dataset: ImageDataset,
     *,
     prompt: str,

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from bliss_jax.embedding.embedding_set import EmbeddingSet
 from bliss_jax.embedding.images import BATCH_SIZE, embed_images
 from bliss_jax.embedding.progress import Track
 from bliss_jax.embedding.texts import embed_texts
-from bliss_jax.models import Model
 from bliss_jax.storage import package_versions
 from bliss_jax.text import (
     CLIP_AD_ANOMALY,
@@ -23,9 +23,12 @@ from bliss_jax.text import (
 )
 from bliss_jax.text import exclude_labels as without_labels
 
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
+
 
 def embed_dataset(
-    model: Model,
+    model: "Model",
     train: ImageDataset,
     test: ImageDataset,
     dictionary: Sequence[str],
