@@ -85,7 +85,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 _SECTION = re.compile(
-    r"(Args|Arguments|Attributes|Returns|Raises|Yields|Example|Examples|Note):\s*$"
+    r"(Args|Arguments|Attributes|Returns|Raises|Yields|Warns|Example|Examples|Note):\s*$"
 )
 
 
