@@ -4,6 +4,7 @@ from typing import Any
 from bliss_jax.datasets import ImageDataset as ImageDataset
 from bliss_jax.datasets import load_dataset as load_dataset
 from bliss_jax.datasets import load_protocol as load_protocol
+from bliss_jax.datasets import read_image as read_image
 from bliss_jax.detection import BlissOutlierDetector as BlissOutlierDetector
 from bliss_jax.detection import Detector as Detector
 from bliss_jax.detection import Explanation as Explanation

@@ -85,7 +85,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 _SECTION = re.compile(
-    r"(Args|Arguments|Attributes|Returns|Raises|Yields|Example|Examples|Note):\s*$"
+    r"(Args|Arguments|Attributes|Returns|Raises|Yields|Warns|Example|Examples|Note):\s*$"
 )
 
 
@@ -165,8 +165,17 @@ def signature_as_written(
     arguments = function.args
     if arguments.args and arguments.args[0].arg in ("self", "cls"):
         del arguments.args[0]
-    returned = "" if function.returns is None else ast.unparse(function.returns)
+    for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+        argument.annotation = unquoted(argument.annotation)
+    returned = "" if function.returns is None else ast.unparse(unquoted(function.returns))
     return f"({ast.unparse(arguments)})", returned
+
+
+def unquoted(annotation: ast.expr | None) -> Any:
+    """Returns an annotation without the quotes of a forward reference such as `"Model | None"`."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return ast.parse(annotation.value, mode="eval").body
+    return annotation
 
 
 def fields_as_written(kind: type) -> str:
@@ -181,7 +190,8 @@ def fields_as_written(kind: type) -> str:
                 default = "" if line.value is None else f" = {ast.unparse(line.value)}"
                 if default.startswith(" = field("):
                     default = " = ..."
-                fields[ast.unparse(line.target)] = f": {ast.unparse(line.annotation)}{default}"
+                annotation = ast.unparse(unquoted(line.annotation))
+                fields[ast.unparse(line.target)] = f": {annotation}{default}"
     return ", ".join(f"{name}{rest}" for name, rest in fields.items())
 
 

@@ -32,6 +32,22 @@ scores = bj.bliss_score(x, texts[:3], texts, moments, k=2)
 assert 0 <= bj.auroc(scores, y == 0) <= 1
 bj.conformal_p_values(scores, scores)
 """
+DETECTOR = (
+    CORE
+    + """
+words = [f"word {i}" for i in range(5)]
+detector = bj.Detector.fit_embeddings(x, y, ("a", "b", "c"), texts[:3], words, texts, k=2)
+detector.save("d.safetensors")
+again = bj.Detector.load("d.safetensors", embeddings_only=True)
+assert np.allclose(again.score(x), detector.score(x))
+assert len(again.explain(x[:1])[0].words) == 5 and again.threshold(0.2) > -9
+embeddings = bj.EmbeddingSet(x, y, x, y, ("a", "b", "c"), texts[:3], tuple(words), texts)
+bj.save_embeddings(embeddings, "e.npz")
+protocol = bj.load_protocol("one-class", dataset="mine", num_classes=3)
+result = bj.evaluate(bj.load_embeddings("e.npz"), protocol, bj.Settings(scores=("bliss",), k=2))
+assert len(result.rows) == 1 and len(bj.load_dictionary("imagenet1k")) == 1860
+"""
+)
 
 
 def run(program, hidden, folder):
@@ -42,7 +58,7 @@ def run(program, hidden, folder):
     )
 
 
-@pytest.mark.parametrize("program", [CORE], ids=["scores"])
+@pytest.mark.parametrize("program", [CORE, DETECTOR], ids=["scores", "detector"])
 def test_the_core_works_without_any_optional_package(program, tmp_path):
     finished = run(program, OPTIONAL, tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -57,6 +73,7 @@ def test_the_core_works_without_any_optional_package(program, tmp_path):
         ('bj.load_dataset("cifar10", "test")', ["tensorflow_datasets"], "datasets"),
         ('bj.load_dataset("digits", "test")', ["sklearn"], "datasets"),
         ('bj.load_dataset("glyphs", "test")', ["matplotlib"], "datasets"),
+        ('bj.load_dataset(".", "test").images[0]', ["PIL"], "datasets"),
         ("bj.BlissOutlierDetector", ["sklearn"], "sklearn"),
         ("from bliss_jax.report import write_report", ["matplotlib"], "report"),
         ("from bliss_jax.report import print_summary", ["rich"], "report"),

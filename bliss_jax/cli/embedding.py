@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from bliss_jax.cli.class_names import odd_class_names
 from bliss_jax.cli.exits import UNREADABLE
+from bliss_jax.cli.options import FILE_OPTIONS, file_reader
 from bliss_jax.cli.terminal import no_progress, notes, progress
 from bliss_jax.evaluation import DATASET, MODEL, dataset_defaults
 from bliss_jax.storage import check_writable
@@ -70,13 +72,34 @@ def jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
     return first_process_first(function)
 
 
+def check_texts(options: dict[str, Any]) -> None:
+    """Raises ValueError for a dictionary or a prompt template that cannot be used."""
+    from bliss_jax.text import fill_prompt, load_dictionary
+
+    if options["prompt"] is not None:
+        fill_prompt(options["prompt"], ("label",))
+    if options["dictionary"] is not None:
+        load_dictionary(options["dictionary"])
+
+
 def load_data(options: dict[str, Any]) -> tuple[Any, Any]:
-    """Returns the training set and the test set that the options name."""
+    """Returns the training set and the test set that the options name.
+
+    Args:
+        options: Options of the data. `reader` is set to the `FileReader` of a folder.
+    """
     from bliss_jax.datasets import dataset_names, load_dataset
 
     name = options["dataset"] or DATASET
-    own = {"data_dir": options["data_dir"], "manual_dir": options["manual_dir"]}
-    name = name if name in dataset_names() else Path(name)
+    own: dict[str, Any] = {"data_dir": options["data_dir"], "manual_dir": options["manual_dir"]}
+    reader = file_reader(options)
+    if name not in dataset_names():
+        name = Path(name)
+        own |= {"reader": reader, "strict": options["strict"]}
+    elif given := [option for option in FILE_OPTIONS if options[option] not in (None, False, ())]:
+        names = ", ".join("--" + option.replace("_", "-") for option in given)
+        raise click.UsageError(f"{names}: only for a folder of images, but --dataset is {name}")
+    options["reader"] = reader
     return (
         load_dataset(name, "train", **own),
         load_dataset(name, "test", **own, reference_quirks=options["reference_quirks"]),
@@ -92,7 +115,7 @@ def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -
         test: Test set.
         **classes: `train_classes` and `test_classes` of `embed_dataset`.
     """
-    from bliss_jax.embedding import embed_dataset
+    from bliss_jax.embedding import BATCH_SIZE, embed_dataset
     from bliss_jax.models import load_model
     from bliss_jax.text import PROMPT, find_overlap, load_dictionary
 
@@ -122,7 +145,7 @@ def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -
         exclude_labels=options["exclude_labels"],
         prompt=PROMPT if options["prompt"] is None else options["prompt"],
         preprocess=options["preprocess"],
-        batch_size=options["batch_size"],
+        batch_size=options["batch_size"] or BATCH_SIZE,
         skip_unreadable=True,  # so that the error below names the images of both sets
         cache=options["cache"],
         track=no_progress if quiet else progress,
@@ -133,6 +156,11 @@ def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -
         raise ValueError(f"{len(unreadable)} images cannot be read:\n" + "\n".join(unreadable))
     for problem in unreadable:
         notes.print(f"skipped: {problem}")
+    if not quiet:
+        for line in options["reader"].lines(command_line=True):
+            notes.print(line)
+        for line in odd_class_names(train.class_names):
+            notes.print(line)
     return embeddings
 
 

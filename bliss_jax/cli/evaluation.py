@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from bliss_jax.cli.embedding import embed_data, exit_of, jointly, load_data, processes
+from bliss_jax.cli.embedding import (
+    check_texts,
+    embed_data,
+    exit_of,
+    jointly,
+    load_data,
+    processes,
+)
 from bliss_jax.cli.options import ENVIRONMENT, model_and_data_options
 from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
 from bliss_jax.evaluation import MODEL, dataset_defaults
@@ -73,8 +80,8 @@ Example:
     "own_splits",
     multiple=True,
     metavar="CLASS,...",
-    help="Normal classes of a custom split, by name or id; all other classes are anomalous. May be repeated "
-    "for several splits. Replaces the default protocol.",
+    help="Normal classes of a custom split, by name or by id (#0, #1, ... in the order of the names); all "
+    "other classes are anomalous. May be repeated for several splits. Replaces the default protocol.",
 )
 @click.option(
     "--score",
@@ -134,10 +141,9 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     """Evaluate BLISS and baseline scores on a benchmark."""
     import numpy as np
 
+    # Nothing that imports JAX, so that errors in arguments and folders are found at once.
     from bliss_jax.embedding import load_embeddings
     from bliss_jax.evaluation import SCORES, Settings, dataset_of, has_own_order, to_csv, to_json
-    from bliss_jax.evaluation import evaluate as evaluate_protocol
-    from bliss_jax.report import print_evaluation, write_report
 
     shots = options["shots"] or (None,)
     few = bool(options["shots"])
@@ -150,6 +156,22 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         raise click.UsageError("--report needs --score bliss")
     outputs = [file for file in (options["json_file"], options["csv_file"]) if file is not None]
     images = None
+
+    def settings_of(dataset: str) -> list[Settings]:
+        return [
+            Settings(
+                scores=scores,
+                k=dataset_defaults(dataset).k if options["k"] is None else options["k"],
+                weight=options["weight"],
+                shrinkages=(0.0, n0) if n0 else (0.0,),
+                shots=number,
+                draws=draws,
+                seed=options["seed"],
+            )
+            for number in shots
+        ]
+
+    settings_of("")  # raises for values that are invalid for every data set
     if options["embeddings"] is not None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:
@@ -171,6 +193,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
                 f"{dataset} are mapped by class name, and class ids are positions in the file"
             )
     else:
+        check_texts(options)
         with processes(options, outputs) as first:
             train, test = jointly(options, lambda: load_data(options))
             dataset = train.name
@@ -186,22 +209,16 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             images = test.images
         elif options["report"] is not None:
             notes.print("the report has no gallery, because some test images could not be read")
-    settings = [
-        Settings(
-            scores=scores,
-            k=dataset_defaults(dataset).k if options["k"] is None else options["k"],
-            weight=options["weight"],
-            shrinkages=(0.0, n0) if n0 else (0.0,),
-            shots=number,
-            draws=draws,
-            seed=options["seed"],
-        )
-        for number in shots
-    ]
+    from bliss_jax.evaluation import evaluate as evaluate_protocol
+    from bliss_jax.report import print_evaluation, write_report
+
     console = tables()
     evaluations = []
     for protocol in protocols:
-        for setting in settings:
+        if protocol.name == _OWN_SPLITS:
+            for line in _named_splits(protocol, embeddings.class_names):
+                console.print(line, soft_wrap=True)
+        for setting in settings_of(dataset):
             evaluations.append(evaluate_protocol(embeddings, protocol, setting))
             print_evaluation(evaluations[-1], console, per_split=options["per_split"])
     command = shlex.join(["bliss-jax", *sys.argv[1:]])
@@ -245,6 +262,7 @@ def embed(**options: Any) -> None:
 
     if options["output"].suffix != ".npz":
         raise click.UsageError(f"--output: expected a file ending in .npz, got {options['output']}")
+    check_texts(options)
     with processes(options, [options["output"]]) as first:
         train, test = jointly(options, lambda: load_data(options))
         embeddings = embed_data(options, train, test)
@@ -312,22 +330,41 @@ def _protocols(options: dict[str, Any], dataset: str, class_names: tuple[str, ..
             normal_against_rest(_class_ids(classes, class_names), len(class_names))
             for classes in options["own_splits"]
         )
-        protocols.append(Protocol("command-line", "custom", None, splits))
+        protocols.append(Protocol(_OWN_SPLITS, "custom", None, splits))
     return protocols
 
 
+_OWN_SPLITS = "command-line"
+"""Name of the protocol with the splits of --normal."""
+
+
+def _named_splits(protocol: Any, class_names: tuple[str, ...]) -> list[str]:
+    """Returns the normal classes of each split by name and id."""
+    number = len(protocol.splits)
+    return [
+        f"normal classes{f' of split {i}' if number > 1 else ''}: "
+        + ", ".join(f"{class_names[c]} (#{c})" for c in split.normal)
+        for i, split in enumerate(protocol.splits, 1)
+    ]
+
+
 def _class_ids(classes: str, class_names: tuple[str, ...]) -> list[int]:
-    """Returns the class ids of a list such as `cat,dog` or `3,5`. A name takes precedence over an id."""
+    """Returns the class ids of a list of names, or ids such as `#3`.
+
+    A number without # is a name, because folders may be named 0, 1, 10, 2, whose ids are their positions in
+    the order of the names.
+    """
     ids = []
     for word in (word.strip() for word in classes.split(",")):
         if word in class_names:
             ids.append(class_names.index(word))
-        elif word.isdecimal() and int(word) < len(class_names):
-            ids.append(int(word))
+        elif word[:1] == "#" and word[1:].isdecimal() and int(word[1:]) < len(class_names):
+            ids.append(int(word[1:]))
         else:
             near = get_close_matches(word, class_names, n=3)
             known = " or ".join(near) if near else ", ".join(class_names[:20])
             raise click.UsageError(
-                f"--normal: unknown class {word!r}; expected {known}, or an id below {len(class_names)}"
+                f"--normal: unknown class {word!r}; expected {known}, or an id from #0 to "
+                f"#{len(class_names) - 1}"
             )
     return ids

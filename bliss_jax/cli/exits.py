@@ -1,7 +1,11 @@
-"""Exit codes, and the errors that lead to them."""
+"""Exit codes, and the errors and signals that lead to them."""
 
 import os
+import re
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -15,21 +19,31 @@ Exit codes:
   1    the work failed; the message says what was expected and what was found
   2    the command line is invalid
   3    success, but some images could not be read; each is listed
-  130  interrupted
+  129  ended by SIGHUP, e.g. because the terminal was closed
+  130  ended by SIGINT (Ctrl-C)
   141  the reader of the output closed the pipe
+  143  ended by SIGTERM
 """
 """The exit codes as `--help` prints them."""
 
 UNREADABLE = 3
-# The codes that shells report for programs ended by SIGINT and SIGPIPE.
-_INTERRUPTED = 130
+# The codes that shells report for programs ended by signals.
+_SIGNALLED = 128
 _BROKEN_PIPE = 141
 
 
-class Group(click.Group):
-    """A command group that turns the library's errors into a one-line message and exit code 1.
+class Terminated(BaseException):
+    """A signal that asks the process to end, such as SIGTERM."""
 
-    Interrupts and closed pipes end a command without a message.
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class Group(click.Group):
+    """A command group that turns the library's errors into a message and exit code 1.
+
+    Signals and closed pipes end a command without a traceback, after its files were cleaned up.
     """
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
@@ -50,18 +64,36 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command; ValueError and OSError become a message and exit code 1."""
-        with _ending_quietly():
+        from bliss_jax.cli.terminal import safe_streams
+
+        safe_streams()
+        with _ending_quietly(), _signals(), _warnings_as_notes():
             try:
                 return super().invoke(ctx)
             except BrokenPipeError:
                 raise
             except (ValueError, OSError, ModuleNotFoundError) as error:
-                raise click.ClickException(str(error)) from error
+                command = self.commands.get(ctx.invoked_subcommand or "")
+                raise click.ClickException(_as_options(str(error), command)) from error
+
+
+def _as_options(message: str, command: click.Command | None) -> str:
+    """Names the options in a message of the library as they are typed: `k=3` becomes `--k 3`."""
+    advice = "shorten it or pass truncate=True"
+    message = message.replace(advice, "use a shorter label or --prompt")
+    for parameter in command.params if command is not None else ():
+        option = max(parameter.opts, key=len)
+        if not option.startswith("--") or parameter.name is None:
+            continue
+        for name in {parameter.name, option.removeprefix("--").replace("-", "_")}:
+            message = re.sub(rf"\b{name}=([\w.'\"/]*)", rf"{option} \1", message)
+            message = re.sub(rf"(^|\n){name}: ", rf"\g<1>{option}: ", message)
+    return message
 
 
 @contextmanager
 def _ending_quietly() -> Iterator[None]:
-    """Ends the process without a message on a closed pipe or an interrupt."""
+    """Ends the process without a traceback on a closed pipe or a signal."""
     try:
         yield
     except BrokenPipeError:
@@ -69,4 +101,53 @@ def _ending_quietly() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_BROKEN_PIPE)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(_SIGNALLED + signal.SIGINT)
+    except Terminated as ended:
+        sys.exit(_SIGNALLED + ended.number)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into an exception, so that unfinished files are removed.
+
+    Signals that are ignored (`nohup`) or have a handler stay as they are.
+    """
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _raise)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _raise(number: int, frame: Any) -> None:
+    raise Terminated(number)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Prints warnings as notes, without the source line; with --quiet those about images are omitted."""
+
+    def show(message: Any, category: Any, *rest: Any, **named: Any) -> None:
+        from bliss_jax.cli.terminal import notes, printable
+
+        context = click.get_current_context(silent=True)
+        quiet = bool(context and context.params.get("quiet"))
+        if quiet and category.__name__ == "ImageWarning":
+            return
+        command = context.command if context is not None else None
+        notes.print(f"warning: {printable(_as_options(str(message), command))}")
+
+    original = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = original

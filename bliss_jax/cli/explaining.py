@@ -3,13 +3,20 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bliss_jax.cli.exits import UNREADABLE
-from bliss_jax.cli.options import WORDS, detector_argument, encoder_option, load_detector
-from bliss_jax.cli.terminal import printable, tables
+from bliss_jax.cli.options import (
+    WORDS,
+    detector_argument,
+    encoder_option,
+    file_options,
+    file_reader,
+    load_detector,
+)
+from bliss_jax.cli.terminal import notes, printable, tables
 
 if TYPE_CHECKING:
     from bliss_jax.detection import Detector, ScoredFile
@@ -27,14 +34,22 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @encoder_option
+@file_options
 def explain(
-    detector: Path, images: tuple[str, ...], words: int, as_json: bool, model: str | None
+    detector: Path,
+    images: tuple[str, ...],
+    words: int,
+    as_json: bool,
+    model: str | None,
+    **options: Any,
 ) -> None:
     """Explain the scores of images: nearest normal class, both parts of the score, nearest phrases."""
     loaded = load_detector(detector, model)
     from bliss_jax.detection import open_table, score_files, table_columns
 
-    rows = list(score_files(loaded, images, words=words))
+    own = loaded.decoding
+    reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
+    rows = list(score_files(loaded, images, words=words, reader=reader))
     if as_json:
         writer = open_table("jsonl", sys.stdout.buffer, table_columns(alpha=False, words=True))
         for row in rows:
@@ -43,6 +58,8 @@ def explain(
     else:
         for row in rows:
             _print_why(row, loaded)
+    for line in reader.lines(command_line=True):
+        notes.print(line)
     if any(row.error for row in rows):
         sys.exit(UNREADABLE)
 
@@ -57,17 +74,15 @@ def info(detector: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
-    from rich.table import Table
-
     made = facts["provenance"]
     model = made.get("model") or {}
-    table = Table(box=None, pad_edge=False, show_header=False)
     alpha = facts["smallest_alpha"]
     held_out = len(loaded.calibration_labels)
     for name, value in [
         ("classes", ", ".join(f"{c['name']} ({c['fitted']})" for c in facts["classes"][:20])
          + (f" and {len(facts['classes']) - 20} more" if len(facts["classes"]) > 20 else "")),
-        ("calibration", f"{held_out} images, alpha at least {alpha:.3g}" if held_out else "none"),
+        ("calibration", f"{held_out} images, alpha at least {alpha:.3g}{_independence(made)}"
+         if held_out else "none"),
         ("dictionary", f"{(made.get('dictionary') or {}).get('name')}, {facts['dictionary']} texts"),
         ("score", f"k {facts['k']}, lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
         ("prompt", facts["prompt"]),
@@ -77,8 +92,19 @@ def info(detector: Path, as_json: bool) -> None:
         ("images", str((made.get("images") or {}).get("source", ""))),
         ("changes", "; ".join(json.dumps(c) for c in made.get("changes", [])) or "none"),
     ]:  # fmt: skip
-        table.add_row(name, printable(value))
-    tables().print(table)
+        click.echo(f"{name:<13}{printable(value)}".rstrip())
+
+
+def _independence(made: dict[str, Any]) -> str:
+    """Returns facts about the calibration images, as text."""
+    facts = made.get("calibration")
+    facts = facts if isinstance(facts, dict) else {}
+    text = ""
+    if isinstance(groups := facts.get("groups"), dict):
+        text += f", one of each of {groups.get('held_out')} held-out groups"
+    if number := facts.get("near_duplicates"):
+        text += f", {number} of {facts.get('compared')} near-duplicates of fitted images"
+    return text
 
 
 def _print_why(row: "ScoredFile", detector: "Detector") -> None:

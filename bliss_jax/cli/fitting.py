@@ -2,15 +2,50 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bliss_jax.cli.class_names import odd_class_names
+from bliss_jax.cli.embedding import check_texts
 from bliss_jax.cli.exits import UNREADABLE
-from bliss_jax.cli.options import ENVIRONMENT, model_options, quiet_option
-from bliss_jax.cli.terminal import no_progress, notes, progress
+from bliss_jax.cli.options import (
+    ENVIRONMENT,
+    file_options,
+    file_reader,
+    model_options,
+    quiet_option,
+)
+from bliss_jax.cli.terminal import listed, no_progress, notes, progress
 from bliss_jax.evaluation import MODEL
 from bliss_jax.storage import check_writable
+
+if TYPE_CHECKING:
+    from bliss_jax.datasets import FileReader, ImageDataset
+    from bliss_jax.detection import Detector
+
+_FOR_PHOTOGRAPHS = "--model openai/clip-vit-base-patch16"
+
+
+class _ShareOrFolder(click.ParamType):
+    """A share of the images, or a folder."""
+
+    name = "SHARE|DIR"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | Path:
+        """Returns a float or a path."""
+        if isinstance(value, float | Path):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            if not Path(value).is_dir():
+                self.fail(
+                    f"expected a share such as 0.2, or a folder; there is no folder {value}",
+                    param,
+                    ctx,
+                )
+            return Path(value)
 
 
 @click.command(
@@ -26,7 +61,8 @@ from bliss_jax.storage import check_writable
 @click.option(
     "--folders",
     is_flag=True,
-    help="Take each subfolder of DIR as a class and its name as the label: DIR/cat/*.jpg, DIR/dog/*.jpg.",
+    help="Take each subfolder of DIR as a class and its name as the label: DIR/cat/*.jpg, DIR/dog/*.jpg. If "
+    "DIR has subfolders train and test, the classes are those of train.",
 )
 @click.option(
     "--labels",
@@ -34,6 +70,7 @@ from bliss_jax.storage import check_writable
     help="Label of the images in DIR. With several labels, each image gets the label of the largest cosine, "
     "which the provenance records.",
 )
+@file_options
 @model_options
 @click.option(
     "--k", type=int, default=10, show_default=True, help="Number of dictionary texts per image."
@@ -57,12 +94,20 @@ from bliss_jax.storage import check_writable
 )
 @click.option(
     "--calibration",
-    type=float,
+    type=_ShareOrFolder(),
     default=0.2,
     show_default=True,
-    metavar="SHARE",
-    help="Share of the images that is held out of the fit to calibrate thresholds. `score --alpha` needs 19 "
-    "held-out images for 0.05 and 99 for 0.01.",
+    metavar="SHARE|DIR",
+    help="Share of the images that is held out of the fit to calibrate thresholds, or a folder of other "
+    "normal images for that, laid out like --images. `score --alpha` needs 19 calibration images for 0.05 "
+    "and 99 for 0.01.",
+)
+@click.option(
+    "--group-by",
+    metavar="folder|REGEX",
+    help="Hold out whole groups of images that belong together, e.g. the frames of a video: images in one "
+    "folder, or with the same text in the first parenthesis of a regular expression, e.g. '(scene\\d+)'. One "
+    "image of each held-out group calibrates.",
 )
 @click.option(
     "--seed",
@@ -91,62 +136,26 @@ def fit(**options: Any) -> None:
     if options["folders"] == (options["labels"] is not None):
         raise click.UsageError("expected either --folders or --labels LABEL,...")
     check_writable(options["output"])
-    from bliss_jax.detection import Detector, label_files
-    from bliss_jax.models import load_model
-    from bliss_jax.text import PROMPT
-
-    model = load_model(
-        options["model"] or MODEL, dtype=options["dtype"], revision=options["revision"]
-    )
-    prompt = PROMPT if options["prompt"] is None else options["prompt"]
-    track = no_progress if options["quiet"] else progress
-    if options["folders"]:
-        from bliss_jax.datasets import load_dataset
-
-        dataset, problems = load_dataset(options["images"], "train"), ()
-    else:
-        labels = tuple(label.strip() for label in options["labels"].split(","))
-        dataset, problems = label_files(
-            model,
-            options["images"],
-            labels,
-            prompt=prompt,
-            track=track,
-            preprocess=options["preprocess"],
-            batch_size=options["batch_size"],
-            cache=options["cache"],
-        )
-        if problems and options["strict"]:
-            raise ValueError(f"{len(problems)} files cannot be read:\n" + "\n".join(problems))
-    detector = Detector.fit(
-        model,
-        dataset,
-        dictionary=options["dictionary"] or "imagenet1k",
-        prompt=prompt,
-        preprocess=options["preprocess"],
-        exclude_labels=options["exclude_labels"],
-        k=options["k"],
-        weight=options["weight"],
-        shrinkage=options["shrinkage"],
-        calibration=options["calibration"],
-        seed=options["seed"],
-        batch_size=options["batch_size"],
-        skip_unreadable=not options["strict"],
-        cache=options["cache"],
-        track=track,
-    )
+    # Everything that can be wrong with arguments and folders is checked before anything heavy is imported.
+    check_texts(options)
+    reader = file_reader(options)
+    dataset = _images(options, options["images"], reader)
+    calibration = options["calibration"]
+    own = file_reader(options)
+    if isinstance(calibration, Path):
+        if options["group_by"] is not None:
+            raise click.UsageError("--group-by cannot be combined with --calibration DIR")
+        calibration = _images(options, calibration, own)
+    detector = _fitted(options, dataset, calibration)
     detector.save(options["output"])
-    unreadable = (*problems, *detector.provenance["images"]["unreadable"])
-    for problem in unreadable:
-        notes.print(f"skipped: {problem}")
+    unreadable = detector.provenance["images"]["unreadable"]
+    listed(unreadable)
     if not options["quiet"]:
-        facts = detector.describe()
-        counts = ", ".join(f"{c['name']} {c['fitted']}" for c in facts["classes"])
-        held_out = len(detector.calibration_labels)
-        notes.print(
-            f"wrote {options['output']}: fitted images: {counts}; calibration images: {held_out}, "
-            + (f"smallest alpha {facts['smallest_alpha']:.3g}" if held_out else "no thresholds"),
-        )
+        for line in (*reader.lines(command_line=True), *own.lines(command_line=True)):
+            notes.print(line)
+        for line in odd_class_names(detector.class_names):
+            notes.print(line)
+        notes.print(f"wrote {options['output']}: {_summary(detector)}")
         if options["model"] is None:
             notes.print(
                 f"{MODEL} was trained on symbols only. For photographs, pass {_FOR_PHOTOGRAPHS}."
@@ -155,4 +164,81 @@ def fit(**options: Any) -> None:
         sys.exit(UNREADABLE)
 
 
-_FOR_PHOTOGRAPHS = "--model openai/clip-vit-base-patch16"
+def _images(options: dict[str, Any], folder: Path, reader: "FileReader") -> "ImageDataset":
+    """Lists the images of a folder, with the labels of --folders, or the first one of --labels."""
+    if not folder.is_dir():
+        raise ValueError(f"--images: there is no folder {folder}")
+    if options["folders"]:
+        from bliss_jax.datasets import load_dataset
+
+        return load_dataset(folder, "train", reader=reader, strict=options["strict"])
+    from bliss_jax.datasets import find_images
+
+    labels = tuple(label.strip() for label in options["labels"].split(","))
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise click.UsageError(
+            f"--labels: expected different labels separated by commas, got {options['labels']!r}"
+        )
+    dataset = find_images(folder, labels, reader)
+    if dataset.problems and options["strict"]:
+        raise ValueError(
+            f"{len(dataset.problems)} files cannot be read:\n" + "\n".join(dataset.problems)
+        )
+    return dataset
+
+
+def _fitted(
+    options: dict[str, Any], dataset: "ImageDataset", calibration: "float | ImageDataset"
+) -> "Detector":
+    """Fits the detector."""
+    from bliss_jax.detection import Detector, default_images_per_device, label_images
+    from bliss_jax.detection import with_present_classes as present
+    from bliss_jax.models import load_model
+    from bliss_jax.text import PROMPT
+
+    model = load_model(
+        options["model"] or MODEL, dtype=options["dtype"], revision=options["revision"]
+    )
+    shared: dict[str, Any] = {
+        "prompt": PROMPT if options["prompt"] is None else options["prompt"],
+        "preprocess": options["preprocess"],
+        "cache": options["cache"],
+        "track": no_progress if options["quiet"] else progress,
+    }
+    batch = options["batch_size"] or default_images_per_device()
+
+    def labelled(images: "ImageDataset") -> "ImageDataset":
+        if options["folders"]:
+            return present(images)
+        return label_images(model, images, images_per_device=batch, **shared)
+
+    return Detector.fit(
+        model,
+        labelled(dataset),
+        dictionary=options["dictionary"] or "imagenet1k",
+        exclude_labels=options["exclude_labels"],
+        k=options["k"],
+        weight=options["weight"],
+        shrinkage=options["shrinkage"],
+        calibration=calibration if isinstance(calibration, float | int) else labelled(calibration),
+        groups=options["group_by"],
+        seed=options["seed"],
+        batch_size=batch,
+        skip_unreadable=not options["strict"],
+        **shared,
+    )
+
+
+def _summary(detector: "Detector") -> str:
+    facts = detector.describe()
+    counts = ", ".join(f"{c['name']} {c['fitted']}" for c in facts["classes"])
+    number = len(detector.calibration_labels)
+    groups = detector.provenance["calibration"].get("groups")
+    held_out = f"calibration images: {number}"
+    if groups:
+        held_out += (
+            f" (one of each of {groups['held_out']} held-out groups of {groups['number']}, which have "
+            f"{groups['images']} images)"
+        )
+    alpha = f"smallest alpha {facts['smallest_alpha']:.3g}" if number else "no thresholds"
+    return f"fitted images: {counts}; {held_out}, {alpha}"

@@ -1,14 +1,16 @@
 """Options that several commands share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bliss_jax.evaluation import DATASET, MODEL
 
 if TYPE_CHECKING:
+    from bliss_jax.datasets import FileReader
     from bliss_jax.detection import Detector
 
 ENVIRONMENT = (
@@ -30,18 +32,96 @@ encoder_option = click.option(
     help="Encoder, if it is not where the detector was fitted. Its weights must be the same.",
 )
 
+FILE_OPTIONS = ("background", "bit_depth", "follow_links", "globs")
+
+
+def file_options(command: Callable) -> Callable:
+    """Adds the options that say how image files are found and read."""
+    options = [
+        click.option(
+            "--glob",
+            "globs",
+            multiple=True,
+            metavar="PATTERN",
+            help="Read only files that match, e.g. '*.png' or 'camera1/*'. May be repeated.  [default: files "
+            "with the extension of an image]",
+        ),
+        click.option(
+            "--follow-links",
+            is_flag=True,
+            help="Follow links that lead out of a folder, and links to folders.",
+        ),
+        click.option(
+            "--background",
+            metavar="COLOUR",
+            help="Colour behind transparent pixels: a name or #rrggbb.  [default: white; black for pictures "
+            "that would be blank on white]",
+        ),
+        click.option(
+            "--bit-depth",
+            type=click.IntRange(8, 16),
+            metavar="N",
+            help="Significant bits of 16-bit images, e.g. 12 for many cameras.  [default: as the file "
+            "states, or 16]",
+        ),
+    ]
+    return _with(options, command)
+
+
+def file_reader(options: Mapping[str, Any], **defaults: Any) -> "FileReader":
+    """Returns a reader of image files with the options of a command, or else the defaults."""
+    from bliss_jax.datasets import FileReader
+
+    given = {name: options[name] for name in FILE_OPTIONS if options[name] not in (None, ())}
+    return FileReader(**{**defaults, **given})
+
+
+BATCH_OF_DETECTOR = "16 per accelerator, or half the number of cores"
+"""Default batch size of `fit` in words."""
+
 WORDS = 5
 """Default number of phrases in an explanation."""
 
 
 def load_detector(path: Path, model: str | None, *, embeddings_only: bool = False) -> "Detector":
     """Returns the detector in a file, with its recorded encoder or the one that --model names."""
+    check_detector_file(path)
     from bliss_jax.detection import Detector
 
     return Detector.load(path, model, embeddings_only=embeddings_only)
 
 
-def model_options(command: Callable) -> Callable:
+def check_detector_file(path: Path) -> None:
+    """Raises ValueError for a file that is not a detector, without importing heavy packages."""
+    from bliss_jax.datasets import format_of
+
+    if not path.exists():
+        raise ValueError(
+            f"{path}: expected a detector that `bliss-jax fit` wrote, found no such file"
+        )
+    with path.open("rb") as file:
+        head = file.read(64)
+        length = int.from_bytes(head[:8], "little")
+        size = path.stat().st_size
+        if head[8:9] == b"{" and 8 + length <= size:
+            file.seek(8)
+            if b"bliss_jax.detector" in file.read(length):
+                return
+            raise ValueError(f"{path} is a safetensors file, but not a detector")
+    kind = format_of(head)
+    found = (
+        f"it is a file in the format {kind}"
+        if kind
+        else "it is empty"
+        if not size
+        else "it is damaged"
+    )
+    raise ValueError(
+        f"{path} is not a usable detector: {found}; expected a file that `bliss-jax fit` wrote"
+    )
+
+
+def model_options(command: Callable, batch_default: str = BATCH_OF_DETECTOR) -> Callable:
     """Adds the options of the encoder, the texts and the batches."""
     options = [
         click.option(
@@ -79,9 +159,7 @@ def model_options(command: Callable) -> Callable:
         click.option(
             "--batch-size",
             type=click.IntRange(1),
-            default=64,
-            show_default=True,
-            help="Images per call of the encoder.",
+            help=f"Images per call of the encoder.  [default: {batch_default}]",
         ),
         click.option(
             "--cache",
@@ -103,7 +181,8 @@ def model_and_data_options(command: Callable) -> Callable:
             help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder with "
             f"DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg.  [default: {DATASET}]",
         ),
-        model_options,
+        partial(model_options, batch_default="64"),
+        file_options,
         click.option(
             "--data-dir",
             type=click.Path(path_type=Path),

@@ -1,5 +1,6 @@
 """The command `score`."""
 
+import hashlib
 import heapq
 import os
 import shlex
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from bliss_jax.cli.exits import UNREADABLE
+from bliss_jax.cli.exits import UNREADABLE, Terminated
 from bliss_jax.cli.options import (
     ENVIRONMENT,
     WORDS,
+    check_detector_file,
     detector_argument,
     encoder_option,
+    file_options,
+    file_reader,
     load_detector,
     quiet_option,
 )
@@ -24,7 +28,8 @@ from bliss_jax.cli.terminal import no_progress, notes, printable, progress
 from bliss_jax.storage import check_writable, replacing
 
 if TYPE_CHECKING:
-    from bliss_jax.detection import Detector, ScoredFile
+    from bliss_jax.datasets import FileReader
+    from bliss_jax.detection import Detector, PartialRows, ScoredFile
 
 _SHOWN = 24
 """Number of images in the report without --top."""
@@ -41,6 +46,11 @@ _SHOWN = 24
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Output file: .csv, .jsonl or .parquet.  [default: CSV on standard output]",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted run with the same --output, which left its rows in FILE.partial.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print JSON lines instead of CSV on standard output."
@@ -79,20 +89,88 @@ _SHOWN = 24
     help=f"Write an HTML report on the most anomalous images ({_SHOWN}, or the number of --top).",
 )
 @encoder_option
+@file_options
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for embeddings. Files with the same content are not embedded again in later runs, also with "
+    "other labels, dictionaries or settings of the detector.",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Images per call of the encoder.",
+    help="Largest number of files that are scored together. It does not change scores.",
 )
 @quiet_option
 def score(**options: Any) -> None:
     """Score images. The output has one row per file; a file that cannot be read has the reason in its row.
 
-    Folders are searched recursively. The argument - reads file names from standard input and scores each
-    file as its name arrives.
+    Folders are searched recursively for image files. The argument - reads file names from standard input and
+    scores each file as its name arrives.
     """
+    _check_usage(options)
+    paths: tuple[str, ...] = options["paths"]
+    format = _format(options)
+    if options["output"] is not None:
+        check_writable(options["output"])
+    # Everything that can be wrong with files is checked before anything heavy is imported.
+    check_detector_file(options["detector"])
+    if paths != ("-",):
+        _check_paths(paths, file_reader(options))
+    words = WORDS if options["explain"] or options["report"] is not None else 0
+    detector = load_detector(options["detector"], options["model"])
+    own = detector.decoding
+    reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
+    from bliss_jax.detection import PartialRows, score_files
+
+    partial = None
+    if options["output"] is not None:
+        partial = PartialRows(
+            options["output"], _settings(options, reader, words), resume=options["resume"]
+        )
+    track = no_progress if options["quiet"] else progress
+    with track("images", None) as advance, _kept(partial):
+        rows = score_files(
+            detector,
+            _standard_input(options["null"]) if paths == ("-",) else iter(paths),
+            alpha=None if options["fdr"] else options["alpha"],
+            words=words,
+            batch_size=options["batch_size"],
+            reader=reader,
+            cache=options["cache"],
+            known={} if partial is None else partial.known,
+        )
+        rows = _advancing(rows, advance)
+        if partial is not None:
+            for row in rows:
+                partial.write(row)
+            rows = partial.rows()
+        if options["fdr"]:
+            rows = _with_fdr(detector, list(rows), options["alpha"])
+        counted = _Counted(rows, keep_scores=options["report"] is not None)
+        most = _Most(counted, options["top"] or _SHOWN)
+        chosen = most if options["top"] is None else most.then_the_others()
+        _write(chosen, format, options)
+        if partial is not None:
+            partial.close(remove=True)
+    if options["report"] is not None:
+        _report(options, detector, most, counted)
+    for row in counted.unreadable:
+        notes.print(f"cannot be scored: {printable(row.path)}: {row.error}")
+    if counted.errors > len(counted.unreadable):
+        notes.print(f"... and {counted.errors - len(counted.unreadable)} more, listed in the rows")
+    if not options["quiet"]:
+        for line in reader.lines(command_line=True):
+            notes.print(line)
+    if counted.errors:
+        sys.exit(UNREADABLE)
+
+
+def _check_usage(options: dict[str, Any]) -> None:
+    """Raises UsageError for options that cannot be combined."""
     paths: tuple[str, ...] = options["paths"]
     if options["fdr"] and options["alpha"] is None:
         raise click.UsageError("--fdr needs --alpha")
@@ -102,64 +180,91 @@ def score(**options: Any) -> None:
         raise click.UsageError(
             "expected either paths or the single argument -, which reads names from standard input"
         )
-    if options["output"] is not None:
-        if options["as_json"]:
-            raise click.UsageError(
-                "--json writes to standard output; for a file pass --output FILE.jsonl instead"
+    if options["output"] is not None and options["as_json"]:
+        raise click.UsageError(
+            "--json writes to standard output; for a file pass --output FILE.jsonl instead"
+        )
+    if options["resume"] and options["output"] is None:
+        raise click.UsageError("--resume needs --output FILE")
+
+
+def _check_paths(paths: Sequence[str], reader: "FileReader") -> None:
+    """Raises ValueError for a folder that does not exist or has no image files.
+
+    A missing path with the extension of an image is a file, which gets a row with the reason.
+    """
+    from bliss_jax.datasets import has_image_suffix
+
+    for path in paths:
+        if not os.path.lexists(path) and not has_image_suffix(path):
+            raise ValueError(f"there is no file or folder {printable(path)}")
+        if Path(path).is_dir() and next(reader.find([path]), None) is None:
+            facts = "; ".join(reader.lines(command_line=True))
+            raise ValueError(
+                f"{printable(path)}: expected image files, found none" + (facts and f" ({facts})")
             )
-        check_writable(options["output"])
-    format = _format(options)
-    detector = load_detector(options["detector"], options["model"])
-    from bliss_jax.detection import open_table, score_files, table_columns
 
-    words = WORDS if options["explain"] or options["report"] is not None else 0
-    given = _standard_input(options["null"]) if paths == ("-",) else iter(paths)
-    track = no_progress if options["quiet"] else progress
+
+def _settings(options: dict[str, Any], reader: "FileReader", words: int) -> dict[str, Any]:
+    """Returns everything that decides the rows of a run."""
+    return {
+        "detector": hashlib.sha256(options["detector"].read_bytes()).hexdigest(),
+        "alpha": options["alpha"],
+        "fdr": options["fdr"],
+        "words": words,
+        "images": reader.decoding.describe(),
+    }
+
+
+@contextmanager
+def _kept(partial: "PartialRows | None") -> Iterator[None]:
+    """Says where the rows are if the run is interrupted or fails."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated, OSError, ValueError):
+        if partial is not None:
+            partial.close(remove=False)
+            number = partial.written
+            if number:
+                notes.print(
+                    f"{number} {'row is' if number == 1 else 'rows are'} kept in {partial.path}; the same "
+                    "command with --resume continues from them"
+                )
+        raise
+
+
+def _write(rows: "Iterable[ScoredFile]", format: str, options: dict[str, Any]) -> None:
+    """Writes the rows to the output."""
+    from bliss_jax.detection import open_table, table_columns
+
     names = table_columns(alpha=options["alpha"] is not None, words=options["explain"])
-    with track("images", None) as advance:
-        rows: Iterable[ScoredFile] = score_files(
-            detector,
-            given,
-            alpha=None if options["fdr"] else options["alpha"],
-            words=words,
-            batch_size=options["batch_size"],
-        )
-        rows = _advancing(rows, advance)
-        if options["fdr"]:
-            rows = _with_fdr(detector, list(rows), options["alpha"])
-        counted = _Counted(rows, keep_scores=options["report"] is not None)
-        most = _Most(counted, options["top"] or _SHOWN)
-        with _opened(options["output"]) as file:
-            writer = open_table(format, file, names)
-            for row in most if options["top"] is None else most.then_the_others():
-                writer.write(row)
-                if options["output"] is None:
-                    file.flush()  # the reader of a pipe may wait for the row
-            writer.close()
-    if options["report"] is not None:
-        from bliss_jax.report import write_score_report
+    with _opened(options["output"]) as file:
+        writer = open_table(format, file, names)
+        for row in rows:
+            writer.write(row)
+            if options["output"] is None:
+                file.flush()  # the reader of a pipe may wait for the row
+        writer.close()
 
-        page = write_score_report(
-            options["report"],
-            detector,
-            most.rows(),
-            scores=counted.scores,
-            unreadable=counted.unreadable,
-            errors=counted.errors,
-            flagged=counted.flagged,
-            alpha=options["alpha"],
-            control="fdr" if options["fdr"] else "false-alarms",
-            command=shlex.join(["bliss-jax", *sys.argv[1:]]),
-        )
-        notes.print(f"Report: {page}")
-    for row in counted.unreadable:
-        notes.print(f"cannot be scored: {printable(row.path)}: {row.error}")
-    if counted.errors > len(counted.unreadable):
-        notes.print(f"... and {counted.errors - len(counted.unreadable)} more, listed in the rows")
-    if not counted.errors and not counted.number:
-        notes.print("no files found")
-    if counted.errors:
-        sys.exit(UNREADABLE)
+
+def _report(
+    options: dict[str, Any], detector: "Detector", most: "_Most", counted: "_Counted"
+) -> None:
+    from bliss_jax.report import write_score_report
+
+    page = write_score_report(
+        options["report"],
+        detector,
+        most.rows(),
+        scores=counted.scores,
+        unreadable=counted.unreadable,
+        errors=counted.errors,
+        flagged=counted.flagged,
+        alpha=options["alpha"],
+        control="fdr" if options["fdr"] else "false-alarms",
+        command=shlex.join(["bliss-jax", *sys.argv[1:]]),
+    )
+    notes.print(f"Report: {page}")
 
 
 def _format(options: dict[str, Any]) -> str:

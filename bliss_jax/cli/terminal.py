@@ -1,8 +1,9 @@
 """Output for people: tables on standard output, progress and notes on standard error."""
 
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,49 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+LISTED = 1000
+"""Largest number of skipped files that are printed."""
+
 notes = _Console(stderr=True, soft_wrap=True)
 """Console on standard error."""
 
 
 def tables() -> Console:
-    """Returns a console on standard output. In files and pipes, tables are not wrapped."""
-    return _Console(width=None if sys.stdout.isatty() else 250)
+    """Returns a console on standard output. In files and pipes, tables are neither wrapped nor padded."""
+    if sys.stdout.isatty():
+        return _Console()
+    return _Console(file=_WithoutPadding(sys.stdout), width=250)
+
+
+class _WithoutPadding:
+    """A text stream that removes blanks at the ends of lines."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes text; rich writes whole lines at once."""
+        return self._stream.write(re.sub(r"[ \t]+(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def safe_streams() -> None:
+    """Makes the standard streams print escapes for characters that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
+        if reconfigure is not None and encoding != "utf8":
+            reconfigure(errors="backslashreplace")
+
+
+def listed(problems: Sequence[str], most: int = LISTED) -> None:
+    """Prints files that were skipped, with their reasons."""
+    for problem in problems[:most]:
+        notes.print(f"skipped: {printable(problem)}")
+    if len(problems) > most:
+        notes.print(f"... and {len(problems) - most} more, listed in the provenance")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ threads at once.
 
 import hashlib
 import operator
+import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Protocol, SupportsIndex, runtime_checkable
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from bliss_jax.datasets.decode import UnreadableImageError
+from bliss_jax.datasets.decode import Decoding, UnreadableImageError
 
 SAMPLED = 32
 """Number of images that are hashed if reading all of them would take too long."""
@@ -70,6 +71,16 @@ class SelectedImages(LazyImages):
         self._images = images
         self._positions = positions
 
+    @property
+    def source(self) -> Images:
+        """The images from which some are selected."""
+        return self._images
+
+    @property
+    def positions(self) -> Integer[np.ndarray, " selected"]:
+        """Positions of the selected images."""
+        return self._positions
+
     def __len__(self) -> int:
         return len(self._positions)
 
@@ -104,12 +115,28 @@ class ChainedImages(LazyImages):
         yield from content_parts(self._second)
 
 
+def image_names(images: Images) -> list[str] | None:
+    """Returns the file name of each image relative to the data set's folder; None if they are not files."""
+    if isinstance(images, SelectedImages):
+        names = image_names(images.source)
+        return None if names is None else [names[i] for i in images.positions.tolist()]
+    names = getattr(images, "names", None)
+    return None if names is None else [name.replace(os.sep, "/") for name in names]
+
+
+def decoding_of(images: Images) -> Decoding | None:
+    """Returns the background and bit depth with which image files are read; None if they are not files."""
+    if isinstance(images, SelectedImages):
+        return decoding_of(images.source)
+    return getattr(images, "decoding", None)
+
+
 def content_sha256(images: Images) -> str:
     """Returns a SHA-256 that identifies the images, without decoding all of them.
 
     The hash covers the number of images and
       - for images in memory: every pixel;
-      - for a folder: the names, sizes and modification times of the files;
+      - for a folder: the names and contents of the files, and the background and bit depth;
       - for a prepared data set: the order of the records and the pixels of `SAMPLED` evenly spaced images
         (the checksum of the archive was verified when it was prepared);
       - for other lazy images: the pixels of `SAMPLED` evenly spaced images.
@@ -148,6 +175,7 @@ class ImageDataset:
             types are converted, without loss because the values are in range.
         class_names: Names of the classes, as spelled in prompts.
         source: Origin of the images, for the provenance of results.
+        problems: Entries of a folder that are not in the data set, each with a reason.
 
     Raises:
         ValueError: A field is invalid; the message names the field and gives the expected values.
@@ -158,6 +186,7 @@ class ImageDataset:
     labels: Integer[np.ndarray, " images"]
     class_names: tuple[str, ...]
     source: str
+    problems: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.name.strip():

@@ -18,6 +18,7 @@ import numpy as np
 from bliss_jax import _require
 from bliss_jax.datasets.folder import SPLITS, load_folder
 from bliss_jax.datasets.image_dataset import ChainedImages, ImageDataset
+from bliss_jax.datasets.image_files import FileReader
 
 
 class NamedDataset(NamedTuple):
@@ -65,6 +66,8 @@ def load_dataset(
     data_dir: str | Path | None = None,
     manual_dir: str | Path | None = None,
     reference_quirks: bool = False,
+    reader: FileReader | None = None,
+    strict: bool = True,
 ) -> ImageDataset:
     """Opens one split of a data set. Its images are decoded when they are accessed.
 
@@ -76,7 +79,7 @@ def load_dataset(
         name_or_folder: One of `dataset_names()`, or a folder with one subfolder per class. A string that
             equals a name selects the named data set; use a `Path`, or `./cifar10`, for a folder of the
             same name.
-        split: `"train"` or `"test"`.
+        split: `"train"` or `"test"`; for folders also `"val"`.
         data_dir: Folder of prepared data sets; by default that of tensorflow-datasets (`TFDS_DATA_DIR`,
             or `~/tensorflow_datasets`). Only for named data sets.
         manual_dir: For machines without a network: a folder that contains the official archive, whose
@@ -85,6 +88,9 @@ def load_dataset(
         reference_quirks: Whether to drop, from the test split of TinyImageNet, the class that the
             reference's scripts lose through a parsing error (African elephant, n02504458, id 57; 9,950
             images remain). Ids and class names do not change. Other data sets are not affected.
+        reader: How the image files of a folder are found and read. Only for folders.
+        strict: Whether a folder with entries that are not images in class folders is an error. If not, they
+            are listed in the data set's `problems`.
 
     Raises:
         ValueError: The name or the split is unknown, the folder has neither layout, or the archive is not
@@ -96,6 +102,10 @@ def load_dataset(
     data_dir = None if data_dir is None else Path(data_dir)
     manual_dir = None if manual_dir is None else Path(manual_dir)
     if isinstance(name_or_folder, str) and name_or_folder in _NAMES:
+        if split not in SPLITS[:2]:
+            raise ValueError(
+                f"split is {split!r}, but {name_or_folder} has only 'train' and 'test'"
+            )
         return _load_named(name_or_folder, split, data_dir, manual_dir, reference_quirks)
 
     folder = Path(name_or_folder)
@@ -109,7 +119,7 @@ def load_dataset(
         raise ValueError(
             "data_dir and manual_dir are only for named data sets; omit them for a folder"
         )
-    return load_folder(folder, split)
+    return load_folder(folder, split, reader, strict=strict)
 
 
 def _load_named(

@@ -1,7 +1,11 @@
 from bliss_jax.detection.answers import Control as Control
 from bliss_jax.detection.answers import Explanation as Explanation
 from bliss_jax.detection.detector import Detector as Detector
-from bliss_jax.detection.labelled_files import label_files as label_files
+from bliss_jax.detection.detector import NearDuplicateWarning as NearDuplicateWarning
+from bliss_jax.detection.encoding import default_images_per_device as default_images_per_device
+from bliss_jax.detection.inputs import with_present_classes as with_present_classes
+from bliss_jax.detection.labelled_files import label_images as label_images
+from bliss_jax.detection.partial_rows import PartialRows as PartialRows
 from bliss_jax.detection.score_tables import open_table as open_table
 from bliss_jax.detection.score_tables import table_columns as table_columns
 from bliss_jax.detection.scored_files import ScoredFile as ScoredFile

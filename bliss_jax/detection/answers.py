@@ -1,19 +1,28 @@
 """The queries of a fitted detector: scores, p-values, thresholds, predictions, explanations."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from bliss_jax.detection.inputs import Images, are_embeddings, embed, float32, unlabelled
+from bliss_jax.datasets import AUTO, Decoding
+from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
+from bliss_jax.detection.inputs import (
+    Images,
+    are_embeddings,
+    float32,
+    single_image,
+    unlabelled,
+    unreadable_error,
+)
+from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
-from bliss_jax.embedding import BATCH_SIZE, embed_texts
-from bliss_jax.models import Model
+from bliss_jax.detection.ties import ROUNDING, KnownEmbeddings
+from bliss_jax.embedding import embed_texts
 from bliss_jax.scores import (
     PreparedBliss,
     benjamini_hochberg,
@@ -24,6 +33,9 @@ from bliss_jax.scores import (
     explain_bliss_prepared,
     prepare_bliss,
 )
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 Control = Literal["false-alarms", "fdr"]
 
@@ -60,21 +72,25 @@ class Explanation(NamedTuple):
 class DetectorAnswers(DetectorState):
     """The methods of a detector that score, judge and explain images. They change nothing."""
 
-    model: Model | None = None
+    model: "Model | None" = None
     """Encoder. A detector without one accepts embeddings only."""
 
     def score(self, images: Images) -> Float[np.ndarray, " images"]:
         """Returns the BLISS score of each image, float32; higher is more anomalous.
 
-        The score of an image does not depend on the other images in the call.
+        The score of an image does not depend on the other images in the call, and is the same in
+        `score_files` and for calibration images, to the last bit.
+
+        Args:
+            images: Images or embeddings. Image files may be given by their paths; they are read as in
+                `read_image`, with the background and the bit depth of the fit.
 
         Raises:
             ValueError: The images are neither uint8 nor embeddings of this detector's dimension; embeddings
                 are not finite or not of unit norm; images cannot be read (the message names all of them);
                 or images are given and the detector has no encoder.
         """
-        score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
-        return _in_blocks(score, self._embeddings(images))
+        return self._scores(self._known.snap(self._embeddings(images)))
 
     def p_values(self, scores: Float[np.ndarray | jax.Array, " images"]) -> np.ndarray:
         """Returns p(x) = (1 + #{calibration images with a score >= s(x)}) / (m + 1).
@@ -148,11 +164,14 @@ class DetectorAnswers(DetectorState):
         explain = partial(
             _explain, prepared=self.prepared, k=self.k, weight=self.weight, num_texts=named
         )
-        why = _in_blocks(explain, self._embeddings(images))
-        scored = self.p_values(why.score) if len(self.calibration_labels) else None
+        embeddings = self._known.snap(self._embeddings(images))
+        why = _in_blocks(explain, embeddings)
+        # From the program of `score`: another program may round otherwise, and ties would be lost.
+        scores = self._scores(embeddings)
+        scored = self.p_values(scores) if len(self.calibration_labels) else None
         return tuple(
             Explanation(
-                score=float(why.score[i]),
+                score=float(scores[i]),
                 p_value=None if scored is None else float(scored[i]),
                 nearest_class=self.class_names[why.nearest_class[i]],
                 internal=float(why.internal[i]),
@@ -162,7 +181,7 @@ class DetectorAnswers(DetectorState):
                     for text, z in zip(why.texts[i], why.z_scores[i], strict=True)
                 ),
             )
-            for i in range(len(why.score))
+            for i in range(len(scores))
         )
 
     @cached_property
@@ -185,6 +204,47 @@ class DetectorAnswers(DetectorState):
         self._check_calibration()
         return self.score(self.calibration_embeddings)
 
+    @property
+    def images_per_device(self) -> int:
+        """Number of images per device and call of the encoder, which decides the last bits of embeddings.
+
+        It is that of the fit, if the detector runs on the platform of the fit.
+        """
+        recorded = self.provenance.get("embedding")
+        if isinstance(recorded, dict) and recorded.get("platform") == jax.default_backend():
+            number = recorded.get("images_per_device")
+            if isinstance(number, int) and number > 0:
+                return number
+        return default_images_per_device()
+
+    @property
+    def decoding(self) -> Decoding:
+        """Background and bit depth with which image files are read: those of the fit."""
+        images = self.provenance.get("images")
+        recorded = images.get("decoding") if isinstance(images, dict) else None
+        recorded = recorded if isinstance(recorded, dict) else {}
+        background, depth = recorded.get("background"), recorded.get("bit_depth")
+        try:
+            return Decoding(
+                background if isinstance(background, str) and " " not in background else AUTO,
+                depth if isinstance(depth, int) else None,
+            )
+        except ValueError:
+            return Decoding()
+
+    def _scores(self, embeddings: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, " images"]:
+        score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
+        return _in_blocks(score, embeddings)
+
+    @cached_property
+    def _known(self) -> KnownEmbeddings:
+        """The calibration embeddings, for ties up to rounding."""
+        model = self.provenance.get("model")
+        dtype = model.get("dtype") if isinstance(model, dict) else None
+        return KnownEmbeddings(
+            self.calibration_embeddings, ROUNDING.get(str(dtype), ROUNDING["float32"])
+        )
+
     def _embeddings(self, images: Images) -> Float[np.ndarray, "images dim"]:
         """Returns the embeddings of images; checks and returns embeddings."""
         if are_embeddings(images):
@@ -194,22 +254,24 @@ class DetectorAnswers(DetectorState):
                     f"embeddings: expected [n, {self.embedding_dim}], got {list(embeddings.shape)}"
                 )
             return embeddings
-        if isinstance(images, str | os.PathLike):
-            raise ValueError(
-                f"images: expected images or embeddings, got the path {os.fspath(images)!r}; "
-                "bliss_jax.score_files scores files and folders"
-            )
+        items = single_image(images)
         model = self._encoder("images")
-        if not len(images):
+        if not len(items):
             return np.empty((0, self.embedding_dim), np.float32)
-        dataset = unlabelled(images)
-        size = min(BATCH_SIZE, 1 << (len(dataset) - 1).bit_length())
-        return embed(model, dataset, self.preprocess, size, False, None, None)[0]
+        embedded = embed_dataset_images(
+            model,
+            unlabelled(items, self.decoding),
+            preprocess=self.preprocess,
+            images_per_device=self.images_per_device,
+        )
+        if embedded.unreadable:
+            raise unreadable_error(embedded.unreadable)
+        return embedded.embeddings
 
     def _embed_texts(self, prompts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         return embed_texts(self._encoder("texts"), prompts)
 
-    def _encoder(self, what: str) -> Model:
+    def _encoder(self, what: str) -> "Model":
         if self.model is None:
             raise ValueError(
                 f"this detector has no encoder for {what}: pass embeddings, or add an encoder with "
@@ -233,6 +295,7 @@ def _in_blocks(function: Callable[[np.ndarray], Any], rows: Float[np.ndarray, "i
 
     The function sees padded blocks of one shape. It is therefore compiled once, whatever the number of rows.
     """
+    check_process()
     blocks = []
     for start in range(0, max(1, len(rows)), _BLOCK):
         block = rows[start : start + _BLOCK]

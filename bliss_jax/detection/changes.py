@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,21 @@ from jaxtyping import Float
 
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.detection.answers import DetectorAnswers
+from bliss_jax.detection.calibration import split_for_calibration
 from bliss_jax.detection.inputs import (
     Images,
     Phrases,
     Source,
     float32,
-    hold_out,
     labelled,
     phrases_of,
     prompts,
 )
-from bliss_jax.models import Model
 from bliss_jax.scores import fit_moments, merge_moments
 from bliss_jax.text import dictionary_hash, fill_prompt
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 Changed = TypeVar("Changed", bound="DetectorChanges")
 """Type of the returned detector, equal to the type of the original."""
@@ -106,10 +108,9 @@ class DetectorChanges(DetectorAnswers):
         else:
             labels = float32("label_embedding", np.asarray(label_embedding)[None])
         embeddings = self._embeddings(images)
-        held_out = hold_out(np.zeros(len(embeddings), np.int32), 1, calibration, seed)
-        new = fit_moments(
-            embeddings[~held_out], np.zeros(int((~held_out).sum()), np.int32), num_classes=1
-        )
+        split = split_for_calibration(np.zeros(len(embeddings), np.int32), 1, calibration, seed)
+        held_out, fitted = split.calibration, embeddings[split.fitted]
+        new = fit_moments(fitted, np.zeros(len(fitted), np.int32), num_classes=1)
         own = np.full(int(held_out.sum()), self.num_classes, np.int32)
         detector = self._changed(
             {"add_class": name, "fitted": int(new.count[0]), "calibration": len(own)},
@@ -217,7 +218,7 @@ class DetectorChanges(DetectorAnswers):
         given = {name: value for name, value in given.items() if value is not None}
         return self._changed({"with_settings": given}, **given)
 
-    def with_model(self: Changed, model: Model) -> Changed:
+    def with_model(self: Changed, model: "Model") -> Changed:
         """Returns a detector with an encoder, which must be the encoder of the fit.
 
         Raises:
@@ -235,7 +236,7 @@ class DetectorChanges(DetectorAnswers):
     ) -> tuple[Float[np.ndarray, "images dim"], np.ndarray, str]:
         """Returns embeddings, labels as positions in `class_names`, and the source for the provenance."""
         own = None if isinstance(images, ImageDataset | str | os.PathLike) else self.class_names
-        known = labelled(images, labels, own)
+        known = labelled(images, labels, own, decoding=self.decoding)
         used = sorted(set(known.labels.tolist()))
         position = {c: self._class_id(known.class_names[c]) for c in used}
         mapped = np.array([position[c] for c in known.labels.tolist()], np.int32)
@@ -248,7 +249,7 @@ class DetectorChanges(DetectorAnswers):
             )
         return self.class_names.index(name)
 
-    def _check_model(self, model: Model) -> None:
+    def _check_model(self, model: "Model") -> None:
         fitted = self.provenance.get("model")
         if not isinstance(fitted, dict):
             if model.embedding_dim != self.embedding_dim:
@@ -292,7 +293,7 @@ def image_counts(labels: np.ndarray, class_names: Sequence[str]) -> dict[str, in
     return dict(zip(class_names, counts.tolist(), strict=True))
 
 
-def model_facts(model: Model, preprocess: str | None) -> dict[str, Any]:
+def model_facts(model: "Model", preprocess: str | None) -> dict[str, Any]:
     """Returns the properties of the encoder that decide an embedding, as JSON values."""
     return {
         "name": model.name,

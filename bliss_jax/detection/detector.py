@@ -14,34 +14,49 @@ Every method that takes images also takes embeddings by the same model: a floati
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from bliss_jax.datasets import AUTO, Decoding, ImageDataset, decoding_of
+from bliss_jax.detection.calibration import (
+    groups_of,
+    near_duplicate_warning,
+    near_duplicates,
+    split_for_calibration,
+)
 from bliss_jax.detection.changes import CALIBRATION, DetectorChanges, image_counts, model_facts
+from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
 from bliss_jax.detection.file_format import decode_detector, encode_detector, state_of
 from bliss_jax.detection.inputs import (
+    Labelled,
     Phrases,
     Source,
-    embed,
+    are_embeddings,
     float32,
-    hold_out,
     labelled,
     phrases_of,
     prompts,
+    unreadable_error,
 )
-from bliss_jax.embedding import BATCH_SIZE, Track, embed_texts
-from bliss_jax.models import Model, load_model
+from bliss_jax.embedding import Track, embed_texts
 from bliss_jax.scores import fit_moments
 from bliss_jax.storage import package_versions, replacing
 from bliss_jax.text import PROMPT, dictionary_hash, fill_prompt, find_overlap
 from bliss_jax.text import exclude_labels as without_labels
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
+
+_HeldOut = tuple[np.ndarray, np.ndarray, str]
+"""Embeddings and labels of calibration images, and their source."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +66,7 @@ class Detector(DetectorChanges):
     @classmethod
     def fit(
         cls,
-        model: Model,
+        model: "Model",
         images: Source,
         labels: np.ndarray | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
@@ -63,9 +78,12 @@ class Detector(DetectorChanges):
         k: int = 10,
         weight: float = 0.5,
         shrinkage: float = 0.0,
-        calibration: float = CALIBRATION,
+        calibration: float | Source = CALIBRATION,
+        groups: Sequence[Hashable] | str | None = None,
         seed: int = 0,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
+        background: str = AUTO,
+        bit_depth: int | None = None,
         skip_unreadable: bool = False,
         cache: Path | None = None,
         track: Track = lambda what, total: nullcontext(lambda done: None),
@@ -85,9 +103,19 @@ class Detector(DetectorChanges):
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`; 20 is a good choice for few images per class.
             calibration: Share of the images that is held out of the fit, chosen at random, to calibrate
-                thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them.
-            seed: Seed of that random choice.
-            batch_size: Images per call of the encoder, as in `embed_images`.
+                thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them. Or
+                normal images that are not in `images`: a data set or a folder with classes of the same names,
+                or, for a single class, images of any kind.
+            groups: Group of each image, e.g. its scene, camera or patient; "folder" for the folder of its
+                file; or a regular expression that finds the group in its file name. Groups are held out as a
+                whole, and one image of each held-out group calibrates. Without groups, near-duplicates such
+                as the frames of a video make thresholds too low.
+            seed: Seed of the random choice of held-out images or groups.
+            batch_size: Images per device and call of the encoder. The detector always uses this number,
+                because it decides the last bits of a score. None for 16 on accelerators, and half the number
+                of cores (at most 16) on CPUs.
+            background: Colour behind transparent pixels of image files, as in `read_image`.
+            bit_depth: Significant bits of 16-bit image files, as in `read_image`.
             skip_unreadable: Whether to continue without images that cannot be read; the provenance lists
                 them.
             cache: Folder for finished embeddings, as in `embed_images`.
@@ -97,13 +125,21 @@ class Detector(DetectorChanges):
             UserWarning: All images of a class are identical (e.g. there is one image) and there is no
                 shrinkage. The class's standard deviations are then 1e-8, and scores are differences of
                 cosines times 1e8.
+            UserWarning: 1 % or more of the calibration images are near-duplicates of fitted images.
 
         Raises:
             ValueError: The images are of an unknown kind; labels or names do not match them; a class has no
                 images; k is larger than the dictionary; or images cannot be read and `skip_unreadable` is
                 false (the message names all of them).
         """
-        known = labelled(images, labels, class_names)
+        decoding = Decoding(background, bit_depth)
+        known = labelled(
+            images, labels, class_names, decoding=decoding, skip_unreadable=skip_unreadable
+        )
+        if isinstance(groups, str):
+            if not isinstance(known.images, ImageDataset):
+                raise ValueError("groups: expected one per image, because the images are not files")
+            groups = groups_of(known.images, groups)
         phrases, dictionary_name = phrases_of(dictionary)
         overlap = sorted(find_overlap(phrases, known.class_names))
         if exclude_labels:
@@ -112,25 +148,66 @@ class Detector(DetectorChanges):
         texts = (*fill_prompt(prompt, known.class_names), *prompts(prompt, phrases))
         with track("texts", len(texts)) as progress:
             embedded_texts = embed_texts(model, texts, cache=cache, progress=progress)
-        with track("images", len(known.labels)) as progress:
-            embeddings, rows, unreadable = embed(
-                model, known.images, preprocess, batch_size, skip_unreadable, cache, progress
-            )
+        number = default_images_per_device() if batch_size is None else batch_size
+        if number < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {number}")
+
+        def embed(of: Labelled, what: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+            if are_embeddings(of.images):
+                return float32("images", of.images), np.arange(len(of.images)), []
+            with track(what, len(of.labels)) as progress:
+                embedded = embed_dataset_images(
+                    model,
+                    of.images,
+                    preprocess=preprocess,
+                    images_per_device=number,
+                    cache=cache,
+                    progress=progress,
+                )
+            unreadable = [*of.problems, *embedded.unreadable]
+            if unreadable and not skip_unreadable:
+                raise unreadable_error(unreadable)
+            _check_lost_classes(of, embedded.rows, embedded.unreadable)
+            return embedded.embeddings, embedded.rows, unreadable
+
+        embeddings, rows, unreadable = embed(known, "images")
         classes = len(known.class_names)
+        share_or_images: float | _HeldOut
+        if isinstance(calibration, float | int):
+            share_or_images = calibration
+        else:
+            own = (
+                None
+                if isinstance(calibration, ImageDataset | str | os.PathLike)
+                else known.class_names
+            )
+            other = labelled(
+                calibration, None, own, decoding=decoding, skip_unreadable=skip_unreadable
+            )
+            other = _with_class_names(other, known.class_names)
+            calibrating, positions, failed = embed(other, "calibration images")
+            unreadable += failed
+            share_or_images = calibrating, other.labels[positions], other.source
         return cls._fitted(
             embeddings,
             known.labels[rows],
-            calibration=calibration,
+            calibration=share_or_images,
+            groups=None if groups is None else [groups[i] for i in rows],
             seed=seed,
             made_with={
                 "model": model_facts(model, preprocess),
+                "embedding": {"images_per_device": number, "platform": jax.default_backend()},
                 "dictionary": {
                     "name": dictionary_name,
                     "sha256": dictionary_hash(phrases),
                     "labels_found": overlap,
                     "labels_excluded": exclude_labels,
                 },
-                "images": {"source": known.source, "unreadable": list(unreadable)},
+                "images": {
+                    "source": known.source,
+                    "decoding": _decoding_of(known.images, decoding).describe(),
+                    "unreadable": unreadable,
+                },
             },
             class_names=known.class_names,
             label_embeddings=embedded_texts[:classes],
@@ -159,6 +236,7 @@ class Detector(DetectorChanges):
         weight: float = 0.5,
         shrinkage: float = 0.0,
         calibration: float = CALIBRATION,
+        groups: Sequence[Hashable] | None = None,
         seed: int = 0,
         made_with: Mapping[str, Any] | None = None,
     ) -> "Detector":
@@ -176,7 +254,8 @@ class Detector(DetectorChanges):
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`.
             calibration: Share of the rows that is held out of the fit, as in `fit`.
-            seed: Seed of that random choice.
+            groups: Group of each row, as in `fit`.
+            seed: Seed of the random choice of held-out rows or groups.
             made_with: Further provenance; JSON values.
 
         Raises:
@@ -188,6 +267,7 @@ class Detector(DetectorChanges):
             float32("embeddings", embeddings),
             known.labels,
             calibration=calibration,
+            groups=groups,
             seed=seed,
             made_with={
                 "model": None,
@@ -211,28 +291,42 @@ class Detector(DetectorChanges):
         embeddings: Float[np.ndarray, "images dim"],
         labels: np.ndarray,
         *,
-        calibration: float,
+        calibration: "float | _HeldOut",
+        groups: Sequence[Hashable] | None,
         seed: int,
         made_with: dict[str, Any],
         **fields: Any,
     ) -> "Detector":
-        classes = len(fields["class_names"])
-        _check_every_class(labels, fields["class_names"])
-        held_out = hold_out(labels, classes, calibration, seed)
+        names = fields["class_names"]
+        _check_every_class(labels, names)
+        if isinstance(calibration, tuple):
+            held_out, held_out_labels, source = calibration
+            fitted = np.ones(len(labels), bool)
+            facts: dict[str, Any] = {"source": source}
+        else:
+            split = split_for_calibration(labels, len(names), calibration, seed, groups)
+            fitted, facts = split.fitted, split.facts
+            held_out, held_out_labels = embeddings[split.calibration], labels[split.calibration]
+        moments = fit_moments(embeddings[fitted], labels[fitted], num_classes=len(names))
+        spread = np.trace(np.asarray(moments.cov), axis1=1, axis2=2)
+        facts |= {"images": len(held_out)}
+        facts |= near_duplicates(held_out, held_out_labels, embeddings[fitted], spread)
         made_with = made_with | {
-            "fitted": image_counts(labels[~held_out], fields["class_names"]),
-            "calibration": {"share": calibration, "seed": seed, "images": int(held_out.sum())},
+            "fitted": image_counts(labels[fitted], names),
+            "calibration": facts,
             "changes": [],
             "versions": package_versions(),
         }
         detector = cls(
-            moments=fit_moments(embeddings[~held_out], labels[~held_out], num_classes=classes),
-            calibration_embeddings=embeddings[held_out],
-            calibration_labels=labels[held_out],
+            moments=moments,
+            calibration_embeddings=held_out,
+            calibration_labels=held_out_labels,
             provenance=made_with,
             **fields,
         )
         detector._warn_of_no_spread()
+        if (warning := near_duplicate_warning(facts)) is not None:
+            warnings.warn(warning, NearDuplicateWarning, stacklevel=3)
         return detector
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -248,7 +342,7 @@ class Detector(DetectorChanges):
     def load(
         cls,
         path: str | os.PathLike[str],
-        model: Model | str | Path | None = None,
+        model: "Model | str | Path | None" = None,
         *,
         embeddings_only: bool = False,
     ) -> "Detector":
@@ -270,7 +364,9 @@ class Detector(DetectorChanges):
         facts = state.provenance.get("model")
         if embeddings_only or (model is None and not isinstance(facts, dict)):
             return detector
-        if not isinstance(model, Model):
+        if model is None or isinstance(model, str | Path):
+            from bliss_jax.models import load_model
+
             recorded = facts if isinstance(facts, dict) else {}
             # The recorded revision belongs to the recorded name, not to a name that the caller gives.
             revision = recorded.get("revision") if model is None else None
@@ -298,6 +394,50 @@ class Detector(DetectorChanges):
             "smallest_alpha": 1 / (len(self.calibration_labels) + 1),
             "provenance": dict(self.provenance),
         }
+
+
+class NearDuplicateWarning(UserWarning):
+    """Warning that calibration images are near-duplicates of fitted images."""
+
+
+def _with_class_names(images: Labelled, class_names: tuple[str, ...]) -> Labelled:
+    """Returns calibration images with labels as positions in the class names of the fit."""
+    if images.class_names == class_names:
+        return images
+    used = sorted(set(images.labels.tolist()))
+    unknown = [images.class_names[c] for c in used if images.class_names[c] not in class_names]
+    if unknown:
+        raise ValueError(
+            f"calibration: expected images of the classes {', '.join(class_names)}, got images of "
+            f"{', '.join(unknown)}"
+        )
+    position = {c: class_names.index(images.class_names[c]) for c in used}
+    mapped = np.array([position[c] for c in images.labels.tolist()], np.int32)
+    return images._replace(labels=mapped, class_names=class_names)
+
+
+def _decoding_of(images: Any, default: Decoding) -> Decoding:
+    """Returns how the files of a data set are read, which its own reader decides."""
+    own = decoding_of(images.images) if isinstance(images, ImageDataset) else None
+    return own or default
+
+
+def _check_lost_classes(
+    images: Labelled, rows: np.ndarray, unreadable: Sequence[str], listed: int = 10
+) -> None:
+    """Raises ValueError, with the reasons, if no image of a class can be read."""
+    lost = np.setdiff1d(np.unique(images.labels), images.labels[rows])
+    if not len(lost):
+        return
+    missing = np.setdiff1d(np.arange(len(images.labels)), rows)
+    reasons = dict(zip(missing.tolist(), unreadable, strict=False))
+    of_class = [reason for row, reason in reasons.items() if images.labels[row] == lost[0]]
+    more = f"\n... and {len(of_class) - listed} more" if len(of_class) > listed else ""
+    raise ValueError(
+        f"none of the {len(of_class)} images of class {images.class_names[lost[0]]!r} can be read:\n"
+        + "\n".join(of_class[:listed])
+        + more
+    )
 
 
 def _check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:

@@ -2,27 +2,48 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bliss_jax import _checks
-from bliss_jax.datasets import ImageDataset, load_dataset
-from bliss_jax.embedding import Progress, embed_images
-from bliss_jax.models import Model
+from bliss_jax.datasets import Decoding, FileReader, ImageDataset, has_image_suffix, load_dataset
+from bliss_jax.detection.encoding import MixedImages, is_pillow_image
 from bliss_jax.text import PROMPT, fill_prompt, load_dictionary
 
-Images = ImageDataset | Sequence[np.ndarray] | np.ndarray | jax.Array
-"""Images as uint8 [n, h, w, 3], as a list of uint8 [h, w, 3] or as a data set; or embeddings [n, dim]."""
 
-Source = Images | str | os.PathLike[str]
-"""Labelled images: also the name of a data set, or a folder with one subfolder per class."""
+@runtime_checkable
+class PillowImage(Protocol):
+    """An image of Pillow, without an import of Pillow."""
+
+    def getexif(self) -> Any:
+        """Returns the EXIF tags."""
+        ...
+
+    def convert(self, mode: str) -> Any:
+        """Returns the image in another mode."""
+        ...
+
+
+Images = (
+    ImageDataset | Sequence[Any] | np.ndarray | jax.Array | PillowImage | str | os.PathLike[str]
+)
+"""Images as uint8 [n, h, w, 3], as a data set, or as a list of arrays uint8 [h, w, 3], paths of image files,
+contents of image files (bytes) and images of Pillow; a single path or image of Pillow is a list of one. Or
+embeddings [n, dim]."""
+
+Source = Images
+"""Labelled images; a string or path is the name of a data set, or a folder with one subfolder per class."""
 
 Phrases = str | os.PathLike[str] | Sequence[str]
 """A dictionary: its name, a text file, or the phrases themselves."""
+
+DECODING = Decoding()
+"""Default background and bit depth."""
 
 
 class Labelled(NamedTuple):
@@ -32,54 +53,98 @@ class Labelled(NamedTuple):
     labels: np.ndarray
     class_names: tuple[str, ...]
     source: str
+    problems: tuple[str, ...] = ()
+    """Entries of a folder that are not images in class folders."""
 
 
 def labelled(
-    images: Source, labels: np.ndarray | Sequence[int] | None, class_names: Sequence[str] | None
+    images: Source,
+    labels: np.ndarray | Sequence[int] | None,
+    class_names: Sequence[str] | None,
+    *,
+    decoding: Decoding = DECODING,
+    skip_unreadable: bool = False,
 ) -> Labelled:
     """Returns any kind of `Source` with one label per image."""
     if isinstance(images, str | os.PathLike):
-        images = load_dataset(images if isinstance(images, str) else Path(images), "train")
+        reader = FileReader(background=decoding.background, bit_depth=decoding.bit_depth)
+        name = images if isinstance(images, str) else Path(images)
+        images = with_present_classes(
+            load_dataset(name, "train", reader=reader, strict=not skip_unreadable)
+        )
     if isinstance(images, ImageDataset):
         if labels is not None or class_names is not None:
             raise ValueError(
                 "labels and class_names: expected None, because a data set has its own labels"
             )
-        return Labelled(
-            images, images.labels, images.class_names, f"{images.name}, {images.source}"
-        )
+        source = f"{images.name}, {images.source}"
+        return Labelled(images, images.labels, images.class_names, source, images.problems)
     if class_names is None:
         raise ValueError(
             "class_names: expected the names of the classes, because the images are in memory"
         )
     names = tuple(class_names) if not isinstance(class_names, str) else class_names
     fill_prompt(PROMPT, names)  # raises for names that are empty or repeated
+    given: Any = [images] if is_pillow_image(images) else images
     if labels is None:
         if len(names) != 1:
             raise ValueError(
                 f"labels: expected one per image, because there are {len(names)} classes"
             )
-        labels = np.zeros(len(images), np.int32)
-    checked = _checks.class_labels("labels", np.asarray(labels), len(images), len(names))
-    what = "embeddings" if are_embeddings(images) else "images"
+        labels = np.zeros(len(given), np.int32)
+    checked = _checks.class_labels("labels", np.asarray(labels), len(given), len(names))
+    what = "embeddings" if are_embeddings(given) else "images"
     known = np.asarray(checked, np.int32)
-    if are_embeddings(images):
-        return Labelled(images, known, tuple(names), f"{len(images)} {what} in memory")
-    dataset = ImageDataset("images", _in_memory(images), known, tuple(names), f"{what} in memory")
-    return Labelled(dataset, known, tuple(names), f"{len(images)} {what} in memory")
+    if are_embeddings(given):
+        return Labelled(given, known, tuple(names), f"{len(given)} {what} in memory")
+    items = _items(given, decoding)
+    dataset = ImageDataset("images", items, known, tuple(names), f"{what} in memory")
+    return Labelled(dataset, known, tuple(names), f"{len(given)} {what} in memory")
 
 
-def unlabelled(images: Any) -> ImageDataset:
+def with_present_classes(dataset: ImageDataset) -> ImageDataset:
+    """Returns a data set without the classes that have no images, e.g. those of a test folder only."""
+    present = np.unique(dataset.labels)
+    if len(present) == len(dataset.class_names):
+        return dataset
+    names = tuple(dataset.class_names[c] for c in present)
+    return replace(dataset, labels=np.searchsorted(present, dataset.labels), class_names=names)
+
+
+def unlabelled(images: Any, decoding: Decoding = DECODING) -> ImageDataset:
     """Returns images of any kind as a data set with a single class."""
     if isinstance(images, ImageDataset):
         return images
     labels = np.zeros(len(images), np.int32)
-    return ImageDataset("images", _in_memory(images), labels, ("image",), "images in memory")
+    return ImageDataset("images", _items(images, decoding), labels, ("image",), "images in memory")
 
 
-def _in_memory(images: Any) -> Any:
+def single_image(images: Any) -> Any:
+    """Returns a list of one for a single path of an image file or a single image of Pillow.
+
+    Raises:
+        ValueError: The argument is the path of a folder or of another file.
+    """
+    if is_pillow_image(images):
+        return [images]
+    if isinstance(images, str | os.PathLike):
+        path = os.fspath(images)
+        if not has_image_suffix(path) and not Path(path).is_file():
+            raise ValueError(
+                f"images: expected images or embeddings, got the path {path!r}; "
+                "bliss_jax.score_files scores folders"
+            )
+        return [images]
+    return images
+
+
+def _items(images: Any, decoding: Decoding) -> Any:
     """Returns images in a form that `ImageDataset` accepts and checks."""
-    return np.asarray(images) if isinstance(images, jax.Array) else images
+    if isinstance(images, jax.Array):
+        return np.asarray(images)
+    if isinstance(images, list | tuple) and not all(isinstance(i, np.ndarray) for i in images):
+        return MixedImages(images, decoding)
+    return images
 
 
 def are_embeddings(images: Any) -> bool:
@@ -96,31 +161,9 @@ def float32(name: str, embeddings: Any) -> np.ndarray:
     return np.asarray(_checks.embeddings_as_float(name, array), np.float32)
 
 
-def embed(
-    model: Model,
-    images: Any,
-    preprocess: str | None,
-    batch_size: int,
-    skip_unreadable: bool,
-    cache: Path | None,
-    progress: Progress | None,
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Returns embeddings, their positions among the images, and the reasons of unreadable images."""
-    if are_embeddings(images):
-        return float32("images", images), np.arange(len(images)), ()
-    embedded = embed_images(
-        model,
-        images,
-        preprocess=preprocess,
-        batch_size=batch_size,
-        cache=cache,
-        progress=progress,
-    )
-    if embedded.unreadable and not skip_unreadable:
-        raise ValueError(
-            f"{len(embedded.unreadable)} images cannot be read:\n" + "\n".join(embedded.unreadable)
-        )
-    return embedded.embeddings, embedded.rows, embedded.unreadable
+def unreadable_error(names: Sequence[str]) -> ValueError:
+    """Returns the error for images that cannot be read."""
+    return ValueError(f"{len(names)} images cannot be read:\n" + "\n".join(names))
 
 
 def phrases_of(dictionary: Phrases) -> tuple[tuple[str, ...], str]:
@@ -133,14 +176,3 @@ def phrases_of(dictionary: Phrases) -> tuple[tuple[str, ...], str]:
 def prompts(prompt: str, phrases: Sequence[str]) -> tuple[str, ...]:
     """Returns the prompt of each phrase; phrases may repeat."""
     return fill_prompt(prompt, phrases, allow_repeats=True)
-
-
-def hold_out(labels: np.ndarray, classes: int, share: float, seed: int) -> np.ndarray:
-    """Returns a mask of held-out images: a random share of all, but never all images of a class."""
-    if not 0 <= share < 1:
-        raise ValueError(f"calibration: expected a share of at least 0 and below 1, got {share}")
-    drawn = np.random.default_rng(seed).permutation(len(labels))[: int(share * len(labels))]
-    held_out = np.zeros(len(labels), bool)
-    held_out[drawn] = True
-    fitted = np.bincount(labels[~held_out], minlength=classes)
-    return held_out & (fitted[labels] > 0)

@@ -7,73 +7,60 @@ This is zero-shot classification with CLIP (Radford et al. 2021).
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bliss_jax.datasets import FileImages, ImageDataset
-from bliss_jax.detection.scored_files import find_files
-from bliss_jax.embedding import BATCH_SIZE, Track, embed_images
-from bliss_jax.models import Model
+from bliss_jax.datasets import ImageDataset
+from bliss_jax.detection.encoding import embed_dataset_images
+from bliss_jax.embedding import Track
 from bliss_jax.text import fill_prompt
 
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
-def label_files(
-    model: Model,
-    folder: Path,
-    labels: tuple[str, ...],
+
+def label_images(
+    model: "Model",
+    dataset: ImageDataset,
     *,
     prompt: str,
     track: Track,
+    images_per_device: int,
     preprocess: str | None = None,
-    batch_size: int = BATCH_SIZE,
     cache: Path | None = None,
-) -> tuple[ImageDataset, tuple[str, ...]]:
-    """Returns the files below a folder as a data set, each with the label of the largest cosine.
+) -> ImageDataset:
+    """Gives each image of a data set the class name of the largest cosine.
 
     Args:
-        model: Encoder, used if there are several labels.
-        folder: Folder, searched as in `find_files`.
-        labels: Class names.
+        model: The encoder.
+        dataset: The images; their labels are ignored.
         prompt: Template with `{label}`.
         track: Opens a progress display.
+        images_per_device: Images per device and call of the encoder.
         preprocess: Name of the preprocessing statistics, as in `embed_images`.
-        batch_size: Images per call of the encoder, as in `embed_images`.
         cache: Folder for finished embeddings, as in `embed_images`.
 
     Returns:
-        The data set, whose source says how it was labelled, and the omitted files with their reasons.
-
-    Raises:
-        ValueError: The folder has no files, or labels are empty or repeated.
+        The data set with labels and without unreadable images, which are among its `problems`.
     """
-    prompts = fill_prompt(prompt, labels)
-    root = folder.resolve()
-    found = list(find_files([root]))
-    problems = tuple(f"{file.path}: {file.problem}" for file in found if file.problem)
-    names = [str(Path(file.path).relative_to(root)) for file in found if not file.problem]
-    if not names:
-        raise ValueError(f"{folder}: expected image files, found none")
-    dataset = ImageDataset(
-        root.name,
-        FileImages(root, names),
-        np.zeros(len(names), np.int32),
-        labels,
-        f"folder ({len(names)} files)",
-    )
+    labels = dataset.class_names
     if len(labels) == 1:
-        return dataset, problems
-    with track("images, for their labels", len(names)) as advance:
-        embedded = embed_images(
+        return dataset
+    prompts = fill_prompt(prompt, labels)
+    with track("images, for their labels", len(dataset)) as advance:
+        embedded = embed_dataset_images(
             model,
             dataset,
             preprocess=preprocess,
-            batch_size=batch_size,
+            images_per_device=images_per_device,
             cache=cache,
             progress=advance,
         )
     nearest = np.argmax(embedded.embeddings @ np.asarray(model.encode_texts(prompts)).T, axis=1)
-    source = f"{dataset.source}, labels by the largest cosine"
-    labelled = replace(
-        dataset.subset(embedded.rows), labels=nearest.astype(np.int32), source=source
+    return replace(
+        dataset.subset(embedded.rows),
+        labels=nearest.astype(np.int32),
+        source=f"{dataset.source}, labels by the largest cosine",
+        problems=(*dataset.problems, *embedded.unreadable),
     )
-    return labelled, (*problems, *embedded.unreadable)

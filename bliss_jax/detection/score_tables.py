@@ -8,8 +8,6 @@ their bytes in CSV, have lone surrogates in JSON (as in `os.fsdecode`), and have
 which allows neither.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from bliss_jax.detection.scored_files import ScoredFile
+from bliss_jax.storage import csv_row
 
 FORMATS = ("csv", "jsonl", "parquet")
 _ROW_GROUP = 4096
@@ -86,15 +85,13 @@ class _Csv:
             cells["words"] = "; ".join(f"{word} ({z:+.1f})" for word, z in cells["words"])
         if cells.get("anomaly") is not None:
             cells["anomaly"] = int(cells["anomaly"])
-        self._line(["" if cell is None else cell for cell in cells.values()])
+        self._line(list(cells.values()))
 
     def close(self) -> None:
         self._file.flush()
 
     def _line(self, cells: Sequence[Any]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        self._file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+        self._file.write(csv_row(cells).encode("utf-8", "surrogateescape"))
 
 
 class _JsonLines:

@@ -1,36 +1,33 @@
 """Scoring of image files and folders: one row per file, in order, while files arrive.
 
-A file that cannot be read gets a row with the reason, and the run continues. A folder is searched recursively
-in the order of file names. Hidden files and files that file browsers create (`datasets/folder.py` lists them)
-are ignored. Links that lead out of the folder, links to folders, and files that are not regular get rows with
-the reason. Memory does not grow with the number of files, except for the names of one folder at a time.
+A file that cannot be read gets a row with the reason, and the run continues. Folders are searched as
+`datasets/image_files.py` describes. Memory does not grow with the number of files, except for the names of
+one folder at a time.
 
-Images are read in threads and resized on the host, so that one compiled program serves all image sizes. A
-batch is scored as soon as it is full or no further file arrives for a while.
+Images are read in threads and resized on the host, so that one compiled program serves all image sizes.
+Files are scored together as soon as there are `batch_size` of them or no further file arrives for a while.
+All scores come from batches of one shape (`encoding.py`), so neither the batch size nor the arrival times
+change a score.
 """
 
-import dataclasses
+import hashlib
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from bliss_jax.datasets import IGNORED_NAMES, UnreadableImageError, decode_image
+from bliss_jax.datasets import FileReader, Found, UnreadableImageError, decode_image
 from bliss_jax.detection.detector import Detector
+from bliss_jax.detection.embedding_cache import EmbeddingCache
+from bliss_jax.detection.encoding import BatchEncoder
 from bliss_jax.embedding import BATCH_SIZE, readers
-from bliss_jax.models import resize_on_host
-
-_FEW = 8
-"""Intermediate batch size. Smaller batches are padded to 1 or to this size instead of the full batch size,
-because the batches of a slow stream are small."""
+from bliss_jax.storage import package_versions
 
 
 class ScoredFile(NamedTuple):
@@ -56,52 +53,21 @@ class ScoredFile(NamedTuple):
     """Reason why the file could not be scored."""
 
 
-class Found(NamedTuple):
-    """A file to score, or a path with the reason why it cannot be scored."""
+class _Cached(NamedTuple):
+    """An embedding from the cache."""
 
-    path: str
-    problem: str | None = None
-
-
-def find_files(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Found]:
-    """Yields every given file and every file below a given folder, in order."""
-    for given in paths:
-        path = os.fspath(given)
-        if Path(path).is_dir():
-            yield from _below(path, Path(path).resolve())
-        else:
-            yield Found(path)
+    embedding: Float[np.ndarray, " dim"]
 
 
-def _below(folder: str, root: Path) -> Iterator[Found]:
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if not e.name.startswith("."))
-    except OSError as error:
-        yield Found(folder, f"cannot list the folder: {error.strerror}")
-        return
-    for name in names:
-        if name in IGNORED_NAMES:
-            continue
-        path = os.path.join(folder, name)  # noqa: PTH118 (100,000 of them)
-        if os.path.islink(path):  # noqa: PTH114
-            yield Found(path, _problem_of_link(path, root))
-        elif os.path.isdir(path):  # noqa: PTH112
-            yield from _below(path, root)
-        else:
-            yield Found(path, None if os.path.isfile(path) else "not a regular file")  # noqa: PTH113
+class _Resized(NamedTuple):
+    """An image that is to be embedded, and the SHA-256 of its file if there is a cache."""
+
+    image: UInt8[np.ndarray, "size size 3"]
+    sha256: str | None
 
 
-def _problem_of_link(path: str, root: Path) -> str | None:
-    try:
-        target = Path(path).resolve(strict=True)
-    except (OSError, RuntimeError):  # Python versions differ in the error for a loop
-        return "a broken link"
-    if not target.is_relative_to(root):
-        return "a link that leads out of the folder"
-    if target.is_dir():
-        return "a link to a folder, which is not followed"
-    return None if target.is_file() else "not a regular file"
+_Read = ScoredFile | _Cached | _Resized
+"""A file after reading: a row without a score (or a known one), an embedding, or an image."""
 
 
 def score_files(
@@ -112,6 +78,9 @@ def score_files(
     words: int = 0,
     batch_size: int = BATCH_SIZE,
     patience: float = 0.2,
+    reader: FileReader | None = None,
+    cache: Path | None = None,
+    known: Mapping[str, ScoredFile] | None = None,
 ) -> Iterator[ScoredFile]:
     """Scores files and folders, and yields one row per file in order, as soon as its batch is computed.
 
@@ -120,96 +89,152 @@ def score_files(
         paths: Files and folders; may be an iterator that blocks (e.g. lines of standard input).
         alpha: False-alarm rate at which each image is flagged; None flags none.
         words: Number of nearest phrases per row; 0 omits them.
-        batch_size: Images per call of the encoder.
+        batch_size: Largest number of files that are scored together. It does not change scores.
         patience: Seconds without a further file after which an incomplete batch is scored.
+        reader: How files are found and read; by default with the background and bit depth of the fit.
+        cache: Folder for embeddings, by the content of the files. Files with known content are not decoded
+            again, so `reader` has no notes on them.
+        known: Rows of files that are not scored again, by path.
 
     Raises:
         ValueError: The detector has no encoder, or too few calibration images for alpha.
+        OSError: The cache cannot be written.
     """
     # Checked here and not in the generator, so that errors are raised at the call, not at the first row.
-    encode = _Encoder(detector, batch_size)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if detector.model is None:
+        raise ValueError(
+            "this detector has no encoder for files: add one with with_model(load_model(...))"
+        )
+    decoding = detector.decoding
+    reader = reader or FileReader(background=decoding.background, bit_depth=decoding.bit_depth)
+    encode = BatchEncoder(detector.model, detector.preprocess, detector.images_per_device)
+    kept = None if cache is None else _open_cache(cache, detector, reader)
     threshold = None if alpha is None else detector.threshold(alpha)
-    return _score_files(detector, paths, encode, threshold, words, batch_size, patience)
+    rows = _Rows(detector, encode, kept, threshold, words)
+
+    def read(found: Found) -> _Read:
+        if known is not None and found.path in known:
+            return known[found.path]
+        return _read(found, reader, encode.resize, kept)
+
+    return _score_files(rows, reader.find(paths), read, batch_size, patience)
 
 
 def _score_files(
-    detector: Detector,
-    paths: Iterable[str | os.PathLike[str]],
-    encode: "_Encoder",
-    threshold: float | None,
-    words: int,
+    rows: "_Rows",
+    found: Iterator[Found],
+    read: Callable[[Found], _Read],
     batch_size: int,
     patience: float,
 ) -> Iterator[ScoredFile]:
-    for batch in _batches(find_files(paths), encode.read, batch_size, patience):
-        images = [image for _, image in batch if not isinstance(image, str)]
-        rows = iter(_rows(detector, encode(images), threshold, words) if images else ())
-        for path, image in batch:
-            if isinstance(image, str):
-                yield ScoredFile(path, error=image)
-            else:
-                yield next(rows)._replace(path=path)
+    for batch in _batches(found, read, batch_size, patience):
+        yield from rows(batch)
 
 
-def _rows(
-    detector: Detector, embeddings: np.ndarray, threshold: float | None, words: int
-) -> Iterator[ScoredFile]:
-    for why in detector.explain(embeddings, words=max(words, 1)):
-        yield ScoredFile(
-            path="",
-            score=why.score,
-            p_value=why.p_value,
-            anomaly=None if threshold is None else why.score > threshold,
-            nearest_class=why.nearest_class,
-            internal=why.internal,
-            external=why.external,
-            words=why.words[:words] if words else None,
-        )
+class _Rows:
+    """Computes the rows of a batch of files."""
 
+    def __init__(
+        self,
+        detector: Detector,
+        encode: BatchEncoder,
+        cache: EmbeddingCache | None,
+        threshold: float | None,
+        words: int,
+    ):
+        self._detector, self._encode, self._cache = detector, encode, cache
+        self._threshold, self._words = threshold, words
 
-class _Encoder:
-    """Reads files as images of the model's input size, and embeds them on all local devices."""
+    def __call__(self, batch: list[tuple[str, _Read]]) -> Iterator[ScoredFile]:
+        new = [item for _, item in batch if isinstance(item, _Resized)]
+        embedded = iter(self._encode([item.image for item in new])) if new else iter(())
+        embeddings = []
+        for _, item in batch:
+            if isinstance(item, _Cached):
+                embeddings.append(item.embedding)
+            elif isinstance(item, _Resized):
+                embeddings.append(embedding := next(embedded))
+                if self._cache is not None and item.sha256 is not None:
+                    self._cache.put(item.sha256, embedding)
+        scored = self._scored(np.stack(embeddings)) if embeddings else iter(())
+        for path, item in batch:
+            yield item if isinstance(item, ScoredFile) else next(scored)._replace(path=path)
 
-    def __init__(self, detector: Detector, batch_size: int):
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        if detector.model is None:
-            raise ValueError(
-                "this detector has no encoder for files: add one with with_model(load_model(...))"
+    def _scored(self, embeddings: Float[np.ndarray, "images dim"]) -> Iterator[ScoredFile]:
+        for why in self._detector.explain(embeddings, words=max(self._words, 1)):
+            yield ScoredFile(
+                path="",
+                score=why.score,
+                p_value=why.p_value,
+                anomaly=None if self._threshold is None else why.score > self._threshold,
+                nearest_class=why.nearest_class,
+                internal=why.internal,
+                external=why.external,
+                words=why.words[: self._words] if self._words else None,
             )
-        mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        params = jax.device_put(detector.model.params, NamedSharding(mesh, PartitionSpec()))
-        self._model = dataclasses.replace(detector.model, params=params)
-        self._preprocess = detector.preprocess
-        self._preprocessing = self._model.preprocessing_with(detector.preprocess)
-        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self._sizes = sorted({-(-n // mesh.size) * mesh.size for n in (1, _FEW, batch_size)})
 
-    def read(self, path: str) -> UInt8[np.ndarray, "size size 3"]:
-        """Returns an image at the model's input size, with the same pixels as resizing on the device."""
-        return resize_on_host(decode_image(Path(path), path), self._preprocessing)
 
-    def __call__(self, images: list[np.ndarray]) -> np.ndarray:
-        """Returns embeddings [images, dim]."""
-        size = next(n for n in self._sizes if n >= len(images))
-        missing = size - len(images)
-        stacked = np.pad(np.stack(images), ((0, missing), (0, 0), (0, 0), (0, 0)))
-        on_devices = jax.device_put(stacked, self._sharding)
-        return np.asarray(self._model.encode_images(on_devices, self._preprocess))[: len(images)]
+def _open_cache(folder: Path, detector: Detector, reader: FileReader) -> EmbeddingCache:
+    model = detector.model
+    assert model is not None  # noqa: S101 (checked by the caller)
+    key = {
+        "weights_sha256": model.weights_hash,
+        "config": repr(model.config),
+        "preprocessing": model.preprocessing_with(detector.preprocess).describe(),
+        "images_per_device": detector.images_per_device,
+        "decoding": reader.decoding.describe(),
+        "versions": package_versions(),
+    }
+    return EmbeddingCache(folder, key, model.embedding_dim)
+
+
+def _read(
+    found: Found,
+    reader: FileReader,
+    resize: Callable[[np.ndarray], np.ndarray],
+    cache: EmbeddingCache | None,
+) -> _Read:
+    """Reads a file; its row has the reason if it cannot be read."""
+    if found.problem is not None:
+        return ScoredFile(found.path, error=found.problem)
+    try:
+        if cache is None:
+            return _Resized(resize(reader.read(Path(found.path), found.path)), None)
+        content = _content(found.path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if (embedding := cache.get(sha256)) is not None:
+            return _Cached(embedding)
+        note = reader.notes.about(found.path, found.path)
+        pixels = decode_image(content, found.path, reader.decoding, note)
+        return _Resized(resize(pixels), sha256)
+    except UnreadableImageError as error:
+        return ScoredFile(found.path, error=error.reason)
+    except (OSError, ValueError, MemoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return ScoredFile(found.path, error=reason or type(error).__name__)
+
+
+def _content(path: str) -> bytes:
+    file = Path(path)
+    if not file.is_file() and file.exists():  # opening a pipe would block
+        raise ValueError("Is a directory" if file.is_dir() else "not a regular file")
+    return file.read_bytes()
 
 
 def _batches(
-    found: Iterator[Found], read: Any, size: int, patience: float
-) -> Iterator[list[tuple[str, np.ndarray | str]]]:
-    """Yields batches of up to `size` paths in order, each with its image or the reason of its error.
+    found: Iterator[Found], read: Callable[[Found], _Read], size: int, patience: float
+) -> Iterator[list[tuple[str, _Read]]]:
+    """Yields batches of up to `size` paths in order, each with its file after reading.
 
     One thread iterates over `found`, which may block; others read the files.
     """
-    ready: queue.Queue[tuple[str, Future] | BaseException | None] = queue.Queue(2 * size)
+    ready: queue.Queue[tuple[str, Future[_Read]] | BaseException | None] = queue.Queue(2 * size)
     stop = threading.Event()
     pool = ThreadPoolExecutor(readers())
 
-    def put(item: tuple[str, Future] | BaseException | None) -> None:
+    def put(item: Any) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -222,7 +247,7 @@ def _batches(
             for file in found:
                 if stop.is_set():
                     return
-                put((file.path, pool.submit(_image_or_reason, read, file)))
+                put((file.path, pool.submit(read, file)))
             put(None)
         except BaseException as error:
             put(error)
@@ -232,7 +257,7 @@ def _batches(
     try:
         ended = False
         while not ended:
-            batch: list[tuple[str, Future]] = []
+            batch: list[tuple[str, Future[_Read]]] = []
             while len(batch) < size and not ended:
                 try:
                     item = ready.get(timeout=patience if batch else None)
@@ -245,18 +270,7 @@ def _batches(
                 else:
                     batch.append(item)
             if batch:
-                yield [(path, image.result()) for path, image in batch]
+                yield [(path, future.result()) for path, future in batch]
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _image_or_reason(read: Any, file: Found) -> np.ndarray | str:
-    if file.problem is not None:
-        return file.problem
-    try:
-        return read(file.path)
-    except UnreadableImageError as error:
-        return error.reason
-    except (OSError, ValueError, MemoryError) as error:
-        return str(error) or type(error).__name__

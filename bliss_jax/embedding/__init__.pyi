@@ -9,6 +9,7 @@ from bliss_jax.embedding.embedding_set import EmbeddingSet as EmbeddingSet
 from bliss_jax.embedding.embedding_set import load_embeddings as load_embeddings
 from bliss_jax.embedding.embedding_set import save_embeddings as save_embeddings
 from bliss_jax.embedding.images import BATCH_SIZE as BATCH_SIZE
+from bliss_jax.embedding.images import EmbeddedImages as EmbeddedImages
 from bliss_jax.embedding.images import embed_images as embed_images
 from bliss_jax.embedding.progress import Progress as Progress
 from bliss_jax.embedding.progress import Track as Track

@@ -3,15 +3,15 @@
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bliss_jax.datasets import ImageDataset
+from bliss_jax.datasets import ImageDataset, decoding_of
 from bliss_jax.embedding.embedding_set import EmbeddingSet
 from bliss_jax.embedding.images import BATCH_SIZE, embed_images
 from bliss_jax.embedding.progress import Track
 from bliss_jax.embedding.texts import embed_texts
-from bliss_jax.models import Model
 from bliss_jax.storage import package_versions
 from bliss_jax.text import (
     CLIP_AD_ANOMALY,
@@ -23,9 +23,12 @@ from bliss_jax.text import (
 )
 from bliss_jax.text import exclude_labels as without_labels
 
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
+
 
 def embed_dataset(
-    model: Model,
+    model: "Model",
     train: ImageDataset,
     test: ImageDataset,
     dictionary: Sequence[str],
@@ -118,11 +121,14 @@ def embed_dataset(
             )
         arrays[f"{side}_embeddings"] = embedded.embeddings
         arrays[f"{side}_labels"] = dataset.labels[embedded.rows]
-        unreadable += embedded.unreadable
+        # Both sets may be of one folder, with the same problems.
+        listed = (*dataset.problems, *embedded.unreadable)
+        unreadable += [name for name in listed if name not in unreadable]
         if unreadable and not skip_unreadable:
             raise ValueError(
                 f"{len(unreadable)} {side} images cannot be read:\n" + "\n".join(unreadable)
             )
+    decoding = decoding_of(train.images)
     return EmbeddingSet(
         **arrays,
         class_names=train.class_names,
@@ -148,6 +154,7 @@ def embed_dataset(
                 "train": train.source,
                 "test": test.source,
                 "unreadable": unreadable,
+                **({} if decoding is None else {"decoding": decoding.describe()}),
             },
             "versions": package_versions(),
         },

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -27,8 +27,10 @@ from bliss_jax.embedding.shards import (
     join_shards,
     key_digest,
 )
-from bliss_jax.models import Model
 from bliss_jax.storage import package_versions
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 
 def gather_shards(
@@ -129,7 +131,7 @@ def _collected(
     return have
 
 
-def model_key(model: Model) -> dict[str, Any]:
+def model_key(model: "Model") -> dict[str, Any]:
     """Returns the part of a shard's key that identifies the encoder."""
     return {"weights_sha256": model.weights_hash, "config": repr(model.config)}
 

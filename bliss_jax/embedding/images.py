@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,9 @@ from bliss_jax.embedding.batches import Batch, SpanEnd, ahead, read_batches
 from bliss_jax.embedding.gather import gather_shards, model_key
 from bliss_jax.embedding.progress import Progress
 from bliss_jax.embedding.shards import Shard, Span, spans
-from bliss_jax.models import Model
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 BATCH_SIZE = 64
 SHARD_SIZE = 4096
@@ -47,7 +49,7 @@ class EmbeddedImages(NamedTuple):
 
 
 def embed_images(
-    model: Model,
+    model: "Model",
     dataset: ImageDataset,
     *,
     preprocess: str | None = None,
@@ -125,7 +127,7 @@ class _Computing(NamedTuple):
 
 
 def _embed_spans(
-    model: Model,
+    model: "Model",
     dataset: ImageDataset,
     preprocess: str | None,
     batch_size: int,

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -11,13 +12,15 @@ from jaxtyping import Float
 from bliss_jax.embedding.gather import gather_shards, model_key
 from bliss_jax.embedding.progress import Progress
 from bliss_jax.embedding.shards import Shard, Span, spans
-from bliss_jax.models import Model
+
+if TYPE_CHECKING:
+    from bliss_jax.models import Model
 
 _TEXTS_AT_ONCE = 4096
 
 
 def embed_texts(
-    model: Model,
+    model: "Model",
     texts: Sequence[str],
     *,
     truncate: bool = False,

@@ -4,14 +4,14 @@ JSON: {"provenance": {...}, "rows": [{"protocol": "zoc-6", "score": "bliss", "au
 "auroc_std": 0.01, "splits": [{"normal": [0, 1, ...], "auroc": 0.95, "interval": [0.93, 0.97], ...}]}]}
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+
+from bliss_jax.storage import csv_row
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,9 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
 
     The cells of the columns `settings` and `provenance` contain JSON.
     """
-    file = io.StringIO()
     columns = ("protocol", "family", "score", "settings", "split", "normal", "auroc", "low", "high")
     columns += ("aupr_anomaly", "aupr_normal", "fpr95", "provenance")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
+    lines = [csv_row(columns)]
     made_with = [json.dumps(_without_nan(dict(e.provenance))) for e in evaluations]
     rows = [
         (row, provenance)
@@ -133,8 +131,8 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
                 split.aupr_normal,
                 split.fpr95,
             )
-            writer.writerow([*head, normal, *measured, provenance])
-    return file.getvalue()
+            lines.append(csv_row([*head, normal, *measured, provenance]))
+    return "".join(lines)
 
 
 def _row(row: Row) -> dict[str, Any]:

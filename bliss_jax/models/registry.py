@@ -133,6 +133,13 @@ _TABLE = (
         "google/siglip-large-patch16-384", "ce005573a40965dfd21fd937fbdeeebf2439fc35", 384, 1024
     ),
     _siglip(
+        "google/siglip-so400m-patch14-224",
+        "d04cf29fca7b6374f74d8bea1969314492266b5e",
+        224,
+        1152,
+        14,
+    ),
+    _siglip(
         "google/siglip-so400m-patch14-384",
         "9fdffc58afc957d1a03a25b10dba0329ab15c2a3",
         384,

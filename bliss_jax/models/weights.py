@@ -37,7 +37,7 @@ from bliss_jax.models.integrity import (
 from bliss_jax.models.layers import Dtype
 from bliss_jax.models.layout import FLAX_MSGPACK, directory_layout, weight_files
 from bliss_jax.models.positions import interpolate_positions
-from bliss_jax.models.tensors import Tensor, flatten, msgpack_in, safetensors_in
+from bliss_jax.models.tensors import Tensor, flatten, in_order, msgpack_in, safetensors_in
 
 # Buffers that old releases of transformers saved beside the parameters: each holds 0, 1, 2, ...
 IGNORED = frozenset(f"{tower}/embeddings/position_ids" for tower in ("text_model", "vision_model"))
@@ -85,7 +85,7 @@ def load_params(
             if interpolate and tensor.name == POSITIONS and values.shape != expected[POSITIONS]:
                 values = _interpolated(values, config)
             values = values.reshape(expected[tensor.name])
-            params[tensor.name] = _converted(tensor.name, values, config.dtype)
+            params[tensor.name] = _converted(tensor.name, values, config.dtype, alias=True)
         for check_of_file in checked:
             check_of_file.result()
     for name, shape in expected.items():
@@ -145,7 +145,7 @@ def _read_ahead(
     """Yields tensors with their values in C order; the next ones are read in the pool meanwhile."""
     waiting: deque[tuple[Tensor, Future]] = deque()
     for tensor in tensors:
-        waiting.append((tensor, pool.submit(lambda tensor=tensor: _in_order(tensor.read()))))
+        waiting.append((tensor, pool.submit(lambda tensor=tensor: in_order(tensor.read()))))
         if len(waiting) > ahead:
             first, values = waiting.popleft()
             yield first, values.result()
@@ -153,11 +153,6 @@ def _read_ahead(
     while waiting:
         first, values = waiting.popleft()
         yield first, values.result()
-
-
-def _in_order(values: np.ndarray) -> np.ndarray:
-    # ascontiguousarray would turn a scalar into a vector.
-    return values.copy(order="C") if not values.flags.c_contiguous else values
 
 
 def to_flax(tensor: Tensor) -> Iterator[Tensor]:
@@ -270,10 +265,13 @@ def as_params(tensors: Mapping[str, Float[np.ndarray | Array, "..."]], dtype: Dt
     return traverse_util.unflatten_dict(tree, sep="/")
 
 
-def _converted(name: str, values: np.ndarray | Array, dtype: Dtype) -> Array:
+def _converted(name: str, values: np.ndarray | Array, dtype: Dtype, alias: bool = False) -> Array:
+    """Returns a parameter in its dtype. With `alias` the array may share the memory of `values`."""
     wanted = jnp.dtype(dtype if name.endswith("kernel") else "float32")
     if isinstance(values, np.ndarray):
         values = values.astype(wanted, copy=False)  # on the host, where nothing is compiled
+        if alias:
+            return jax.device_put(values, may_alias=True)
     return jnp.asarray(values, wanted)
 
 
@@ -281,7 +279,7 @@ def fingerprint(tensors: Mapping[str, Float[np.ndarray, "..."]]) -> str:
     """Returns the SHA-256, in hexadecimal, of names, dtypes, shapes and bytes in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        _update(digest, name, _in_order(tensors[name]))
+        _update(digest, name, in_order(tensors[name]))
     return digest.hexdigest()
 
 

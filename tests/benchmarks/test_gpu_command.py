@@ -235,12 +235,21 @@ sys.meta_path.insert(0, Refuse())
 def test_every_case_runs_with_shrunken_models(tmp_path):
     """Nothing is skipped: each case of the benchmark is measured and has a line in the table of cases."""
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "benchmarks.gpu", "--quick", "--output", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu",
+            "--quick",
+            "--output",
+            tmp_path,
+            "--budget",
+            "1500",
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     records = results.read_results(tmp_path / "results.jsonl")

@@ -453,7 +453,7 @@ def test_invalid_embeddings_are_rejected_with_their_row(problem, detector, spoil
 def test_methods_reject_invalid_arguments(problem, detector):
     with pytest.raises(ValueError, match=r"embeddings: expected \[n, 16\], got \[2, 8\]"):
         detector.score(reference.unit(np.ones((2, 8))).astype(np.float32))
-    with pytest.raises(ValueError, match=r"score_files scores files"):
+    with pytest.raises(ValueError, match="score_files scores folders"):
         detector.score("some/folder")
     with pytest.raises(ValueError, match="no class 'bird'; its classes are cat, dog, cow"):
         detector.remove_class("bird")

@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 import bliss_jax as bj
-from bliss_jax.datasets import UnreadableImageError, decode_image
+from bliss_jax.datasets import FileReader, UnreadableImageError, decode_image
 from bliss_jax.datasets.archives import OfficialArchive
 from bliss_jax.datasets.decode import MAX_BYTES
-from bliss_jax.detection.scored_files import find_files
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,9 @@ def test_a_file_may_have_at_most_max_bytes(tmp_path):
     os.truncate(file, MAX_BYTES)
     assert decode_image(file, "large.tif").shape == (4, 4, 3)
     os.truncate(file, MAX_BYTES + 1)
-    with pytest.raises(UnreadableImageError, match=f"{MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"):
+    with pytest.raises(
+        UnreadableImageError, match=f"{MAX_BYTES + 1} bytes, expected at most {MAX_BYTES}"
+    ):
         decode_image(file, "large.tif")
 
 
@@ -183,7 +184,7 @@ def test_pipes_links_and_vanished_files_get_rows_with_a_reason(detector, tmp_pat
         return opened(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", deny)
-    found = find_files([folder, folder / "pipe.png", tmp_path / "never.png"])
+    found = FileReader().find([folder, folder / "pipe.png", tmp_path / "never.png"])
     paths = []
     for file in found:  # a listed file may be gone when it is read
         paths.append(file.path)
@@ -247,7 +248,7 @@ def test_a_hundred_thousand_files_are_listed_in_order_in_less_than_60_megabytes(
         os.close(os.open(tmp_path / "one" / f"{i:06d}.png", os.O_CREAT, 0o644))
     tracemalloc.start()
     count, last = 0, ""
-    for file in find_files([tmp_path]):
+    for file in FileReader().find([tmp_path]):
         assert file.problem is None
         assert file.path > last
         last, count = file.path, count + 1

@@ -62,10 +62,14 @@ def test_a_loaded_checkpoint_equals_pytorch(saved):
     np.testing.assert_allclose(loaded.encode_texts(TEXTS), text, atol=2e-6, rtol=0)
 
 
-def test_the_model_equals_its_pure_functions(untrained):
+def test_images_equal_the_pure_function(untrained):
     pixels = apply_preprocessing(jnp.asarray(images()), untrained.preprocessing)
     expected = jax.jit(encode_image, static_argnums=1)(untrained.params, untrained.config, pixels)
     np.testing.assert_allclose(untrained.encode_images(images()), expected, atol=ROUNDING)
+
+
+@pytest.mark.slow
+def test_texts_equal_the_pure_function(untrained):
     tokens = jnp.asarray(untrained.tokenize(["a cat", "a dog"]))
     expected = jax.jit(encode_text, static_argnums=1)(untrained.params, untrained.config, tokens)
     np.testing.assert_allclose(untrained.encode_texts(["a cat", "a dog"]), expected, atol=ROUNDING)

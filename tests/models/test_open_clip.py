@@ -38,15 +38,16 @@ def test_embeddings_equal_the_recorded_ones_of_open_clip(name, tmp_path):
     params, _ = load_params(tmp_path, config)
     pixels, tokens = open_clip_inputs(name)
     expected = recorded("open_clip")
-    found = jax.jit(encode_image, static_argnums=1)(params, config, pixels)
-    np.testing.assert_allclose(found, expected[f"{name}/image"], atol=2e-6, rtol=0)
+    if name != "vit-worldwide":  # its vision tower is that of "vit"
+        found = jax.jit(encode_image, static_argnums=1)(params, config, pixels)
+        np.testing.assert_allclose(found, expected[f"{name}/image"], atol=2e-6, rtol=0)
     found = jax.jit(encode_text, static_argnums=1)(params, config, tokens)
     np.testing.assert_allclose(found, expected[f"{name}/text"], atol=2e-6, rtol=0)
 
 
-@pytest.mark.parity
 @pytest.mark.torch
 def test_recorded_outputs_of_open_clip_equal_todays():
+    """This needs `pip install open_clip_torch`, which no extra installs."""
     pytest.importorskip("open_clip", exc_type=ImportError)
     expected = recorded("open_clip")
     for name, array in GROUPS["open_clip"]().items():

@@ -1,6 +1,7 @@
 """Tests of the registry of named checkpoints."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,14 @@ def test_a_known_hash_belongs_to_a_fixed_revision():
     for entry in known.values():
         assert re.fullmatch(r"[0-9a-f]{64}", entry.weights_sha256)
         assert entry.revision != "main"
+
+
+def test_the_documentation_lists_each_name_with_its_revision():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "checkpoints.md"
+    if not page.is_file():
+        pytest.skip("no documentation beside the tests")
+    rows = page.read_text().splitlines()
+    for name, entry in REGISTRY.items():
+        if name not in (TINY, UNTRAINED):
+            start = f"| `{name}` | `{entry.revision}` |"
+            assert [row for row in rows if row.startswith(start)], name

@@ -132,9 +132,7 @@ def test_the_gallery_explains_the_most_misjudged_images_of_the_median_split(repo
         nearest = int(np.argmin(internal[i] + WEIGHT * external[i]))
         assert card["class"] == ("normal" if is_normal[i] else "anomaly")
         assert card["data-name"] == e.class_names[e.test_labels[rows[i]]]
-        assert f"nearest class{e.class_names[split.normal[nearest]]}" in text.replace(
-            "\n", ""
-        )
+        assert f"nearest class{e.class_names[split.normal[nearest]]}" in text.replace("\n", "")
         np.testing.assert_allclose(float(card["data-score"]), score[i], atol=1e-3)
         np.testing.assert_allclose(float(card["data-internal"]), internal[i, nearest], atol=1e-3)
         np.testing.assert_allclose(float(card["data-external"]), external[i, nearest], atol=1e-3)
