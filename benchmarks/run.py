@@ -26,6 +26,9 @@ BENCHMARKS = {
     "ask": "benchmarks.scores:ask",
     "scale": "benchmarks.scale:scale",
     "sharding": "benchmarks.sharding:sharding",
+    "eager": "benchmarks.composition:eager",
+    "gradients": "benchmarks.composition:gradients",
+    "shards": "benchmarks.composition:shards",
 }
 """Name to the function that receives `quick` and returns a `Table`."""
 

@@ -124,7 +124,7 @@ class ValueChecks:
         )
         return array
 
-    def normal_mask(self, normal: Any, num_classes: int, count: Any = None) -> Array:
+    def normal_mask(self, normal: Any, num_classes: int, count: Any = None) -> Any:
         """Checks the mask of normal classes and returns it; None stands for all classes.
 
         Args:

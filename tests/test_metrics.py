@@ -186,7 +186,12 @@ def test_undefined_is_nan_while_tracing_and_an_error_otherwise(metric):
     [
         (lambda s, a: auroc(s[None], a), r"scores: expected a floating \[n\] array"),
         (lambda s, a: auroc(a, a), r"scores: expected a floating \[n\] array, got bool"),
-        (lambda s, a: auroc(s, 2 * a.astype(int)), "expected bool, or integers that are 0 or 1"),
+        (lambda s, a: auroc(a.astype(int), s), r"scikit-learn's \(labels, scores\)"),
+        (lambda s, a: auroc(s.tolist(), a), "scores: expected an array, got a list"),
+        (
+            lambda s, a: auroc(s, 2 * a.astype(int)),
+            r"is_anomaly: expected values in 0\.\.1, got 0\.\.2",
+        ),
         (lambda s, a: auroc(s, s), r"is_anomaly: expected a bool \[500\] array, got float"),
         (lambda s, a: auroc(s, a[:-1]), r"is_anomaly: expected a bool \[500\] array"),
         (lambda s, a: auroc(s, a, where=a[:4]), r"where: expected a bool \[500\] array"),

@@ -22,7 +22,7 @@ and `CenterCrop`: `int(size * long / short)` and `round(margin / 2)` with ties t
 and equal otherwise.
 
 All functions are pure, and each is compiled once for an image size when it is called eagerly. In a jitted function
-`size`, `stats`, `geometry`, `resample` and `preprocessing` are static. A differentiable path is in `float_preprocessing.py`.
+`size`, `stats`, `geometry`, `resample` and `preprocessing` are static. `float_preprocessing.py` is differentiable.
 """
 
 import dataclasses

@@ -1,11 +1,13 @@
 """The z-scores of the texts that images chose, from the statistics of the distinct ones, block by block."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
@@ -90,37 +92,100 @@ def fold_class_blocks(
     chunks = -(-places // min(chunk_size, VARIANCE_CHUNK))
     size = -(-places // chunks)
     positions = jnp.pad(chosen.positions, (0, chunks * size - places)).reshape(chunks, size)
-    starts = jnp.arange(chunks, dtype=jnp.int32) * size
     block = min(classes, max(1, chunk_size * dim // (chunks * size)))
     block = -(-classes // -(-classes // block))
 
-    varying = list(moments)
-    if pooling is not None:
-        varying += [pooling.share, pooling.cov]
-
     def add_block(carry: Carry, first: jax.Array, number: int) -> Carry:
-        of_classes = None if number == classes else (first, number)
-        unused = zeros_varying((size, number), moments.mean.dtype, texts, positions, *varying)
-
-        @jax.checkpoint
-        def statistics(rows: jax.Array) -> TextStatistics:
-            return dictionary_statistics(
-                texts[rows], moments, pooling, of_classes, precision=precision
-            )
-
-        def of_chunk(entry: tuple[jax.Array, jax.Array]) -> TextStatistics:
-            start, rows = entry
-            # Chunks after the last text in use are not computed.
-            return lax.cond(
-                start < chosen.number,
-                lambda: statistics(rows),
-                lambda: TextStatistics(unused, unused),
-            )
-
-        tables = lax.map(of_chunk, (starts, positions))
-        return step(carry, first, jax.tree.map(lambda leaf: leaf.reshape(-1, number), tables))
+        classes_in_block = None if number == classes else number
+        tables = _tables(
+            texts, moments, pooling, positions, chosen.number, first, classes_in_block, precision
+        )
+        return step(carry, first, tables)
 
     return fold_chunks(jax.checkpoint(add_block, static_argnums=2), carry, classes, block)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(6, 7))
+def _tables(
+    texts: jax.Array,
+    moments: ClassMoments,
+    pooling: Pooling | None,
+    positions: Int[jax.Array, "chunks size"],
+    used: Int[jax.Array, ""],
+    first: Int[jax.Array, ""],
+    number: int | None,
+    precision: Precision,
+) -> TextStatistics:
+    """Returns the statistics of a block of classes; rows after the `used` texts have no meaning."""
+    chunks, size = positions.shape
+    columns = len(moments.count) if number is None else number
+    varying = *moments, *(() if pooling is None else (pooling.share, pooling.cov))
+    shape = chunks * size, columns
+    empty = zeros_varying(shape, moments.mean.dtype, texts, positions, *varying)
+
+    def add_chunk(chunk: jax.Array, tables: TextStatistics) -> TextStatistics:
+        rows = positions[chunk]
+        found = _of_rows(texts, moments, pooling, rows, first, number, precision, False)
+        return jax.tree.map(
+            lambda table, new: lax.dynamic_update_slice_in_dim(table, new, chunk * size, axis=0),
+            tables,
+            found,
+        )
+
+    # Chunks after the last text in use are not computed.
+    in_use = (used + size - 1) // size
+    return lax.fori_loop(0, in_use, add_chunk, TextStatistics(empty, empty))
+
+
+@partial(_tables.defjvp, symbolic_zeros=True)
+def _tables_jvp(
+    number: int | None, precision: Precision, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[TextStatistics, TextStatistics]:
+    """Differentiates all chunks, because a loop of unknown length has no reverse mode."""
+    positions, _, first = primals[3:]
+    values = _tables(*primals, number, precision)
+    leaves, structure = jax.tree.flatten(primals[:3])
+    slopes = jax.tree.leaves(tangents[:3], is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+    moving = [i for i, slope in enumerate(slopes) if not isinstance(slope, SymbolicZero)]
+    if not moving:
+        return values, jax.tree.map(jnp.zeros_like, values)
+
+    def every_chunk(*moved: jax.Array) -> TextStatistics:
+        given = list(leaves)
+        for i, leaf in zip(moving, moved, strict=True):
+            given[i] = leaf
+        texts, moments, pooling = jax.tree.unflatten(structure, given)
+
+        @jax.checkpoint
+        def of_rows(rows: jax.Array) -> TextStatistics:
+            return _of_rows(texts, moments, pooling, rows, first, number, precision, True)
+
+        tables = lax.map(of_rows, positions)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), tables)
+
+    _, slope = jax.jvp(every_chunk, [leaves[i] for i in moving], [slopes[i] for i in moving])
+    return values, slope
+
+
+def _of_rows(
+    texts: jax.Array,
+    moments: ClassMoments,
+    pooling: Pooling | None,
+    rows: jax.Array,
+    first: jax.Array,
+    number: int | None,
+    precision: Precision,
+    differentiable: bool,
+) -> TextStatistics:
+    of_classes = None if number is None else (first, number)
+    return dictionary_statistics(
+        texts[rows],
+        moments,
+        pooling,
+        of_classes,
+        precision=precision,
+        differentiable=differentiable,
+    )
 
 
 def sum_of_z_scores(

@@ -149,8 +149,8 @@ def largest_rank(m: int, alpha: float) -> int:
 
 def check_alpha(alpha: float | Array) -> None:
     """Raises ValueError unless alpha is one number with 0 < alpha < 1; traced numbers pass."""
-    _checks.scalar("alpha", alpha)
     if not _checks.is_concrete(alpha):
+        _checks.scalar("alpha", alpha)
         return
     if not 0 < float(alpha) < 1:
         raise ValueError(f"alpha: expected a rate above 0 and below 1, got {float(alpha):g}")

@@ -43,7 +43,7 @@ class BlissExplanation(NamedTuple):
     """The parts of BLISS(x) of each image; a pytree."""
 
     score: Float[jax.Array, "*mapped images"]
-    """BLISS(x), exactly that of `bliss_score`."""
+    """BLISS(x): that of `bliss_score`, up to rounding."""
     nearest_class: Int[jax.Array, "*mapped images"]
     """c*, the normal class that gives the score."""
     internal: Float[jax.Array, "*mapped images"]
@@ -226,7 +226,7 @@ def explain_bliss_prepared(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> BlissExplanation:
-    """`explain_bliss` from the table of `prepare_bliss`; the score is exactly that of `bliss_score_prepared`.
+    """`explain_bliss` from the table of `prepare_bliss`.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].

@@ -35,13 +35,19 @@ class ClassMoments(NamedTuple):
     A class without images has count 0 and zeros elsewhere. Under `vmap` each leaf gains the mapped axes in front.
     """
 
-    count: Num[Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: Num[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
     """Images seen per class, in the dtype of the mean, so that the moments can be differentiated as a whole.
     float32 holds them exactly up to 16,777,216 per class."""
-    mean: Float[Array, "*mapped classes dim"]
+    mean: Float[jax.Array, "*mapped classes dim"]
     """Mean embedding. It is not of unit norm and must not be normalised."""
-    cov: Float[Array, "*mapped classes dim dim"]
+    cov: Float[jax.Array, "*mapped classes dim dim"]
     """Covariance of the embeddings, divided by the count (not by the count less one)."""
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name} {list(jnp.shape(leaf))}" for name, leaf in self._asdict().items()
+        )
+        return f"ClassMoments({shapes})"
 
 
 export.register_namedtuple_serialization(ClassMoments, serialized_name="bliss_jax.ClassMoments")

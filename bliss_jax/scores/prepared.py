@@ -57,26 +57,30 @@ class PreparedBliss(NamedTuple):
     by rows and the rest is replicated.
     """
 
-    label_embeddings: Float[Array, "*mapped classes dim"]
+    label_embeddings: Float[jax.Array, "*mapped classes dim"]
     """Embedding of each class's prompt."""
-    label_mean: Float[Array, "*mapped classes"]
+    label_mean: Float[jax.Array, "*mapped classes"]
     """mu_c of each class and its own prompt."""
-    label_deviation: Float[Array, "*mapped classes"]
+    label_deviation: Float[jax.Array, "*mapped classes"]
     """sigma_c of each class and its own prompt."""
-    dictionary_embeddings: Float[Array, "*mapped texts dim"]
+    dictionary_embeddings: Float[jax.Array, "*mapped texts dim"]
     """Embeddings of the dictionary's prompts."""
-    mean: Float[Array, "*mapped texts classes"]
+    mean: Float[jax.Array, "*mapped texts classes"]
     """mu_{c,d} of each text and class."""
-    deviation: Float[Array, "*mapped texts classes"]
+    deviation: Float[jax.Array, "*mapped texts classes"]
     """sigma_{c,d} of each text and class."""
-    count: Num[Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: Num[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
     """Images fitted of each class."""
-    normal: Bool[Array, "*mapped classes"]
+    normal: Bool[jax.Array, "*mapped classes"]
     """The normal classes given at preparation."""
-    shrunk: Bool[Array, "*mapped"]
+    shrunk: Bool[jax.Array, "*mapped"]
     """Whether shrinkage pooled variances over `normal`, which is then part of the table."""
-    where: Bool[Array, "*mapped texts"] | None = None
+    where: Bool[jax.Array, "*mapped texts"] | None = None
     """Texts that count, the others being padding; None stands for all."""
+
+    def __repr__(self) -> str:
+        texts, classes = jnp.shape(self.mean)[-2:]
+        return f"PreparedBliss({texts} texts, {classes} classes, shrunk {self.shrunk})"
 
 
 export.register_namedtuple_serialization(PreparedBliss, serialized_name="bliss_jax.PreparedBliss")

@@ -164,6 +164,7 @@ def text_moments(
     classes: tuple[Int[jax.Array, ""], int] | None = None,
     *,
     precision: Precision = HIGHEST,
+    differentiable: bool = True,
 ) -> tuple[Float[jax.Array, "texts block"], Float[jax.Array, "texts block"]]:
     """Returns mean t . m_c and variance t^T C_c t of the similarity of each class to each text.
 
@@ -172,6 +173,7 @@ def text_moments(
         moments: Moments of the normal images, in the dtype to compute in.
         classes: The first of a block of classes, and their (static) number; all by default.
         precision: Precision of the products.
+        differentiable: Whether reverse mode computes the products again instead of keeping them.
     """
     texts = texts.astype(moments.mean.dtype)
     class_mean = moments.mean
@@ -179,18 +181,21 @@ def text_moments(
         class_mean = lax.dynamic_slice_in_dim(class_mean, *classes)
     mean = jnp.matmul(texts, class_mean.T, precision=precision)
 
-    # One class at a time, because the product of all texts with one covariance is as large as the texts. Its
-    # gradient computes the product again: kept for all classes, products would take texts x classes x dim numbers.
-    @jax.checkpoint
+    # One class at a time, because the product of all texts with one covariance is as large as the texts.
     def of_class(cov: jax.Array) -> jax.Array:
         return _quadratic_form(texts, cov, precision)
 
+    def of_number(c: jax.Array) -> jax.Array:
+        return of_class(moments.cov[c])
+
+    # A gradient computes the product again: kept for all classes, products would take texts x classes x dim numbers.
+    again = jax.checkpoint if differentiable else lambda function: function
     if classes is None:
-        variance = lax.map(of_class, moments.cov)
+        variance = lax.map(again(of_class), moments.cov)
     else:
         # By their numbers: a slice of the covariances would be a copy, larger than all else here.
         numbers = classes[0] + jnp.arange(classes[1], dtype=jnp.int32)
-        variance = lax.map(jax.checkpoint(lambda c: of_class(moments.cov[c])), numbers)
+        variance = lax.map(again(of_number), numbers)
     return mean, jnp.maximum(variance.T, 0)
 
 
@@ -314,9 +319,12 @@ def dictionary_statistics(
     classes: tuple[Int[jax.Array, ""], int] | None = None,
     *,
     precision: Precision = HIGHEST,
+    differentiable: bool = True,
 ) -> TextStatistics:
     """Returns the statistics of some texts of a dictionary, for all classes or a block of them."""
-    mean, variance = text_moments(texts, moments, classes, precision=precision)
+    mean, variance = text_moments(
+        texts, moments, classes, precision=precision, differentiable=differentiable
+    )
     if pooling is not None:
         share = pooling.share
         if classes is not None:

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Int
@@ -186,19 +185,30 @@ def nearest_texts(
     precision: Precision,
 ) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
     """`top_k_similar` for use inside a jitted function, without checks."""
-    return _nearest(x, texts, counted, k, dictionary_axis, chunk_size, precision)
+    values, positions = _search(
+        lax.stop_gradient(x),
+        lax.stop_gradient(texts),
+        counted,
+        k=k,
+        axis=dictionary_axis,
+        chunk_size=chunk_size,
+        precision=precision,
+    )
+    row, inside = local_rows(positions, len(texts), dictionary_axis)
+    found = jnp.isfinite(values) if inside is None else jnp.isfinite(values) & inside
+    return _with_gradient(values, x, texts, row, found, dictionary_axis), positions
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
-def _nearest(
+def _search(
     x: jax.Array,
     texts: jax.Array,
     counted: jax.Array | None,
+    *,
     k: int,
     axis: Axis | None,
     chunk_size: int,
     precision: Precision,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
     own, size = min(k, len(texts)), min(chunk_size, len(texts))
     dtype = _checks.accumulation_dtype(x, texts)
 
@@ -218,21 +228,26 @@ def _nearest(
     return _nearest_of_all(values, positions, len(texts), k, axis)
 
 
-@partial(_nearest.defjvp, symbolic_zeros=True)
-def _nearest_jvp(
-    k: int,
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _with_gradient(
+    values: jax.Array,
+    x: jax.Array,
+    texts: jax.Array,
+    row: jax.Array,
+    found: jax.Array,
     axis: Axis | None,
-    chunk_size: int,
-    precision: Precision,
-    primals: tuple[jax.Array, jax.Array, jax.Array | None],
-    tangents: tuple[Any, Any, Any],
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, Any]]:
+) -> jax.Array:
+    """Returns the values, with the gradient of the dot products that they are."""
+    return values
+
+
+@partial(_with_gradient.defjvp, symbolic_zeros=True)
+def _with_gradient_jvp(
+    axis: Axis | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
     """Computes d s(x, t) = dx . t + x . dt, place by place, in images x dim numbers of memory."""
-    x, texts, counted = primals
-    dx, dtexts, _ = tangents
-    values, positions = _nearest(x, texts, counted, k, axis, chunk_size, precision)
-    row, inside = local_rows(positions, len(texts), axis)
-    found = jnp.isfinite(values) if inside is None else jnp.isfinite(values) & inside
+    values, x, texts, row, found = primals
+    _, dx, dtexts, *_ = tangents
 
     @jax.checkpoint
     def of_place(row: jax.Array, found: jax.Array) -> jax.Array:
@@ -242,10 +257,8 @@ def _nearest_jvp(
                 total = total + jnp.sum(moved.astype(values.dtype) * fixed.astype(values.dtype), 1)
         return jnp.where(found, total, 0)
 
-    dvalues = lax.map(lambda place: of_place(*place), (row.T, found.T)).T
-    if axis is not None:
-        dvalues = lax.psum(dvalues, axis)
-    return (values, positions), (dvalues, np.zeros(positions.shape, jax.dtypes.float0))
+    slope = lax.map(lambda place: of_place(*place), (row.T, found.T)).T
+    return values, slope if axis is None else lax.psum(slope, axis)
 
 
 def _rows_of(array: Any, row: jax.Array) -> Any:

@@ -1,7 +1,5 @@
 """Each baseline against its equation in plain NumPy (or scikit-learn), and their common behaviour."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,11 +52,11 @@ EVERY_SCORE = {
         for name in CLOSED_FORMS
     },
     "clip_ad": lambda x, mask: clip_ad_score(x, LABELS, SOMETHING, normal=mask),
-    "mahalanobis": lambda x, mask: mahalanobis_score(x, MOMENTS, mask),
+    "mahalanobis": lambda x, mask: mahalanobis_score(x, MOMENTS, normal=mask),
     "knn": lambda x, mask: knn_score_from_nearest(
-        nearest_of_class(x, TRAIN, TRAIN_LABELS, 5, num_classes=C), mask
+        nearest_of_class(x, TRAIN, TRAIN_LABELS, 5, num_classes=C), normal=mask
     ),
-    "neglabel": lambda x, mask: neglabel_score(x, LABELS, LEXICON, KEY, mask),
+    "neglabel": lambda x, mask: neglabel_score(x, LABELS, LEXICON, KEY, normal=mask),
 }
 
 
@@ -84,7 +82,9 @@ def test_mahalanobis_agrees_with_scikit_learn():
     centred = np.concatenate([x[y == c] - means[c] for c in NORMAL])
     shared = EmpiricalCovariance(assume_centered=True).fit(centred)
     expected = np.min([shared.mahalanobis(X - means[c]) for c in NORMAL], axis=0) ** 0.5
-    np.testing.assert_allclose(mahalanobis_score(X, MOMENTS, MASK, ridge=0.0), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        mahalanobis_score(X, MOMENTS, normal=MASK, ridge=0.0), expected, rtol=1e-4
+    )
 
 
 def test_mahalanobis_is_finite_with_fewer_images_than_dimensions():
@@ -95,7 +95,7 @@ def test_mahalanobis_is_finite_with_fewer_images_than_dimensions():
 def test_mahalanobis_of_a_class_mean_is_zero_with_a_finite_gradient():
     moments = fit_moments(TRAIN[:1], np.zeros(1, int), num_classes=1)
     wide = fit_moments(TRAIN, np.zeros(200, int), num_classes=1)
-    moments = replace(wide, mean=moments.mean)
+    moments = wide._replace(mean=moments.mean)
     value, gradient = jax.value_and_grad(lambda x: mahalanobis_score(x, moments).sum())(TRAIN[:1])
     assert value == 0
     assert np.isfinite(gradient).all()
@@ -111,7 +111,7 @@ def test_knn_agrees_with_scikit_learn(chunk_size):
         knn_score(X, of_normal, 6, chunk_size=chunk_size), expected, atol=1e-6
     )
     nearest = nearest_of_class(X, TRAIN, TRAIN_LABELS, 6, num_classes=C, block_size=chunk_size)
-    np.testing.assert_allclose(knn_score_from_nearest(nearest, MASK), expected, atol=1e-6)
+    np.testing.assert_allclose(knn_score_from_nearest(nearest, normal=MASK), expected, atol=1e-6)
 
 
 def test_knn_with_classes_smaller_than_k():
@@ -119,7 +119,7 @@ def test_knn_with_classes_smaller_than_k():
     nearest = nearest_of_class(X, TRAIN[rows], TRAIN_LABELS[rows], 5, num_classes=C)
     assert np.isneginf(nearest[:, :, 2:]).all()
     np.testing.assert_allclose(
-        knn_score_from_nearest(nearest, MASK), knn_score(X, TRAIN[rows], 5), atol=1e-6
+        knn_score_from_nearest(nearest, normal=MASK), knn_score(X, TRAIN[rows], 5), atol=1e-6
     )
 
 
@@ -141,19 +141,21 @@ def neglabel_by_hand(groups, key):
 @pytest.mark.parametrize("groups", [1, 4, 22])
 def test_neglabel_agrees_with_its_equation(groups):
     chosen, expected = neglabel_by_hand(groups, KEY)
-    np.testing.assert_array_equal(negative_labels(LABELS, LEXICON, MASK), chosen)
-    got = neglabel_score(X, LABELS, LEXICON, KEY, MASK, groups=groups)
+    np.testing.assert_array_equal(negative_labels(LABELS, LEXICON, normal=MASK), chosen)
+    got = neglabel_score(X, LABELS, LEXICON, KEY, normal=MASK, groups=groups)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_neglabel_uses_every_negative_when_groups_do_not_divide_them():
     """22 negatives in 4 groups: the word most like an image must weigh, wherever it is dealt."""
-    full = neglabel_score(X, LABELS, LEXICON, KEY, MASK, groups=4)
-    chosen = np.asarray(negative_labels(LABELS, LEXICON, MASK))
+    full = neglabel_score(X, LABELS, LEXICON, KEY, normal=MASK, groups=4)
+    chosen = np.asarray(negative_labels(LABELS, LEXICON, normal=MASK))
     for word in chosen:
         without = LEXICON.copy()
         without[word] = -CONE  # still among the least similar or replaced by another word
-        assert not np.array_equal(neglabel_score(X, LABELS, without, KEY, MASK, groups=4), full)
+        assert not np.array_equal(
+            neglabel_score(X, LABELS, without, KEY, normal=MASK, groups=4), full
+        )
 
 
 @pytest.mark.parametrize("name", EVERY_SCORE)
@@ -198,10 +200,12 @@ def test_half_precision_inputs_give_float32_scores(name):
     ("call", "message"),
     [
         (
-            lambda: scores.msp_score(X, LABELS, 0.0),
+            lambda: scores.msp_score(X, LABELS, temperature=0.0),
             "temperature: expected a finite number > 0, got 0",
         ),
-        (lambda: scores.msp_score(X[:, :3], LABELS), "embeddings: expected rows of unit norm"),
+        (lambda: scores.msp_score(X[:, :3], LABELS), "expected embeddings of one dimension"),
+        (lambda: scores.msp_score(2 * X, LABELS), "embeddings: expected rows of unit norm"),
+        (lambda: scores.msp_score(X, LABELS, temperature=MASK), "temperature: expected one number"),
         (
             lambda: scores.msp_score(X, LABELS, normal=np.zeros(C, bool)),
             "at least one normal class",
@@ -216,8 +220,14 @@ def test_half_precision_inputs_give_float32_scores(name):
             lambda: knn_score(X, TRAIN, 201),
             r"k: expected an integer in 1..200 \(the normal images\)",
         ),
-        (lambda: neglabel_score(X, LABELS, LEXICON, KEY, groups=0), "groups: expected at least 1"),
-        (lambda: negative_labels(LABELS, LEXICON, fraction=0.0), r"fraction in \(0, 1\]"),
+        (
+            lambda: neglabel_score(X, LABELS, LEXICON, KEY, groups=0),
+            "groups: expected an integer of at least 1",
+        ),
+        (
+            lambda: negative_labels(LABELS, LEXICON, fraction=0.0),
+            r"fraction: expected a Python number in \(0, 1\]",
+        ),
         (lambda: negative_labels(LABELS, LEXICON[:3], fraction=0.1), "less than one word"),
     ],
 )

@@ -416,7 +416,10 @@ def test_top_k_is_a_stable_sort(chunk_size):
     rng = np.random.default_rng(0)
     x = rng.integers(-2, 3, (20, 4)).astype(np.float32)
     texts = rng.integers(-2, 3, (50, 4)).astype(np.float32)
-    values, indices = top_k_similar(x, texts, 7, chunk_size=chunk_size)
+    find = jax.jit(lambda x, t: top_k_similar(x, t, 7, chunk_size=chunk_size))
+    values, indices = find(
+        x, texts
+    )  # integers are not of unit norm, which is not checked under jit
     expected = np.argsort(-(x @ texts.T), axis=1, kind="stable")[:, :7]
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(x @ texts.T, expected, axis=1))

@@ -56,7 +56,8 @@ def test_top_k_is_a_stable_sort_of_all_texts(data, texts, k):
     expected = np.argsort(-(x @ words.T), axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(x @ words.T, expected, axis=1))
-    np.testing.assert_array_equal(indices, top_k_similar(x, words, k)[1])
+    alone = jax.jit(lambda x, t: top_k_similar(x, t, k))(x, words)  # not of unit norm: unchecked
+    np.testing.assert_array_equal(indices, alone[1])
 
 
 @pytest.mark.parametrize(("data", "shrinkage"), [(1, 0.0), (2, 20.0)])
@@ -103,11 +104,11 @@ def test_prepared_by_each_device_for_its_own_texts(problem, shrinkage, unchecked
         count=WHOLE,
         normal=WHOLE,
         where=BY_TEXT,
-        shrunk=shrinkage > 0,
+        shrunk=WHOLE,
     )
     prepared = sharded(
         lambda t, w, labels, moments: prepare_bliss(
-            labels, t, moments, MASK, shrinkage, where=w, dictionary_axis="texts"
+            labels, t, moments, normal=MASK, shrinkage=shrinkage, where=w, dictionary_axis="texts"
         ),
         2,
         (BY_TEXT, BY_TEXT, WHOLE, WHOLE),
@@ -145,7 +146,7 @@ def test_padding_repeats_the_last_text():
     padded, where = pad_dictionary(words, 4)
     np.testing.assert_array_equal(padded, words[[0, 1, 2, 3, 4, 4, 4, 4]])
     np.testing.assert_array_equal(where, np.arange(8) < 5)
-    with pytest.raises(ValueError, match="multiple of at least 1, got 5 texts and 0"):
+    with pytest.raises(ValueError, match="multiple: expected an integer of at least 1, got 0"):
         pad_dictionary(words, 0)
 
 

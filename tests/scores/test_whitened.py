@@ -94,7 +94,7 @@ def test_a_rotation_of_all_embeddings_changes_nothing(problem):
     moments = fit_moments(problem.train @ rotation, problem.train_labels, num_classes=C)
     got = whitened_bliss_score(
         problem.x @ rotation, problem.labels @ rotation, problem.words @ rotation, moments,
-        K, 0.7, MASK, ridge=0.1,
+        K, weight=0.7, normal=MASK, ridge=0.1,
     )  # fmt: skip
     np.testing.assert_allclose(got, problem.score(ridge=0.1), rtol=1e-3, atol=2e-3)
 
@@ -129,7 +129,7 @@ def test_only_normal_classes_matter(problem):
         problem.train[keep], np.searchsorted(NORMAL, problem.train_labels[keep]), num_classes=3
     )
     alone = whitened_bliss_score(
-        problem.x, problem.labels[list(NORMAL)], problem.words, moments, K, 0.7
+        problem.x, problem.labels[list(NORMAL)], problem.words, moments, K, weight=0.7
     )
     np.testing.assert_allclose(problem.score(), alone, rtol=1e-4, atol=1e-5)
 
@@ -205,7 +205,7 @@ def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(prob
         ({"ridge": float("inf")}, "ridge: expected a finite number"),
         ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
         ({"k": 151}, r"k: expected an integer in 1..150 \(the texts of the dictionary\), got 151"),
-        ({"chunk_size": 0}, "chunk_size: expected at least 1, got 0"),
+        ({"chunk_size": 0}, "chunk_size: expected an integer of at least 1, got 0"),
         ({"normal": np.zeros(C, bool)}, "at least one normal class, got none"),
         ({"normal": np.ones(C + 1, bool)}, r"normal: expected a bool \[5\] array"),
     ],
