@@ -235,7 +235,7 @@ def measure_decoding(folder: Path, most: int = 1000) -> dict[str, tuple[float, s
         ValueError: If the folder has no image files.
     """
     from bliss_jax.datasets import decode_image
-    from bliss_jax.datasets.folder import SUFFIXES
+    from bliss_jax.datasets.image_formats import SUFFIXES
 
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)[:most]
     if not files:

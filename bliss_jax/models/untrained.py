@@ -4,6 +4,8 @@ The model is untrained: its embeddings are a random function of the pixels and o
 so results computed with it say nothing about the images. It serves demonstrations and tests.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -43,7 +45,13 @@ def untrained_params(config: CLIPConfig) -> dict[str, Any]:
     """Returns random float32 parameters of any CLIP configuration, generated from a fixed seed."""
     size = config.vision.image_size
     pixels, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
-    return jax.jit(config.module().init)(jax.random.key(SEED), pixels, tokens)["params"]
+    return _initialiser(config)(jax.random.key(SEED), pixels, tokens)["params"]
+
+
+@cache
+def _initialiser(config: CLIPConfig) -> Callable[..., dict[str, Any]]:
+    """Returns the compiled initialisation of a configuration; jitting it anew would compile it again."""
+    return jax.jit(config.module().init)
 
 
 def byte_tokenizer() -> Any:
