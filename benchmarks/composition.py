@@ -169,7 +169,7 @@ def _shards(images: int, times: int) -> list[tuple[str, ...]]:
     }
     rows = []
     for name, program in programs.items():
-        text = program.lower(sharded, prepared).compile().as_text()
+        text = program.lower(sharded, prepared).compile().as_text() or ""
         gathered = [line for line in text.splitlines() if " all-gather(" in line]
         program(sharded, prepared).block_until_ready()
         spent = median(repeat(lambda f=program: f(sharded, prepared), times))

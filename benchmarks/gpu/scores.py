@@ -78,10 +78,11 @@ def ways(quick: bool) -> dict[str, tuple[int, int, Callable | None]]:
     The selection is None for the library's own function. The other selections handle all images at once.
     """
     large = 1_280 if quick else 16_384
+    chunk, block = top_k.default_sizes()
     everything = 1 << 30
     return {
-        _EXACT: (top_k.IMAGE_BLOCK, top_k.CHUNK_SIZE, None),
-        "lax.top_k, blocks of 4,096 images": (4_096, top_k.CHUNK_SIZE, None),
+        _EXACT: (block, chunk, None),
+        "lax.top_k, blocks of 4,096 images": (4_096, chunk, None),
         "lax.top_k, all images, chunks of 16,384": (everything, large, None),
         "two stages, all images, chunks of 16,384": (everything, large, select_groups),
         "lax.approx_max_k, all images, chunks of 16,384": (everything, large, SELECTORS["approx"]),

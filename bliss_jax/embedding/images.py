@@ -145,7 +145,9 @@ def _embed_spans(
     for item in chain(ahead(batches, _BATCHES_AHEAD), [None]):
         if isinstance(item, Batch):
             # Calls are asynchronous. The result of a batch is fetched while the next one is computed.
-            pending.append(_Computing(model.encode_images(item.images, preprocess), item.rows))
+            with jax.set_mesh(mesh):  # the caller's may be another one
+                embeddings = model.encode_images(item.images, preprocess)
+            pending.append(_Computing(embeddings, item.rows))
             computing += 1
         elif item is not None:
             pending.append(item)
@@ -157,6 +159,6 @@ def _embed_spans(
                 computing -= 1
                 report(len(first.rows))
                 continue
-            embeddings = np.concatenate([np.empty((0, model.embedding_dim), np.float32), *done])
-            yield first.span, Shard(embeddings, np.array(rows, np.int32), first.unreadable)
+            joined = np.concatenate([np.empty((0, model.embedding_dim), np.float32), *done])
+            yield first.span, Shard(joined, np.array(rows, np.int32), first.unreadable)
             rows, done = [], []

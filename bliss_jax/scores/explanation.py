@@ -131,7 +131,8 @@ def _check_named(k: int, num_texts: int | None, texts: int, axis: Axis | None) -
 
 
 def _explanation_specs(x: Any, *_: Any) -> BlissExplanation:
-    return BlissExplanation(*(rows(x),) * len(BlissExplanation._fields))
+    of_images: Any = rows(x)  # the fields are typed as arrays
+    return BlissExplanation(*(of_images,) * len(BlissExplanation._fields))
 
 
 @compiled(static=(*STATIC, "named"), out=_explanation_specs)

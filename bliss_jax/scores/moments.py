@@ -68,15 +68,14 @@ def init_moments(
         ValueError: `num_classes` or `dim` is not a positive integer, or neither `dim` nor `like` is given.
     """
     _checks.static_integer("num_classes", num_classes, 1)
-    if dim is None:
-        if like is None:
-            raise ValueError("init_moments: expected dim=... or like=embeddings, got neither")
-        dim = like.shape[-1]
-    _checks.static_integer("dim", dim, 1)
-    if like is None:
+    if like is not None:
+        zero = zero_like_inputs(jnp.asarray(like)).astype(_checks.accumulation_dtype(like))
+        dim = int(like.shape[-1]) if dim is None else dim
+    elif dim is not None:
         zero = jnp.zeros((), jnp.float32)
     else:
-        zero = zero_like_inputs(jnp.asarray(like)).astype(_checks.accumulation_dtype(like))
+        raise ValueError("init_moments: expected dim=... or like=embeddings, got neither")
+    _checks.static_integer("dim", dim, 1)
     return _no_images(num_classes, dim, zero)
 
 

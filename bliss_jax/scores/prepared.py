@@ -149,7 +149,8 @@ def prepare_bliss(
 def _prepared_specs(
     labels: Any, texts: Any, moments: Any, mask: Any, shrinkage: Any, counted: Any
 ) -> PreparedBliss:
-    of_texts, whole = rows(texts), PartitionSpec()
+    of_texts: Any = rows(texts)  # the fields are typed as arrays
+    whole: Any = PartitionSpec()
     where = None if counted is None else of_texts
     return PreparedBliss(
         whole, whole, whole, of_texts, of_texts, of_texts, whole, whole, whole, where

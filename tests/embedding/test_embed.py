@@ -12,7 +12,7 @@ from PIL import Image
 from bliss_jax.datasets import ImageDataset, load_dataset
 from bliss_jax.embedding import batches, embed_dataset, embed_images, embed_texts
 from bliss_jax.models import load_model
-from bliss_jax.models import model as model_module
+from bliss_jax.models import encode as encode_module
 
 CLASSES = ("cat", "dog", "emu")
 PROMPT = "one {label}"
@@ -82,7 +82,7 @@ def test_images_with_a_long_side_are_resized_when_they_are_read(model, monkeypat
 
 
 def test_an_incomplete_last_batch_is_not_compiled_again(model):
-    compiled = model_module._encode_image._cache_size
+    compiled = encode_module._encode_image._cache_size
     embed_images(model, dataset(noise(32, 16, 16, 3)), batch_size=16)
     before = compiled()
     embed_images(model, dataset(noise(45, 16, 16, 3)), batch_size=16)
@@ -97,7 +97,7 @@ def test_texts_in_several_blocks_have_the_embeddings_of_one_block(model, monkeyp
     embedded = embed_texts(model, texts, progress=counts.append)
     assert counts == [16, 16, 8]
     np.testing.assert_allclose(embedded, model.encode_texts(texts), atol=1e-6)
-    compiled = model_module._encode_text._cache_size
+    compiled = encode_module._encode_text._cache_size
     before = compiled()
     embed_texts(model, texts)
     assert compiled() == before

@@ -17,7 +17,7 @@ from bliss_jax.models import Preprocessing, resize_on_host
 from bliss_jax.models.preprocessing import (
     _THIN,
     STATS,
-    _filter_weights,
+    filter_weights,
     _resize_thin,
     apply_preprocessing,
     preprocess,
@@ -268,7 +268,7 @@ def test_sums_of_products_fit_into_int32():
     for resample in ("bicubic", "bilinear"):
         for length in lengths:
             for new_length in lengths:
-                _, weights = _filter_weights(length, new_length, np.arange(new_length), resample)
+                _, weights = filter_weights(length, new_length, np.arange(new_length), resample)
                 absolute = np.abs(weights.astype(np.int64)).sum(axis=1).max()
                 assert absolute < 1.27 * 2**22
     assert int(1.27 * 2**22) * 255 + 2**21 < 2**31

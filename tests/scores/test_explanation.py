@@ -74,7 +74,7 @@ def test_more_or_fewer_words_can_be_named_than_the_score_is_of(problem):
     np.testing.assert_array_equal(one.texts, own.texts[:, :1])
     assert more.texts.shape == more.z_scores.shape == (N, 12)
     for wrong in (0, M + 1):
-        with pytest.raises(ValueError, match=f"k: expected an integer in 1..{M}"):
+        with pytest.raises(ValueError, match=f"num_texts: expected an integer in 1..{M}"):
             explain(problem, num_texts=wrong)
 
 
