@@ -15,6 +15,7 @@ The weights are random; the time does not depend on them.
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -30,7 +31,7 @@ BATCHES = "1,2,4,8,16,32,64"
 )
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--batches", "sizes", default=BATCHES, show_default=True, help="Images per batch.")
-def main(name: str, dtype: str, runs: int, sizes: str) -> None:
+def main(name: str, dtype: Any, runs: int, sizes: str) -> None:
     """Measure latency and throughput for each batch size and print a Markdown table."""
     import jax
     import numpy as np

@@ -77,6 +77,10 @@ class Group(click.Group):
                 raise click.ClickException(_as_options(str(error), command)) from error
 
 
+_IN_PYTHON = {"group_by": "groups"}
+"""Parameters of the commands that have another name in Python."""
+
+
 def _as_options(message: str, command: click.Command | None) -> str:
     """Names the options in a message of the library as they are typed: `k=3` becomes `--k 3`."""
     advice = "shorten it or pass truncate=True"
@@ -85,8 +89,10 @@ def _as_options(message: str, command: click.Command | None) -> str:
         option = max(parameter.opts, key=len)
         if not option.startswith("--") or parameter.name is None:
             continue
-        for name in {parameter.name, option.removeprefix("--").replace("-", "_")}:
-            message = re.sub(rf"\b{name}=([\w.'\"/]*)", rf"{option} \1", message)
+        own = {parameter.name, option.removeprefix("--").replace("-", "_")}
+        for name in own | {_IN_PYTHON.get(parameter.name, parameter.name)}:
+            message = re.sub(rf"\b{name}=(?=[\w.'\"/])", f"{option} ", message)
+            message = re.sub(rf"\b{name}=", option, message)
             message = re.sub(rf"(^|\n){name}: ", rf"\g<1>{option}: ", message)
     return message
 

@@ -216,14 +216,14 @@ class _Listing:
         folders. If there are other folders beside them, train and another split must exist, and all splits
         must contain folders and no images.
         """
-        inner = [entry.name for entry in _visible(self.root) if entry.is_dir()]
+        inner = [entry.name for entry in _visible(self.root) if _is_folder(entry)]
         splits = {_SPLIT_OF[name]: name for name in inner if name in _SPLIT_OF}
         holds_folders, holds_images = [], []
         for name in splits.values():
             entries = _visible(self.root / name)
-            holds_folders.append(any(entry.is_dir() for entry in entries))
+            holds_folders.append(any(_is_folder(entry) for entry in entries))
             holds_images.append(
-                any(not e.is_dir() and self.reader.matches(self._relative(e)) for e in entries)
+                any(not _is_folder(e) and self.reader.matches(self._relative(e)) for e in entries)
             )
         if not any(holds_folders):
             return {}
@@ -236,10 +236,10 @@ class _Listing:
         for entry in self._entries(self.root):
             problem = self._problem_of_link(entry)
             if problem is None and entry.name not in splits.values():
-                if entry.name == _MASKS and entry.is_dir():
+                if entry.name == _MASKS and _is_folder(entry):
                     self.reader.ignore(entry.path, f"{_MASKS} (masks)")
                     continue
-                if entry.is_file() and not self._is_chosen(entry):
+                if _is_file(entry) and not self._is_chosen(entry):
                     continue
                 problem = f"not inside the folder {' or '.join(splits.values())}"
             if problem is not None:
@@ -266,14 +266,16 @@ class _Listing:
         files = []
         for entry in self._entries(folder):
             name = self._relative(entry)
+            if not _is_folder(entry) and not self._is_chosen(entry):
+                continue
             problem = self._problem_of_link(entry)
-            if problem is None and entry.is_dir():
+            if problem is None and _is_folder(entry):
                 problem = "a folder within a class folder"
-            elif problem is None and not entry.is_file():
+            elif problem is None and not _is_file(entry):
                 problem = "not a regular file"
             if problem is not None:
                 self.problems.append(f"{name!r}: {problem}")
-            elif self._is_chosen(entry):
+            else:
                 files.append(name)
         return files
 
@@ -281,8 +283,8 @@ class _Listing:
         """Returns why an entry is not a class folder; empty if it is a file that is not an image."""
         if problem := self._problem_of_link(entry):
             return problem
-        if not entry.is_dir():
-            is_other = entry.is_file() and not self._is_chosen(entry)
+        if not _is_folder(entry):
+            is_other = _is_file(entry) and not self._is_chosen(entry)
             return "" if is_other else "not inside a class folder"
         if not entry.name.isprintable():
             return "a class name with unprintable characters or invalid UTF-8"
@@ -302,6 +304,14 @@ class _Listing:
 
     def _relative(self, entry: os.DirEntry[str]) -> str:
         return entry.path.removeprefix(os.fspath(self.root)).lstrip(os.sep)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path)  # noqa: PTH112 (`DirEntry.is_dir` raises an error for a loop of links)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return os.path.isfile(entry.path)  # noqa: PTH113
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

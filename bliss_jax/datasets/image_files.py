@@ -172,18 +172,20 @@ class FileReader:
                     yield found
                     continue
                 path = found.path
+                is_folder = os.path.isdir(path)  # noqa: PTH112
+                if not is_folder and not self.is_chosen(path, os.path.relpath(path, folder)):
+                    continue
                 if found.is_symlink() and (problem := self.problem_of_link(path, root)):
                     yield Found(path, problem)
-                elif os.path.isdir(path):  # noqa: PTH112
-                    if found.is_symlink() and not self.follow_links:
-                        self._refused_links.add(path)
-                        yield Found(path, "a link to a folder, which is not followed")
-                        continue
+                elif is_folder and found.is_symlink() and not self.follow_links:
+                    self._refused_links.add(path)
+                    yield Found(path, "a link to a folder, which is not followed")
+                elif is_folder:
                     stack.append(self._listing(path, above))
                     break
                 elif not os.path.isfile(path):  # noqa: PTH113
                     yield Found(path, "not a regular file")
-                elif self.is_chosen(path, os.path.relpath(path, folder)):
+                else:
                     yield Found(path)
             else:
                 stack.pop()

@@ -12,8 +12,11 @@ images, so the interval describes the mean over orders and not the rate on other
 False discoveries. The tested normal images and all anomalies form one batch, in which the Benjamini-Hochberg
 procedure flags images. The table contains the mean share of normal images among the flagged images, and the
 share of the anomalies that are flagged.
+
+A second table (`dependent_images.py`) measures the rate if scores are tied or images are near-duplicates.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ import numpy as np
 import bliss_jax as bj
 from bliss_jax.storage import replacing
 from experiments.clip_file import halves
+from experiments.thresholds import dependent_images
 
 ALPHAS = (0.01, 0.05, 0.1, 0.2)
 NORMAL = ((3,), (0, 1, 9, 7, 3, 2), tuple(range(9)))
@@ -154,6 +158,12 @@ HEAD = [
 ]  # fmt: skip
 
 
+def markdown(head: Sequence[str], table: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in table])
+
+
 @click.command()
 @click.option(
     "--embeddings",
@@ -187,11 +197,12 @@ def main(embeddings: Path, draws: int, output: Path | None) -> None:
             fitted = max(len(data.normal) // 2 - m // 2, 20)
             if len(data.normal) - fitted - m >= 8:
                 table += rows(f"CLIP, {len(normal)} of 10 classes", data, fitted, m, draws)
-    lines = ["| " + " | ".join(HEAD) + " |", "| --- " + "| ---: " * (len(HEAD) - 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in table]
-    click.echo("\n".join(lines))
+    printed = markdown(HEAD, table)
+    click.echo(printed)
+    dependent = markdown(dependent_images.HEAD, dependent_images.rows(draws))
+    click.echo(f"\n{dependent}")
     if output is not None:
-        text = SECTION.format(table="\n".join(lines), draws=draws)
+        text = SECTION.format(table=printed, dependent=dependent, draws=draws)
         with replacing(output) as file:
             file.write(text.encode())
 
@@ -210,7 +221,20 @@ no image is flagged.
 
 {table}
 
-The table was printed by
+## Ties and near-duplicates
+
+The guarantee holds for tied scores: pictures that repeat at random are flagged at most at alpha. It does
+not hold if calibration images are near-duplicates of fitted images, e.g. frames of one video: then more
+than alpha of the images of new scenes are flagged. `Detector.fit` counts such images ("near-duplicates",
+the share of the calibration images) and warns. With `groups=` (`--group-by`), whole groups are held out and
+one image of each calibrates, so that the calibration images are exchangeable with an image of a new group.
+Calibrating with all images of the held-out groups does not keep the rate, because the images of a group are
+not independent. Each row is a mean over {draws} simulated data sets, each with 500 tested images, which are
+of new groups in the last rows.
+
+{dependent}
+
+The tables were printed by
 `python -m experiments.thresholds.calibration --embeddings FILE.npz --output docs/calibration-table.md`.
 """
 

@@ -34,6 +34,7 @@ def embeddings(words, tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_the_default_model_and_data_set_need_no_download():
     result = run("evaluate", *QUICK, "--normal", "die face-1,die face-2")
     assert result.exit_code == 0, result.output
@@ -65,6 +66,7 @@ def test_embed_and_evaluate_embeddings_equal_a_direct_evaluation(embeddings, wor
     assert provenance["embeddings"]["dataset"]["name"] == "digits"
 
 
+@pytest.mark.slow
 def test_several_protocols_shots_and_a_protocol_file_are_evaluated_together(embeddings, tmp_path):
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"name": "even", "splits": [[0, 2, 4, 6, 8]]}))
@@ -94,12 +96,20 @@ def test_several_protocols_shots_and_a_protocol_file_are_evaluated_together(embe
     assert "0,2,4,6,8" in result.stdout
 
 
-def test_the_name_of_a_protocol_is_printed_literally(embeddings, tmp_path):
-    own = tmp_path / "own.json"
+def test_a_protocol_file_is_evaluated_and_its_name_printed_literally(embeddings, tmp_path):
+    own, out, table = tmp_path / "own.json", tmp_path / "r.json", tmp_path / "r.csv"
     own.write_text(json.dumps({"name": "[bold]even[/odd] :cat:", "splits": [[0, 2, 4, 6, 8]]}))
-    result = run("evaluate", "--embeddings", embeddings, *QUICK, "--protocol", own)
+    arguments = ["--protocol", own, "--per-split", "--json", out, "--csv", table]
+    result = run("evaluate", "--embeddings", embeddings, *QUICK, *arguments)
     assert result.exit_code == 0, result.output
     assert "[bold]even[/odd] :cat: (family custom)" in result.stdout
+    assert "0,2,4,6,8" in result.stdout
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["score"] for row in rows] == ["bliss", "max_cosine"]
+    with table.open() as file:
+        lines = list(csv.DictReader(file))
+    areas = [split["auroc"] for row in rows for split in row["splits"]]
+    assert [float(line["auroc"]) for line in lines] == areas
 
 
 def test_unreadable_images_are_listed_and_strict_makes_them_an_error(words, tmp_path):
@@ -130,8 +140,6 @@ def test_unreadable_images_are_listed_and_strict_makes_them_an_error(words, tmp_
         assert len(arrays["train_labels"]) == len(arrays["test_labels"]) == 4
         listed = json.loads(str(arrays["provenance"]))["dataset"]["unreadable"]
     assert [any(name in line for line in listed) for name in bad] == [True] * 4
-    again = run("evaluate", "--embeddings", out, *QUICK, "--normal", "a")
-    assert again.exit_code == 0, "the file holds no unreadable images"
 
     for file in (tmp_path / "images" / "test").rglob("*.png"):
         file.write_bytes(b"no image")
@@ -144,12 +152,23 @@ def test_normal_accepts_class_names_and_ids(embeddings, tmp_path):
     out = tmp_path / "r.json"
     result = run(
         "evaluate", "--embeddings", embeddings, *QUICK, "--json", out,
-        "--normal", "zero, two,4", "--normal", "nine",
+        "--normal", "zero, two,#4",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads(out.read_text())["rows"]
     assert {row["protocol"] for row in rows} == {"command-line"}
-    assert [split["normal"] for split in rows[0]["splits"]] == [[0, 2, 4], [9]]
+    assert [split["normal"] for split in rows[0]["splits"]] == [[0, 2, 4]]
+    assert "normal classes: zero (#0), two (#2), four (#4)" in result.stdout
+
+
+@pytest.mark.slow
+def test_normal_may_be_repeated_for_several_splits(embeddings):
+    result = run(
+        "evaluate", "--embeddings", embeddings, *QUICK, "--normal", "zero,#4", "--normal", "nine"
+    )
+    assert result.exit_code == 0, result.output
+    assert "normal classes of split 1: zero (#0), four (#4)" in result.stdout
+    assert "normal classes of split 2: nine (#9)" in result.stdout
 
 
 def test_exclude_labels_removes_labels_from_the_dictionary(words, tmp_path):
@@ -183,12 +202,14 @@ def test_quiet_prints_only_the_result(embeddings, words):
         (["--dictionary", "imagenet"], 1, "imagenet1k"),
         (["--embeddings", "missing.npz"], 1, "missing.npz"),
         (["--draws", "3"], 2, "--draws needs --shots"),
-        (["--shots", "1", "--draws", "0"], 1, "draws: expected at least 1, got 0"),
+        (["--shots", "1", "--draws", "0"], 1, "--draws: expected at least 1, got 0"),
         (["--prompt", ""], 1, "a prompt template must contain {label}"),
-        (["--lambda", "nan"], 1, "weight: expected a finite number, got nan"),
+        (["--lambda", "nan"], 1, "--lambda: expected a finite number, got nan"),
         (["--json", "no/such/folder/r.json"], 1, "there is no folder no/such/folder"),
         (["--normal", "one,tow"], 2, "unknown class 'tow'; expected two"),
-        (["--normal", "10"], 2, "unknown class '10'"),
+        (["--normal", "#10"], 2, "unknown class '#10'; expected"),
+        (["--normal", "3"], 2, "or an id from #0 to #9"),
+        (["--background", "black"], 2, "--background: only for a folder of images"),
         (["--normal", "one,one"], 1, "more than once"),
         (["--dtype", "float64"], 2, "float64"),
         (
@@ -206,6 +227,7 @@ def test_invalid_arguments_end_with_a_message_and_an_exit_code(arguments, code, 
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_scored_images(words, tmp_path):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -234,6 +256,7 @@ def test_the_report_shows_the_scored_images(words, tmp_path):
     assert 'id="gallery"' not in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_protocol_with_some_of_the_classes_has_a_gallery(words, tmp_path):
     protocol = ("--protocol", "glyphs-leave-sibling-out")  # 53 of 259 classes
     arguments = ("evaluate", "--dictionary", words, *protocol, *QUICK, "--report", tmp_path)

@@ -67,8 +67,8 @@ def model():
 def pictures():
     rng = np.random.default_rng(5)
     tint = rng.integers(0, 256, (2, 1, 1, 3))
-    labels = np.arange(24) % 2
-    noise = rng.integers(-60, 60, (24, 20, 20, 3))
+    labels = np.arange(20) % 2
+    noise = rng.integers(-60, 60, (20, 20, 20, 3))
     return np.clip(tint[labels] + noise, 0, 255).astype(np.uint8), labels
 
 
@@ -305,7 +305,7 @@ def test_a_detector_with_an_encoder_scores_images_and_checks_the_encoder_on_load
     model, pictures, tmp_path
 ):
     images, labels = pictures
-    words = bj.load_dictionary("imagenet1k")[:30]
+    words = [f"word {i}" for i in range(20)]
     det = bj.Detector.fit(model, images, labels, ("red", "blue"), dictionary=words, seed=1)
     embeddings = np.asarray(model.encode_images(images))
     prompts = lambda names: model.encode_texts([f"This is a photo of a {n}" for n in names])
@@ -327,13 +327,16 @@ def test_a_detector_with_an_encoder_scores_images_and_checks_the_encoder_on_load
         alone.with_dictionary(words)
     for other, what in [
         (dataclasses.replace(model, weights_hash="ab"), "weights_sha256: fitted with .*got ab"),
-        (bj.load_model("bliss-jax/untrained", dtype="bfloat16"), "dtype: fitted with float32"),
-        (bj.load_model("bliss-jax/tiny"), "weights_sha256"),
+        (
+            dataclasses.replace(model, config=dataclasses.replace(model.config, dtype="bfloat16")),
+            "dtype: fitted with float32",
+        ),
     ]:
         with pytest.raises(ValueError, match=rf"(?s)not the encoder .*{what}"):
             bj.Detector.load(tmp_path / "det", other)
 
 
+@pytest.mark.slow
 def test_folders_and_data_sets_supply_labels_and_class_names(model, pictures, tmp_path):
     from PIL import Image
 
@@ -351,14 +354,14 @@ def test_folders_and_data_sets_supply_labels_and_class_names(model, pictures, tm
     # The folder's classes are matched by name; their order differs from the detector's.
     reversed_ = bj.Detector.fit(model, images, labels, ("red", "blue"), calibration=0.0, **options)
     more = reversed_.update(tmp_path / "own")
-    np.testing.assert_array_equal(more.moments.count, [24, 24])
+    np.testing.assert_array_equal(more.moments.count, [20, 20])
     np.testing.assert_allclose(more.moments.mean, reversed_.moments.mean, atol=1e-6)
     (tmp_path / "own" / "red" / "00.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1 images cannot be read:\n.*00\.png"):
         bj.Detector.fit(model, tmp_path / "own", **options)
     skipped = bj.Detector.fit(model, tmp_path / "own", skip_unreadable=True, **options)
     assert len(skipped.provenance["images"]["unreadable"]) == 1
-    assert sum(skipped.provenance["fitted"].values()) == 23 - int(0.2 * 23)
+    assert sum(skipped.provenance["fitted"].values()) == 19 - int(0.2 * 19)
 
 
 def few_embeddings(problem, rows):
@@ -380,9 +383,9 @@ def test_identical_images_of_a_class_lead_to_a_warning(problem):
         det = few_embeddings(problem, [0, 1, 2])
     assert np.isfinite(det.score(problem.test)).all()
     with pytest.warns(UserWarning, match="images of cat are identical"):
-        few_embeddings(problem, [0, 1, 2, 4, 5])
+        few_embeddings(problem, [0, 1, 4, 7, 2, 5])
     with pytest.warns(UserWarning, match="are identical"):
-        few_embeddings(problem, [0] * 30 + [1, 4, 2, 5])
+        few_embeddings(problem, [0, 0, 1, 4, 2, 5])
     shrunk = det.with_settings(shrinkage=20.0)
     assert np.isfinite(shrunk.score(problem.test)).all()
 

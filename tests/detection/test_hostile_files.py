@@ -24,7 +24,10 @@ def detector():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 16, 16, 3)).astype(np.uint8)
     model = bj.load_model("bliss-jax/untrained")
-    return bj.Detector.fit(model, images, None, ["noise"], dictionary=["a", "b", "c"], k=2)
+    # Sizes as in the other tests of folders, which share the compiled programs.
+    return bj.Detector.fit(
+        model, images, None, ["noise"], dictionary=[f"word {i}" for i in range(20)]
+    )
 
 
 def picture(path: Path, seed=0):
@@ -262,6 +265,7 @@ def test_a_hundred_thousand_files_are_listed_in_order_in_less_than_60_megabytes(
         dataset.images[number - 1]
 
 
+@pytest.mark.slow
 def test_a_caption_of_a_megabyte_is_rejected_or_truncated():
     model = bj.load_model("bliss-jax/tiny")
     caption = "a photo of a cat and " * 50_000

@@ -14,7 +14,9 @@ import bliss_jax as bj
 from bliss_jax.detection.ties import ROUNDING, KnownEmbeddings
 
 FILES = Path(__file__).parents[1] / "data" / "files"
-COPIES = 12
+COPIES = 8
+WORDS = [f"word {i}" for i in range(20)]
+"""Sizes as in the other tests of folders, which share the compiled programs."""
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,7 @@ def folder(tmp_path_factory) -> Path:
 def detector(folder):
     model = bj.load_model("bliss-jax/untrained")
     with pytest.warns(bj.detection.NearDuplicateWarning, match=r"near-duplicates of fitted images"):
-        return bj.Detector.fit(
-            model, folder.parent, dictionary=["a", "b", "c"], k=2, calibration=0.4
-        )
+        return bj.Detector.fit(model, folder.parent, dictionary=WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_loaded_detector_and_another_batch_size_of_the_fit_keep_their_bits(
     loaded = bj.Detector.load(tmp_path / "det", model=detector.model)
     assert loaded.images_per_device == detector.images_per_device
     np.testing.assert_array_equal(loaded.score(files[:3]), detector.score(files[:3]))
-    other = bj.Detector.fit(detector.model, folder.parent, dictionary=["a", "b", "c"], k=2, calibration=0.4,
+    other = bj.Detector.fit(detector.model, folder.parent, dictionary=WORDS,
                             batch_size=3)  # fmt: skip
     assert other.images_per_device == 3
     rows = {row.path: row.score for row in bj.score_files(other, files[-8:])}
@@ -138,9 +138,9 @@ def test_only_embeddings_within_the_rounding_error_are_replaced():
 def test_background_and_bit_depth_of_the_fit_are_those_of_the_score(detector, tmp_path):
     drawing = FILES / "alpha" / "white_chess_king_alpha.png"
     camera = FILES / "sixteen_bit" / "white_chess_king_camera12bit.png"
-    options = {"dictionary": ["a", "b", "c"], "k": 2}
+    options = {"dictionary": WORDS}
     rng = np.random.default_rng(3)
-    images = [rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(8)]
+    images = [rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in range(30)]
     fitted = bj.Detector.fit(
         detector.model, images, None, ["x"], background="black", bit_depth=12, **options
     )

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
+from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 import bliss_jax as bj
@@ -87,9 +88,25 @@ def fitted(data):
 # scikit-learn's checks
 
 
+@pytest.mark.slow
 @parametrize_with_checks([BlissOutlierDetector()], expected_failed_checks=lambda detector: ZERO_ROW)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        estimator_checks.check_outliers_fit_predict,
+        estimator_checks.check_outliers_train,
+        estimator_checks.check_estimators_pickle,
+        estimator_checks.check_n_features_in_after_fitting,
+        estimator_checks.check_dict_unchanged,
+    ],
+    ids=lambda check: check.__name__,
+)
+def test_some_of_scikit_learns_checks_quickly(check):
+    check("BlissOutlierDetector", BlissOutlierDetector())
 
 
 def texts(kind, dim):
@@ -101,6 +118,7 @@ def texts(kind, dim):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dictionary", "several labels"])
 def test_scikit_learns_checks_pass_with_texts_of_the_dimension_of_their_data(kind):
     """Each check passes for the dimension of its X, except the listed ones, which pass for none."""
@@ -115,6 +133,7 @@ def test_scikit_learns_checks_pass_with_texts_of_the_dimension_of_their_data(kin
     assert sum("passed" in found for found in statuses.values()) > 35
 
 
+@pytest.mark.slow
 def test_with_one_label_the_checks_that_fit_without_y_pass():
     detector = BlissOutlierDetector(**texts("one label", 2))
     for result in check_estimator(detector, on_fail=None, on_skip=None):
@@ -430,6 +449,7 @@ def test_the_example_in_the_docstring_runs():
 # Real embeddings
 
 
+@pytest.mark.slow
 @pytest.mark.shared_data
 def test_grid_search_on_clip_embeddings_prefers_the_external_part(shared):
     """CIFAR-10 with six normal classes."""

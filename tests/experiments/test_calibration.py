@@ -5,6 +5,7 @@ import pytest
 
 import bliss_jax as bj
 from experiments.thresholds import calibration as study
+from experiments.thresholds import dependent_images
 
 DRAWS = 60
 
@@ -32,3 +33,26 @@ def test_rates_on_real_clip_embeddings_agree_with_theory(shared):
 
 def test_rates_on_simulated_clusters_agree_with_theory():
     assert_rates_agree_with_theory(study.simulated(2, 500, 100, seed=3), 200, 99)
+
+
+def mean_rate(setting, scheme, draws=12):
+    found = [dependent_images.draw(setting, scheme, (0.1,), seed) for seed in range(draws)]
+    rates = np.array([rates.false_alarms[0] for rates in found])
+    return rates.mean(), 3 * rates.std() / np.sqrt(draws), found[0]
+
+
+def test_rates_of_tied_scores_are_at_most_alpha():
+    repeating = dependent_images.SETTINGS[0]
+    mean, error, _ = mean_rate(repeating, "images held out")
+    assert mean < 0.1 + error
+
+
+def test_held_out_groups_keep_the_rate_and_near_duplicates_of_fitted_images_are_counted():
+    videos = dependent_images.SETTINGS[-1]
+    mixed, _, of_mixed = mean_rate(videos, "images held out")
+    separate, error, of_separate = mean_rate(videos, "one image each")
+    assert separate < 0.1 + error
+    assert of_mixed.near_duplicates > 0.9
+    assert of_separate.near_duplicates == 0
+    assert of_separate.calibration == 20
+    assert mixed > 0

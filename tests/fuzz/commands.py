@@ -24,8 +24,7 @@ from fuzz.targets import detector_content
 _CODES = {0, 1, 2, 3}
 _HEAVY = (
     "bliss_jax.models.load_model",
-    "bliss_jax.detection.detector.load_model",
-    "bliss_jax.detection.label_files",
+    "bliss_jax.detection.label_images",
     "bliss_jax.detection.score_files",
     "bliss_jax.datasets.load_dataset",
     "bliss_jax.evaluation.evaluate",
