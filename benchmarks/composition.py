@@ -55,7 +55,7 @@ def _eager(images: int, times: int) -> list[tuple[str, ...]]:
         "bliss_score": (lambda *a: bj.bliss_score(*a), (x, labels, texts, moments)),
         "bliss_score_prepared": (lambda *a: bj.bliss_score_prepared(*a), (x, prepared)),
         "explain_bliss": (lambda *a: bj.explain_bliss(*a), (x, labels, texts, moments)),
-        "top_k_similar": (lambda *a: bj.top_k_similar(*a, 10), (x, texts)),
+        "top_k_similar": (lambda *a: bj.top_k_similar(*a, k=10), (x, texts)),
         "knn_score": (lambda *a: bj.knn_score(*a), (x, texts)),
         "update_moments": (lambda *a: bj.update_moments(*a), (moments, train, own)),
         "msp_score": (lambda *a: bj.msp_score(*a), (x, labels)),

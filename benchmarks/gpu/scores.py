@@ -58,7 +58,9 @@ def selectors(texts: int, context: Context) -> Iterator[dict[str, Any]]:
             find = functools.partial(bj.top_k_similar, k=K, chunk_size=chunk)
         else:
             find = functools.partial(nearest, select, chunk=chunk)
-        with mock.patch.object(top_k, "IMAGE_BLOCK", block):
+        jax.clear_caches()  # programs of other blocks have the same arguments
+        sizes = (chunk, block)
+        with mock.patch.object(top_k, "default_sizes", lambda sizes=sizes: sizes):
             program = jax.jit(lambda x, d, find=find: find(x, d))
             (_, index), seconds = first_call(lambda program=program: program(images, dictionary))
         timing = clock(lambda program=program: program(images, dictionary), context.quick)

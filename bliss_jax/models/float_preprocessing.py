@@ -72,11 +72,12 @@ def apply_float_preprocessing(
 @compiled(static=("preprocessing",), out=lambda images: rows(images))
 def _normalised(images: Array, *, preprocessing: Preprocessing) -> Array:
     dtype = _checks.accumulation_dtype(images)
+    _, height, width, _ = images.shape
     (new_height, new_width), (top, left) = crop_geometry(
-        *images.shape[1:3], preprocessing.size, preprocessing.geometry
+        height, width, preprocessing.size, preprocessing.geometry
     )
-    down = _matrix(images.shape[1], new_height, top, preprocessing)
-    across = _matrix(images.shape[2], new_width, left, preprocessing)
+    down = _matrix(height, new_height, top, preprocessing)
+    across = _matrix(width, new_width, left, preprocessing)
     resized = jnp.einsum(
         "or,nrcx,pc->nopx",
         jnp.asarray(down, dtype),
