@@ -190,7 +190,11 @@ def limits(
             f"{2**30:,} normal",
             "correct, even if all are normal",
         ),
-        ("`ClassMoments.count` as int32", f"{2**31:,} of a class", "correct"),
+        (
+            "`ClassMoments.count` as float32, one image at a time",
+            f"{2**24:,} of a class",
+            "correct in batches of 64 and more",
+        ),
         (
             f"positions of the {_K} nearest texts of all images of one call as int32",
             f"{2**31 // _K:,} in one call",

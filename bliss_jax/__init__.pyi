@@ -10,6 +10,7 @@ from bliss_jax.detection import Detector as Detector
 from bliss_jax.detection import Explanation as Explanation
 from bliss_jax.detection import ScoredFile as ScoredFile
 from bliss_jax.detection import score_files as score_files
+from bliss_jax.embedding import Encoder as Encoder
 from bliss_jax.embedding import EmbeddingSet as EmbeddingSet
 from bliss_jax.embedding import embed_dataset as embed_dataset
 from bliss_jax.embedding import embed_images as embed_images

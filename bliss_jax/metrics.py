@@ -19,8 +19,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
-from bliss_jax.scores import compiled, replicated
+from bliss_jax._checks import Array, compiled, replicated
 
 Labels = Bool[Array, " images"] | Integer[Array, " images"]
 

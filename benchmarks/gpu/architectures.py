@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -248,9 +248,10 @@ def model_batch(name: str, quick: bool) -> tuple[Model, jax.Array, jax.Array]:
     return model, images, jax.block_until_ready(pixels)
 
 
-def jitted_encoder() -> Any:
-    """Returns `encode_image`, jitted as `Model.encode_images` does it, so that the program is shared."""
-    return jax.jit(encode_image, static_argnums=1)
+def encode(params: Any, config: Any, pixels: jax.Array) -> jax.Array:
+    """Calls `encode_image` as `embed_images` does, so that the compiled program is shared."""
+    with jax.set_mesh(cast(Any, pixels.sharding).mesh):
+        return encode_image(params, config, pixels)
 
 
 def image_encoder(config: Any) -> Any:

@@ -14,7 +14,7 @@ from jaxtyping import Int32
 import bliss_jax as bj
 from benchmarks.gpu.architectures import (
     architectures,
-    jitted_encoder,
+    encode,
     model_batch,
     random_images,
     random_model,
@@ -40,7 +40,6 @@ def embedded_images(name: str, size: int, context: Context) -> Iterator[dict[str
     """
     model, _, pixels = model_batch(name, context.quick)
     batch = len(pixels)
-    encode = jitted_encoder()
     alone = clock(lambda: encode(model.params, model.config, pixels), context.quick).median
     number = batch * (4 if context.quick else 128 if size == 32 else 24)
     images = random_images(number, size)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.gpu.architectures import architectures, jitted_encoder, model_batch
+from benchmarks.gpu.architectures import architectures, encode, model_batch
 from benchmarks.gpu.measuring import Context, clock, first_call
 from bliss_jax.models import layers
 from bliss_jax.models.clip import CLIPConfig
@@ -30,7 +30,6 @@ def profile(name: str, context: Context) -> Iterator[dict[str, Any]]:
     Kernels that differ only by a number at the end of their names are added up.
     """
     model, _, pixels = model_batch(name, context.quick)
-    encode = jitted_encoder()
     jax.block_until_ready(encode(model.params, model.config, pixels))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -166,7 +165,6 @@ def roofline(name: str, context: Context) -> Iterator[dict[str, Any]]:
 def flags(name: str, context: Context) -> Iterator[dict[str, Any]]:
     """Measures a vision tower in a process that was started with other XLA flags."""
     model, _, pixels = model_batch(name, context.quick)
-    encode = jitted_encoder()
     _, seconds = first_call(lambda: encode(model.params, model.config, pixels))
     yield {"first_call_s": seconds}
     timing = clock(lambda: encode(model.params, model.config, pixels), context.quick)

@@ -143,7 +143,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
 
     # Nothing that imports JAX, so that errors in arguments and folders are found at once.
     from bliss_jax.embedding import load_embeddings
-    from bliss_jax.evaluation import SCORES, Settings, dataset_of, has_own_order, to_csv, to_json
+    from bliss_jax.evaluation import Settings, dataset_of, has_own_order, to_csv, to_json
 
     shots = options["shots"] or (None,)
     few = bool(options["shots"])
@@ -151,8 +151,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     if options["draws"] is not None and not few:
         raise click.UsageError("--draws needs --shots")
     draws = 1 if not few else 20 if options["draws"] is None else options["draws"]
-    scores = options["scores"] or SCORES
-    if options["report"] is not None and "bliss" not in scores:
+    scores = options["scores"] or None
+    if options["report"] is not None and "bliss" not in (scores or ("bliss",)):
         raise click.UsageError("--report needs --score bliss")
     outputs = [file for file in (options["json_file"], options["csv_file"]) if file is not None]
     images = None

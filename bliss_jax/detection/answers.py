@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from bliss_jax.detection.inputs import (
 from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
 from bliss_jax.detection.ties import ROUNDING, KnownEmbeddings
-from bliss_jax.embedding import embed_texts
+from bliss_jax.embedding import AnyEncoder, embed_texts
 from bliss_jax.scores import (
     PreparedBliss,
     benjamini_hochberg,
@@ -33,9 +33,6 @@ from bliss_jax.scores import (
     explain_bliss_prepared,
     prepare_bliss,
 )
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 Control = Literal["false-alarms", "fdr"]
 
@@ -72,8 +69,8 @@ class Explanation(NamedTuple):
 class DetectorAnswers(DetectorState):
     """The methods of a detector that score, judge and explain images. They change nothing."""
 
-    model: "Model | None" = None
-    """Encoder. A detector without one accepts embeddings only."""
+    model: AnyEncoder | None = None
+    """A `Model` or another `Encoder`. A detector without one accepts embeddings only."""
 
     def score(self, images: Images) -> Float[np.ndarray, " images"]:
         """Returns the BLISS score of each image, float32; higher is more anomalous.
@@ -271,7 +268,7 @@ class DetectorAnswers(DetectorState):
     def _embed_texts(self, prompts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
         return embed_texts(self._encoder("texts"), prompts)
 
-    def _encoder(self, what: str) -> "Model":
+    def _encoder(self, what: str) -> AnyEncoder:
         if self.model is None:
             raise ValueError(
                 f"this detector has no encoder for {what}: pass embeddings, or add an encoder with "

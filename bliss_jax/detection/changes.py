@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,9 @@ from bliss_jax.detection.inputs import (
     phrases_of,
     prompts,
 )
+from bliss_jax.embedding import AnyEncoder, encoder_facts, preprocessing_facts
 from bliss_jax.scores import fit_moments, merge_moments
 from bliss_jax.text import dictionary_hash, fill_prompt
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 Changed = TypeVar("Changed", bound="DetectorChanges")
 """Type of the returned detector, equal to the type of the original."""
@@ -218,7 +216,7 @@ class DetectorChanges(DetectorAnswers):
         given = {name: value for name, value in given.items() if value is not None}
         return self._changed({"with_settings": given}, **given)
 
-    def with_model(self: Changed, model: "Model") -> Changed:
+    def with_model(self: Changed, model: AnyEncoder) -> Changed:
         """Returns a detector with an encoder, which must be the encoder of the fit.
 
         Raises:
@@ -249,7 +247,7 @@ class DetectorChanges(DetectorAnswers):
             )
         return self.class_names.index(name)
 
-    def _check_model(self, model: "Model") -> None:
+    def _check_model(self, model: AnyEncoder) -> None:
         fitted = self.provenance.get("model")
         if not isinstance(fitted, dict):
             if model.embedding_dim != self.embedding_dim:
@@ -259,11 +257,11 @@ class DetectorChanges(DetectorAnswers):
                 )
             return
         found = model_facts(model, self.preprocess)
-        decisive = ("weights_sha256", "dtype", "preprocessing")
+        decisive = ("weights_sha256", "dtype", "preprocessing", "fingerprint")
         differs = [
-            f"  {name}: fitted with {fitted.get(name)}, got {found[name]}"
+            f"  {name}: fitted with {fitted.get(name)}, got {found.get(name)}"
             for name in decisive
-            if fitted.get(name) != found[name]
+            if fitted.get(name) != found.get(name)
         ]
         if differs:
             raise ValueError(
@@ -293,12 +291,6 @@ def image_counts(labels: np.ndarray, class_names: Sequence[str]) -> dict[str, in
     return dict(zip(class_names, counts.tolist(), strict=True))
 
 
-def model_facts(model: "Model", preprocess: str | None) -> dict[str, Any]:
+def model_facts(model: AnyEncoder, preprocess: str | None) -> dict[str, Any]:
     """Returns the properties of the encoder that decide an embedding, as JSON values."""
-    return {
-        "name": model.name,
-        "revision": model.revision,
-        "weights_sha256": model.weights_hash,
-        "dtype": model.dtype,
-        "preprocessing": model.preprocessing_with(preprocess).describe(),
-    }
+    return encoder_facts(model) | {"preprocessing": preprocessing_facts(model, preprocess)}

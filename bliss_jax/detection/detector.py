@@ -19,7 +19,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,14 +46,11 @@ from bliss_jax.detection.inputs import (
     prompts,
     unreadable_error,
 )
-from bliss_jax.embedding import Track, embed_texts
+from bliss_jax.embedding import AnyEncoder, Track, embed_texts
 from bliss_jax.scores import fit_moments
 from bliss_jax.storage import package_versions, replacing
 from bliss_jax.text import PROMPT, dictionary_hash, fill_prompt, find_overlap
 from bliss_jax.text import exclude_labels as without_labels
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 _HeldOut = tuple[np.ndarray, np.ndarray, str]
 """Embeddings and labels of calibration images, and their source."""
@@ -66,7 +63,7 @@ class Detector(DetectorChanges):
     @classmethod
     def fit(
         cls,
-        model: "Model",
+        model: AnyEncoder,
         images: Source,
         labels: np.ndarray | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
@@ -91,7 +88,7 @@ class Detector(DetectorChanges):
         """Fits a detector to normal images.
 
         Args:
-            model: The encoder.
+            model: A `Model` or another `Encoder`.
             images: Normal images; see `Source`. A data set or folder has its own labels and class names.
             labels: Class of each image, a position in `class_names`. Optional for a single class.
             class_names: Names of the classes, as the prompt spells them.
@@ -342,7 +339,7 @@ class Detector(DetectorChanges):
     def load(
         cls,
         path: str | os.PathLike[str],
-        model: "Model | str | Path | None" = None,
+        model: AnyEncoder | str | Path | None = None,
         *,
         embeddings_only: bool = False,
     ) -> "Detector":
@@ -368,6 +365,11 @@ class Detector(DetectorChanges):
             from bliss_jax.models import load_model
 
             recorded = facts if isinstance(facts, dict) else {}
+            if model is None and "fingerprint" in recorded:
+                raise ValueError(
+                    f"{os.fspath(path)}: fitted with the encoder {recorded.get('name')!r}, which is not a model "
+                    "of this library: pass it to Detector.load(path, model=...)"
+                )
             # The recorded revision belongs to the recorded name, not to a name that the caller gives.
             revision = recorded.get("revision") if model is None else None
             name = recorded["name"] if model is None else model

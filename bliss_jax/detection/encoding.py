@@ -16,14 +16,13 @@ cores on CPUs.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from bliss_jax.datasets import (
@@ -36,11 +35,14 @@ from bliss_jax.datasets import (
     pixels_of,
 )
 from bliss_jax.detection.processes import check_process
-from bliss_jax.embedding import EmbeddedImages, Progress, embed_images
-from bliss_jax.models import Preprocessing, resize_on_host
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
+from bliss_jax.embedding import (
+    AnyEncoder,
+    EmbeddedImages,
+    Progress,
+    batch_calls,
+    embed_images,
+    resizer,
+)
 
 _ON_ACCELERATORS = 16
 
@@ -106,17 +108,17 @@ def is_pillow_image(item: Any) -> bool:
 
 
 class _ResizedImages(LazyImages):
-    """Images at the model's input size, resized on the host."""
+    """Images at the encoder's input size, resized on the host."""
 
-    def __init__(self, images: Any, preprocessing: Preprocessing):
-        self._images, self._preprocessing = images, preprocessing
+    def __init__(self, images: Any, resize: Callable[[np.ndarray], np.ndarray]):
+        self._images, self._resize = images, resize
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, position: int) -> UInt8[np.ndarray, "size size 3"]:
+    def read(self, position: int) -> UInt8[np.ndarray, "_ _ 3"]:
         """Returns a resized image."""
-        return resize_on_host(np.asarray(self._images[position]), self._preprocessing)
+        return self._resize(np.asarray(self._images[position]))
 
     def identity(self) -> Iterator[bytes | memoryview]:
         """Yields the identity of the original images."""
@@ -124,7 +126,7 @@ class _ResizedImages(LazyImages):
 
 
 def embed_dataset_images(
-    model: "Model",
+    model: AnyEncoder,
     dataset: ImageDataset,
     *,
     preprocess: str | None,
@@ -134,7 +136,7 @@ def embed_dataset_images(
 ) -> EmbeddedImages:
     """Embeds the images of a data set in batches of the detector's shape; arguments as in `embed_images`."""
     check_process()
-    resized = replace(dataset, images=_ResizedImages(dataset.images, model.preprocessing))
+    resized = replace(dataset, images=_ResizedImages(dataset.images, resizer(model)))
     return embed_images(
         model,
         resized,
@@ -146,31 +148,23 @@ def embed_dataset_images(
 
 
 class BatchEncoder:
-    """Reads files as images of the model's input size, and embeds them in batches of the detector's shape."""
+    """Reads files as the encoder's images, and embeds them in batches of the detector's shape."""
 
-    def __init__(self, model: "Model", preprocess: str | None, images_per_device: int):
+    def __init__(self, encoder: AnyEncoder, preprocess: str | None, images_per_device: int):
         check_process()
-        mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
-        self._model = replace(model, params=params)
-        self._preprocess = preprocess
-        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self._size = images_per_device * mesh.size
-
-    def resize(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """Returns an image at the model's input size."""
-        return resize_on_host(image, self._model.preprocessing)
+        self._size = images_per_device * jax.local_device_count()
+        self._calls = batch_calls(encoder, preprocess, self._size)
+        self._dim = encoder.embedding_dim
+        self.resize = resizer(encoder)
 
     def __call__(
-        self, images: Sequence[UInt8[np.ndarray, "size size 3"]]
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
     ) -> Float[np.ndarray, "images dim"]:
         """Returns embeddings of resized images."""
         pending = []
         for start in range(0, len(images), self._size):
-            batch = np.stack(images[start : start + self._size])
-            padding = ((0, self._size - len(batch)), (0, 0), (0, 0), (0, 0))
-            on_devices = jax.device_put(np.pad(batch, padding), self._sharding)
-            pending.append((self._model.encode_images(on_devices, self._preprocess), len(batch)))
+            batch = images[start : start + self._size]
+            pending.append((self._calls(self._calls.batch(batch)), len(batch)))
         # All batches are dispatched before the first is awaited.
         found = [np.asarray(embedded)[:count] for embedded, count in pending]
-        return np.concatenate([np.empty((0, self._model.embedding_dim), np.float32), *found])
+        return np.concatenate([np.empty((0, self._dim), np.float32), *found])

@@ -7,21 +7,17 @@ This is zero-shot classification with CLIP (Radford et al. 2021).
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.detection.encoding import embed_dataset_images
-from bliss_jax.embedding import Track
+from bliss_jax.embedding import AnyEncoder, Track, encode_texts
 from bliss_jax.text import fill_prompt
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 
 def label_images(
-    model: "Model",
+    model: AnyEncoder,
     dataset: ImageDataset,
     *,
     prompt: str,
@@ -57,7 +53,7 @@ def label_images(
             cache=cache,
             progress=advance,
         )
-    nearest = np.argmax(embedded.embeddings @ np.asarray(model.encode_texts(prompts)).T, axis=1)
+    nearest = np.argmax(embedded.embeddings @ encode_texts(model, prompts).T, axis=1)
     return replace(
         dataset.subset(embedded.rows),
         labels=nearest.astype(np.int32),

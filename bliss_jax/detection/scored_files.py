@@ -26,7 +26,7 @@ from bliss_jax.datasets import FileReader, Found, UnreadableImageError, decode_i
 from bliss_jax.detection.detector import Detector
 from bliss_jax.detection.embedding_cache import EmbeddingCache
 from bliss_jax.detection.encoding import BatchEncoder
-from bliss_jax.embedding import BATCH_SIZE, readers
+from bliss_jax.embedding import BATCH_SIZE, encoder_key, preprocessing_facts, readers
 from bliss_jax.storage import package_versions
 
 
@@ -62,7 +62,7 @@ class _Cached(NamedTuple):
 class _Resized(NamedTuple):
     """An image that is to be embedded, and the SHA-256 of its file if there is a cache."""
 
-    image: UInt8[np.ndarray, "size size 3"]
+    image: UInt8[np.ndarray, "_ _ 3"]
     sha256: str | None
 
 
@@ -180,9 +180,8 @@ def _open_cache(folder: Path, detector: Detector, reader: FileReader) -> Embeddi
     model = detector.model
     assert model is not None  # noqa: S101 (checked by the caller)
     key = {
-        "weights_sha256": model.weights_hash,
-        "config": repr(model.config),
-        "preprocessing": model.preprocessing_with(detector.preprocess).describe(),
+        **encoder_key(model),
+        "preprocessing": preprocessing_facts(model, detector.preprocess),
         "images_per_device": detector.images_per_device,
         "decoding": reader.decoding.describe(),
         "versions": package_versions(),

@@ -8,6 +8,14 @@ from bliss_jax.embedding.distributed import shutdown_distributed as shutdown_dis
 from bliss_jax.embedding.embedding_set import EmbeddingSet as EmbeddingSet
 from bliss_jax.embedding.embedding_set import load_embeddings as load_embeddings
 from bliss_jax.embedding.embedding_set import save_embeddings as save_embeddings
+from bliss_jax.embedding.encoder import AnyEncoder as AnyEncoder
+from bliss_jax.embedding.encoder import Encoder as Encoder
+from bliss_jax.embedding.encoder import batch_calls as batch_calls
+from bliss_jax.embedding.encoder import encode_texts as encode_texts
+from bliss_jax.embedding.encoder import encoder_facts as encoder_facts
+from bliss_jax.embedding.encoder import encoder_key as encoder_key
+from bliss_jax.embedding.encoder import preprocessing_facts as preprocessing_facts
+from bliss_jax.embedding.encoder import resizer as resizer
 from bliss_jax.embedding.images import BATCH_SIZE as BATCH_SIZE
 from bliss_jax.embedding.images import EmbeddedImages as EmbeddedImages
 from bliss_jax.embedding.images import embed_images as embed_images

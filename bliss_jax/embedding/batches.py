@@ -1,8 +1,9 @@
-"""Reads images in background threads and yields batches of one shape that are already on the devices.
+"""Reads images in background threads and yields batches of one length.
 
-If all images of a batch have the same size, they are transferred as uint8 in this size and resized on the
-device. A batch with several sizes is resized on the host, and so are images with a long side. Both ways give
-the same pixels.
+Batches for a `Model` have one shape and are already on the devices. If all images of a batch have the same size,
+they are transferred as uint8 in this size and resized on the device. A batch with several sizes is resized on the
+host, and so are images with a long side. Both ways give the same pixels. Batches for other encoders are lists of
+images in their original sizes.
 """
 
 import os
@@ -10,15 +11,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from bliss_jax.datasets import ImageDataset, UnreadableImageError
+from bliss_jax.embedding.encoder import ModelCalls, OwnCalls
 from bliss_jax.embedding.shards import Span
-from bliss_jax.models import Preprocessing, resize_on_host
 
 _LARGEST_SIDE = 2048
 """Images with a longer side are resized on the host when they are read, because a batch of them would take
@@ -32,10 +31,10 @@ Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
-    """A batch of images on the devices."""
+    """A batch of images for an encoder."""
 
-    images: jax.Array
-    """uint8 [batch_size, h, w, 3], on the devices, padded."""
+    images: Any
+    """Argument of `ModelCalls` or `OwnCalls`, padded."""
     rows: Sequence[int]
     """Positions of the images in the data set, without the padding."""
 
@@ -53,8 +52,7 @@ def read_batches(
     dataset: ImageDataset,
     todo: Sequence[Span],
     batch_size: int,
-    preprocessing: Preprocessing,
-    sharding: NamedSharding,
+    calls: ModelCalls | OwnCalls,
 ) -> Iterator[Batch | SpanEnd]:
     """Yields the images of each span in batches, followed by a `SpanEnd`.
 
@@ -64,16 +62,14 @@ def read_batches(
         dataset: Data set to read.
         todo: Spans of rows to read.
         batch_size: Images per batch, including the padding.
-        preprocessing: Preprocessing that determines the size of images that are resized on the host.
-        sharding: Placement of the batches on the devices.
+        calls: Calls of the encoder, which resize images on the host and make batches.
     """
     images = dataset.images
     if isinstance(images, np.ndarray):
         for span in todo:
             for start in range(*span, batch_size):
                 rows = range(start, min(start + batch_size, span.stop))
-                stacked = _pad(images[rows.start : rows.stop], batch_size)
-                yield Batch(jax.device_put(stacked, sharding), rows)
+                yield Batch(calls.batch(images[rows.start : rows.stop]), rows)
             yield SpanEnd(span, ())
         return
 
@@ -83,7 +79,7 @@ def read_batches(
             try:
                 image = images[row]
                 large = max(image.shape) > _LARGEST_SIDE
-                found.append(resize_on_host(image, preprocessing) if large else image)
+                found.append(calls.resize(image) if large else image)
             except UnreadableImageError as error:
                 found.append(str(error))
         return found
@@ -98,8 +94,8 @@ def read_batches(
     )
 
     def batch(readable: list[tuple[int, np.ndarray]]) -> Batch:
-        stacked = _pad(_stack(pool, [image for _, image in readable], preprocessing), batch_size)
-        return Batch(jax.device_put(stacked, sharding), [row for row, _ in readable])
+        made = calls.batch([image for _, image in readable], pool.map)
+        return Batch(made, [row for row, _ in readable])
 
     try:
         ahead = deque(islice(reading, -(-batch_size // few) + readers()))
@@ -123,21 +119,6 @@ def read_batches(
                 readable, unreadable = [], []
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _stack(
-    pool: ThreadPoolExecutor, images: list[np.ndarray], preprocessing: Preprocessing
-) -> np.ndarray:
-    """Stacks images to uint8 [images, h, w, 3], and resizes them first if their sizes differ."""
-    if len({image.shape for image in images}) > 1:
-        images = list(pool.map(lambda image: resize_on_host(image, preprocessing), images))
-    return np.stack(images)
-
-
-def _pad(images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Appends images of zeros up to the batch size."""
-    missing = batch_size - len(images)
-    return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else images
 
 
 def ahead(items: Iterator[Item], number: int) -> Iterator[Item]:

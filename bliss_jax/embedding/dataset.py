@@ -3,12 +3,12 @@
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bliss_jax.datasets import ImageDataset, decoding_of
 from bliss_jax.embedding.embedding_set import EmbeddingSet
+from bliss_jax.embedding.encoder import AnyEncoder, encoder_facts, preprocessing_facts
 from bliss_jax.embedding.images import BATCH_SIZE, embed_images
 from bliss_jax.embedding.progress import Track
 from bliss_jax.embedding.texts import embed_texts
@@ -23,12 +23,9 @@ from bliss_jax.text import (
 )
 from bliss_jax.text import exclude_labels as without_labels
 
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
-
 
 def embed_dataset(
-    model: "Model",
+    model: AnyEncoder,
     train: ImageDataset,
     test: ImageDataset,
     dictionary: Sequence[str],
@@ -50,7 +47,7 @@ def embed_dataset(
     and CLIP-AD.
 
     Args:
-        model: Encoder.
+        model: A `Model` or another `Encoder`.
         train: Labelled training images; they must include every class that is normal in some split.
         test: Labelled test images, with the same class names.
         dictionary: Phrases of the dictionary.
@@ -134,13 +131,8 @@ def embed_dataset(
         class_names=train.class_names,
         dictionary=tuple(dictionary),
         provenance={
-            "model": {
-                "name": model.name,
-                "revision": model.revision,
-                "weights_sha256": model.weights_hash,
-                "dtype": model.dtype,
-            },
-            "preprocessing": model.preprocessing_with(preprocess).describe(),
+            "model": encoder_facts(model),
+            "preprocessing": preprocessing_facts(model, preprocess),
             "prompt": prompt,
             "dictionary": {
                 "name": dictionary_name,

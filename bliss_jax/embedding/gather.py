@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,9 +28,6 @@ from bliss_jax.embedding.shards import (
     key_digest,
 )
 from bliss_jax.storage import package_versions
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 
 def gather_shards(
@@ -129,11 +126,6 @@ def _collected(
         if writing is not None:
             writing.result()
     return have
-
-
-def model_key(model: "Model") -> dict[str, Any]:
-    """Returns the part of a shard's key that identifies the encoder."""
-    return {"weights_sha256": model.weights_hash, "config": repr(model.config)}
 
 
 def _computed_with() -> dict[str, str]:

@@ -4,28 +4,25 @@ All batches have the same shape, because the last one is padded; the model is th
 several devices, batches are sharded over the devices and parameters are replicated.
 """
 
-import dataclasses
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from bliss_jax.datasets import ImageDataset, content_sha256
 from bliss_jax.embedding.batches import Batch, SpanEnd, ahead, read_batches
-from bliss_jax.embedding.gather import gather_shards, model_key
+from bliss_jax.embedding.encoder import AnyEncoder, batch_calls, encoder_key, preprocessing_facts
+from bliss_jax.embedding.gather import gather_shards
 from bliss_jax.embedding.progress import Progress
 from bliss_jax.embedding.shards import Shard, Span, spans
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 BATCH_SIZE = 64
 SHARD_SIZE = 4096
@@ -49,7 +46,7 @@ class EmbeddedImages(NamedTuple):
 
 
 def embed_images(
-    model: "Model",
+    model: AnyEncoder,
     dataset: ImageDataset,
     *,
     preprocess: str | None = None,
@@ -65,7 +62,7 @@ def embed_images(
     part, and all return the same result.
 
     Args:
-        model: Encoder.
+        model: A `Model` or another `Encoder`.
         dataset: Images of any sizes.
         preprocess: Preprocessing, as for `Model.encode_images`.
         batch_size: Images per call of the encoder in each process, rounded up to a multiple of the number
@@ -96,13 +93,11 @@ def embed_images(
     if shard_size is None:
         shard_size = min(SHARD_SIZE, -(-len(dataset) // _SHARDS))
     shard_size = -(-shard_size // batch_size) * batch_size
-    replicated = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
-    model = dataclasses.replace(model, params=replicated)
     cut = spans(len(dataset), shard_size)
     key = {
         "what": "images",
-        "model": model_key(model),
-        "preprocessing": model.preprocessing_with(preprocess).describe(),
+        "model": encoder_key(model),
+        "preprocessing": preprocessing_facts(model, preprocess),
         "dataset": {
             "name": dataset.name,
             "source": dataset.source,
@@ -122,12 +117,12 @@ def embed_images(
 
 
 class _Computing(NamedTuple):
-    embeddings: jax.Array
+    embeddings: jax.Array | np.ndarray
     rows: Sequence[int]
 
 
 def _embed_spans(
-    model: "Model",
+    model: AnyEncoder,
     dataset: ImageDataset,
     preprocess: str | None,
     batch_size: int,
@@ -136,8 +131,8 @@ def _embed_spans(
     report: Progress,
 ) -> Iterator[tuple[Span, Shard]]:
     """Embeds the images of some spans and yields them as shards, without waiting between spans."""
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    batches = read_batches(dataset, todo, batch_size, model.preprocessing, sharding)
+    calls = batch_calls(model, preprocess, batch_size, mesh)
+    batches = read_batches(dataset, todo, batch_size, calls)
     pending: deque[_Computing | SpanEnd] = deque()
     computing = 0
     rows: list[int] = []
@@ -145,9 +140,7 @@ def _embed_spans(
     for item in chain(ahead(batches, _BATCHES_AHEAD), [None]):
         if isinstance(item, Batch):
             # Calls are asynchronous. The result of a batch is fetched while the next one is computed.
-            with jax.set_mesh(mesh):  # the caller's may be another one
-                embeddings = model.encode_images(item.images, preprocess)
-            pending.append(_Computing(embeddings, item.rows))
+            pending.append(_Computing(calls(item.images), item.rows))
             computing += 1
         elif item is not None:
             pending.append(item)

@@ -4,23 +4,20 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
-from bliss_jax.embedding.gather import gather_shards, model_key
+from bliss_jax.embedding.encoder import AnyEncoder, encode_texts, encoder_key
+from bliss_jax.embedding.gather import gather_shards
 from bliss_jax.embedding.progress import Progress
 from bliss_jax.embedding.shards import Shard, Span, spans
-
-if TYPE_CHECKING:
-    from bliss_jax.models import Model
 
 _TEXTS_AT_ONCE = 4096
 
 
 def embed_texts(
-    model: "Model",
+    model: AnyEncoder,
     texts: Sequence[str],
     *,
     truncate: bool = False,
@@ -34,7 +31,7 @@ def embed_texts(
     phrases, and all processes embed one of 80,000.
 
     Args:
-        model: Encoder.
+        model: A `Model` or another `Encoder`.
         texts: At least one text.
         truncate: Whether to truncate texts that are longer than the tokenizer context.
         cache: Folder of the cache, as for `embed_images`; a block is a shard.
@@ -46,7 +43,7 @@ def embed_texts(
     """
     if not texts:
         raise ValueError("texts: expected at least one text, got none")
-    key = {"what": "texts", "model": model_key(model), "truncate": truncate}
+    key = {"what": "texts", "model": encoder_key(model), "truncate": truncate}
 
     def content() -> str:
         return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
@@ -54,7 +51,7 @@ def embed_texts(
     def embed(todo: Sequence[Span], report: Progress) -> Iterator[tuple[Span, Shard]]:
         for span in todo:
             some = list(texts[slice(*span)])
-            embedded = np.asarray(model.encode_texts(some, truncate=truncate))
+            embedded = encode_texts(model, some, truncate=truncate)
             report(len(some))
             yield span, Shard(embedded, np.arange(*span, dtype=np.int32))
 

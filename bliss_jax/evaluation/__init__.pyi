@@ -13,9 +13,8 @@ from bliss_jax.evaluation.runner import SplitScores as SplitScores
 from bliss_jax.evaluation.runner import evaluate as evaluate
 from bliss_jax.evaluation.runner import provenance as provenance
 from bliss_jax.evaluation.runner import score_split as score_split
-from bliss_jax.evaluation.settings import ON_REQUEST as ON_REQUEST
-from bliss_jax.evaluation.settings import SCORES as SCORES
 from bliss_jax.evaluation.settings import Settings as Settings
+from bliss_jax.evaluation.settings import default_scores as default_scores
 from bliss_jax.evaluation.splits import class_masks as class_masks
 from bliss_jax.evaluation.splits import training_rows as training_rows
 from bliss_jax.evaluation.studies import KS as KS

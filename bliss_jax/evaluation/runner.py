@@ -99,7 +99,8 @@ def _choices(
     left_out = left_out_of(embeddings, rows, settings)
     records = tuple(score for score in settings.records if score.name not in left_out)
     if not records:
-        raise ValueError(f"scores: none of {settings.scores} can be computed: {left_out}")
+        names = ", ".join(score.name for score in settings.records)
+        raise ValueError(f"scores: none of {names} can be computed: {left_out}")
     neighbours = neighbours_of(embeddings, normal, rows, settings)
     classes, shrinkages = embeddings.num_classes, settings.shrinkages
     return Choices(records, classes, settings.k, shrinkages, neighbours), left_out

@@ -8,11 +8,10 @@ import numpy as np
 
 from bliss_jax.scores import Score, as_score, score_table
 
-SCORES = tuple(name for name, score in score_table().items() if score.default)
-"""Names of the scores that are computed by default, in the order of the tables."""
 
-ON_REQUEST = tuple(name for name, score in score_table().items() if not score.default)
-"""Names of the scores that are computed only if they are named in `Settings.scores`."""
+def default_scores() -> tuple[str, ...]:
+    """Returns the names of the scores that are computed by default, in the order of the tables."""
+    return tuple(name for name, score in score_table().items() if score.default)
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,9 @@ class Settings:
         ValueError: If a value is out of range or a score is unknown. The message names the field.
     """
 
-    scores: tuple[str | Score | Callable[..., Any], ...] = SCORES
-    """Scores to compute: names of `score_table`, records (`Score`) of own functions, or functions."""
+    scores: tuple[str | Score | Callable[..., Any], ...] | None = None
+    """Scores to compute: names of `score_table`, records (`Score`) of own functions, or functions. None for
+    the scores of `default_scores`."""
     k: int = 10
     """Dictionary texts per image of `bliss`, `external` and `whitened_bliss`."""
     weight: float = 0.5
@@ -42,12 +42,13 @@ class Settings:
     """Seed of the few-shot draws and of NegLabel's groups."""
 
     def __post_init__(self):
-        names = [score.name for score in self.records]
+        # The default needs no check, and the table of scores imports JAX, which takes a second.
+        names = [] if self.scores is None else [score.name for score in self.records]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"scores: expected different names, got twice: {', '.join(repeated)}")
         if not np.isfinite(self.weight):
             raise ValueError(f"weight: expected a finite number, got {self.weight}")
-        if not self.scores or not self.shrinkages:
+        if self.scores == () or not self.shrinkages:
             raise ValueError("scores, shrinkages: expected at least one value of each")
         for name in ("k", "neighbours", "draws"):
             if getattr(self, name) < 1:
@@ -65,7 +66,8 @@ class Settings:
     @property
     def records(self) -> tuple[Score, ...]:
         """Records of the scores to compute."""
-        return tuple(as_score(score) for score in self.scores)
+        scores = default_scores() if self.scores is None else self.scores
+        return tuple(as_score(score) for score in scores)
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:

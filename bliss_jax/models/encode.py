@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bliss_jax import _checks
+from bliss_jax._checks import compiled, rows
 from bliss_jax.models.families import ModelConfig
 from bliss_jax.models.naflex import NaflexConfig, Patches
 from bliss_jax.models.weights import Params
-from bliss_jax.scores import compiled, rows
 
 
 def encode_image(

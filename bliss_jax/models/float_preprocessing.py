@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from bliss_jax import _checks
+from bliss_jax._checks import compiled, rows
 from bliss_jax.models.preprocessing import (
     FRACTION_BITS,
     Preprocessing,
     crop_geometry,
     filter_weights,
 )
-from bliss_jax.scores import compiled, rows
 
 
 def preprocess_float(

@@ -3,6 +3,7 @@
 `Model` combines the pure functions of `encode.py` with a checkpoint's tokenizer and preprocessing.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ class Model:
     def dtype(self) -> Dtype:
         """Dtype of the matrix products. Embeddings are always float32."""
         return self.config.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides an embedding: weights, configuration, preprocessing."""
+        decisive = (self.weights_hash, repr(self.config), repr(self.preprocessing))
+        return hashlib.sha256("\n".join(decisive).encode()).hexdigest()
 
     @property
     def embedding_dim(self) -> int:

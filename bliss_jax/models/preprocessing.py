@@ -38,7 +38,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int32, UInt8
 
 from bliss_jax import _require
-from bliss_jax.scores import compiled, rows
+from bliss_jax._checks import compiled, rows
 
 Images: TypeAlias = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 Geometry: TypeAlias = Literal["crop", "squash"]
@@ -137,9 +137,14 @@ def _normalised(images: Array, *, preprocessing: "Preprocessing") -> Array:
         geometry=preprocessing.geometry,
         resample=preprocessing.resample,
     )
-    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(1, 1, 1, 3)
-    std = jnp.asarray(preprocessing.std, jnp.float32).reshape(1, 1, 1, 3)
-    return (resized.astype(jnp.float32) / 255 - mean) / std
+    # XLA would replace the divisions by constants with products, which round differently.
+    largest, mean, std = jax.lax.optimization_barrier(
+        tuple(
+            jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1)
+            for value in (255, preprocessing.mean, preprocessing.std)
+        )
+    )
+    return (resized.astype(jnp.float32) / largest - mean) / std
 
 
 def preprocess(

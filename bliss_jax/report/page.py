@@ -19,8 +19,6 @@ from bliss_jax.datasets import Images, Protocol, Split
 from bliss_jax.embedding import EmbeddingSet
 from bliss_jax.evaluation import (
     KS,
-    ON_REQUEST,
-    SCORES,
     SHOTS,
     WEIGHTS,
     Evaluation,
@@ -40,7 +38,7 @@ from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import explain_split, gallery
 from bliss_jax.report.tables import bias_rows, summary_rows
 from bliss_jax.report.templating import render
-from bliss_jax.scores import BlissExplanation
+from bliss_jax.scores import BlissExplanation, score_table
 from bliss_jax.storage import replacing
 
 CARDS = 12
@@ -207,7 +205,7 @@ def _settings(evaluation: Evaluation) -> Settings:
     made = evaluation.provenance["settings"]
     measured = {row.score for row in evaluation.rows}
     return Settings(
-        scores=tuple(name for name in SCORES + ON_REQUEST if name in measured),
+        scores=tuple(name for name in score_table() if name in measured),
         k=made["k"],
         weight=made["lambda"],
         shots=made["shots"],

@@ -20,9 +20,6 @@ from bliss_jax.scores.mahalanobis import mahalanobis_score as mahalanobis_score
 from bliss_jax.scores.max_cosine import max_cosine_score as max_cosine_score
 from bliss_jax.scores.max_logit import max_logit_score as max_logit_score
 from bliss_jax.scores.mcm import mcm_score as mcm_score
-from bliss_jax.scores.meshes import compiled as compiled
-from bliss_jax.scores.meshes import replicated as replicated
-from bliss_jax.scores.meshes import rows as rows
 from bliss_jax.scores.moments import ClassMoments as ClassMoments
 from bliss_jax.scores.moments import check_moments as check_moments
 from bliss_jax.scores.moments import check_moments_type as check_moments_type

@@ -29,8 +29,7 @@ import jax
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.parts import (
     check_bliss,

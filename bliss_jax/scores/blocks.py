@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float, Int
 
-from bliss_jax import _checks
 from bliss_jax.scores.reductions import zero_like_inputs
+from bliss_jax.scores.shapes import is_traced_shape
 
 Carry = TypeVar("Carry")
 
@@ -34,7 +34,7 @@ def map_images(
             copied with padding.
     """
     number = images.shape[0]
-    if _checks.is_traced_shape(number) or number <= rows:
+    if is_traced_shape(number) or number <= rows:
         return function(images)
     size = _block_rows(number, rows)
     blocks = -(-number // size)

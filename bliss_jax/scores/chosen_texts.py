@@ -10,10 +10,10 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Int
 
-from bliss_jax import _checks
 from bliss_jax._checks import Precision
 from bliss_jax.scores.blocks import Carry, fold_chunks, zeros_varying
 from bliss_jax.scores.moments import ClassMoments
+from bliss_jax.scores.shapes import is_traced_shape
 from bliss_jax.scores.statistics import (
     VARIANCE_CHUNK,
     Pooling,
@@ -47,7 +47,7 @@ def chosen_texts(
     places = held if inside is None else jnp.where(inside, held, outside)
     used = used.at[places].max(1, mode="drop")
     rank = jnp.cumsum(used, dtype=jnp.int32)
-    symbolic = _checks.is_traced_shape(nearest.shape[0])
+    symbolic = is_traced_shape(nearest.shape[0])
     length = num_texts if symbolic else min(num_texts, nearest.size)
     positions = jnp.zeros(length, jnp.int32)
     positions = positions.at[jnp.where(used > 0, rank - 1, outside)].set(

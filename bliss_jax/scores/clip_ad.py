@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite
+from bliss_jax.scores.shapes import same_dim
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 
 
@@ -54,7 +54,7 @@ def clip_ad_score(
     x = checks.embeddings("embeddings", embeddings)
     labels = checks.embeddings("label_embeddings", label_embeddings)
     text = checks.embeddings("something_embedding", something[None, :])
-    _checks.same_dim(embeddings=x, label_embeddings=labels, something_embedding=text)
+    same_dim(embeddings=x, label_embeddings=labels, something_embedding=text)
     _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
     mask = checks.normal_mask(normal, len(labels))
     checks.run()

@@ -30,8 +30,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
-from bliss_jax.scores.meshes import compiled, replicated, rows
+from bliss_jax._checks import Array, compiled, replicated, rows
 
 _ROUNDING = 1e-6
 """Relative error of a bound in float32, by which an equality would be missed."""

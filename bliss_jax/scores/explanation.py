@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.bliss import STATIC
 from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks
-from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.parts import (
     check_bliss,

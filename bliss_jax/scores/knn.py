@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, row_axes, rows
 from bliss_jax.scores.class_blocks import class_blocks
-from bliss_jax.scores.meshes import compiled, row_axes, rows
 from bliss_jax.scores.parts import nan_if_missing
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite, zero_like_inputs
 from bliss_jax.scores.selection import TopK, merge_chunk
+from bliss_jax.scores.shapes import same_dim
 from bliss_jax.scores.top_k import (
     Axis,
     check_chunk_size,
@@ -67,7 +67,7 @@ def knn_score(
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
     bank = checks.embeddings("normal_embeddings", normal_embeddings)
-    _checks.same_dim(embeddings=x, normal_embeddings=bank)
+    same_dim(embeddings=x, normal_embeddings=bank)
     counted = check_search(checks, k, bank, where, dictionary_axis, "the normal images")
     checks.run()
     return _knn(
@@ -119,7 +119,7 @@ def nearest_of_class(
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
     bank = checks.embeddings("bank_embeddings", bank_embeddings)
-    _checks.same_dim(embeddings=x, bank_embeddings=bank)
+    same_dim(embeddings=x, bank_embeddings=bank)
     _checks.top_k_size(k, len(bank), "the images of the bank")
     labels = checks.class_labels("bank_labels", bank_labels, len(bank), num_classes)
     checks.run()

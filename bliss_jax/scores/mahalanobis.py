@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import Array, compiled, rows
 from bliss_jax.scores.blocks import block_map
-from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.parts import nan_if_normal_is_empty
 from bliss_jax.scores.record import Facts, Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
+from bliss_jax.scores.shapes import is_traced_shape
 from bliss_jax.scores.statistics import in_dtype
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
@@ -71,7 +71,7 @@ def _mahalanobis(x: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: An
     centre = normal_centre(moments, mask)
     z = whiten(x.astype(moments.mean.dtype) - centre, inverse)
     means = whiten(moments.mean - centre, inverse)
-    symbolic = _checks.is_traced_shape(x.shape[0])
+    symbolic = is_traced_shape(x.shape[0])
     squared = block_map(
         lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1),
         means,

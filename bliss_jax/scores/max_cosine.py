@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Bool, Float
 
-from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.meshes import compiled, rows
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.softmax import check_labels, label_logits

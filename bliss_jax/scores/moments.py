@@ -21,10 +21,10 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int, Num
 
 from bliss_jax import _checks
-from bliss_jax._checks import Array
+from bliss_jax._checks import Array, compiled, explicit_mesh, replicated, row_axes
 from bliss_jax.scores.class_blocks import class_blocks
-from bliss_jax.scores.meshes import compiled, explicit_mesh, replicated, row_axes
 from bliss_jax.scores.reductions import zero_like_inputs
+from bliss_jax.scores.shapes import row_mask, same_dim
 
 _MAX_BLOCK = 512
 
@@ -119,7 +119,7 @@ def fit_moments(
     _checks.static_integer("num_classes", num_classes, 1)
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings, unit_norm=False)
-    counted = _checks.row_mask("where", where, len(x), "image")
+    counted = row_mask("where", where, len(x), "image")
     y = checks.class_labels("labels", labels, len(x), num_classes, where=counted)
     checks.run()
     return _fit(x, y, counted, num_classes=num_classes)
@@ -347,7 +347,7 @@ def check_moments(
         )
     given = {"embeddings": embeddings, "moments.mean": moments.mean, "label_embeddings": labels}
     given["dictionary_embeddings"] = texts
-    _checks.same_dim(**{name: array for name, array in given.items() if array is not None})
+    same_dim(**{name: array for name, array in given.items() if array is not None})
     if unit_norm:
         checks.unit_norm_moments(*moments)
     return moments

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Key, PRNGKeyArray
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
-from bliss_jax.scores.meshes import compiled, replicated, rows
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, replicated, rows
 from bliss_jax.scores.record import Facts, Score
 from bliss_jax.scores.reductions import nan_unless_finite
+from bliss_jax.scores.shapes import same_dim
 from bliss_jax.scores.softmax import CLIP_TEMPERATURE, label_logits
 from bliss_jax.scores.top_k import similarity
 
@@ -57,7 +57,7 @@ def negative_labels(
     checks = _checks.ValueChecks()
     labels = checks.embeddings("label_embeddings", label_embeddings)
     lexicon = checks.embeddings("lexicon_embeddings", lexicon_embeddings)
-    _checks.same_dim(label_embeddings=labels, lexicon_embeddings=lexicon)
+    same_dim(label_embeddings=labels, lexicon_embeddings=lexicon)
     mask = checks.normal_mask(normal, len(labels))
     size = _number_of_negatives(fraction, quantile, len(lexicon))
     checks.run()
@@ -154,7 +154,7 @@ def neglabel_score(
     x = checks.embeddings("embeddings", embeddings)
     labels = checks.embeddings("label_embeddings", label_embeddings)
     lexicon = checks.embeddings("lexicon_embeddings", lexicon_embeddings)
-    _checks.same_dim(embeddings=x, label_embeddings=labels, lexicon_embeddings=lexicon)
+    same_dim(embeddings=x, label_embeddings=labels, lexicon_embeddings=lexicon)
     _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
     mask = checks.normal_mask(normal, len(labels))
     size = _number_of_negatives(fraction, quantile, len(lexicon))

@@ -21,12 +21,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int, Num
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.chosen_texts import sum_of_z_scores
-from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.parts import combine, nan_if_missing, nan_if_normal_is_empty
 from bliss_jax.scores.reductions import nan_unless_finite
+from bliss_jax.scores.shapes import row_mask, same_dim
 from bliss_jax.scores.statistics import (
     TextStatistics,
     all_text_statistics,
@@ -128,7 +128,7 @@ def prepare_bliss(
     moments = check_moments(checks, moments, labels=labels, texts=texts)
     _checks.scalar("shrinkage", shrinkage, minimum=0.0)
     mask = checks.normal_mask(normal, len(moments.count), moments.count)
-    counted = _checks.row_mask("where", where, len(texts), "text")
+    counted = row_mask("where", where, len(texts), "text")
     if not len(texts):
         raise ValueError("dictionary_embeddings: expected at least one text, got none")
     checks.run()
@@ -304,7 +304,7 @@ def check_prepared(
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
     texts = prepared.dictionary_embeddings
-    _checks.same_dim(embeddings=x, dictionary_embeddings=texts)
+    same_dim(embeddings=x, dictionary_embeddings=texts)
     mask = None
     if normal is not None:
         mask = checks.normal_mask(normal, len(prepared.count), prepared.count)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
 from bliss_jax._checks import Precision
+from bliss_jax.scores.shapes import same_dim
 from bliss_jax.scores.top_k import similarity
 
 CLIP_TEMPERATURE = 0.01
@@ -39,7 +40,7 @@ def check_labels(
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
     labels = checks.embeddings("label_embeddings", label_embeddings)
-    _checks.same_dim(embeddings=x, label_embeddings=labels)
+    same_dim(embeddings=x, label_embeddings=labels)
     _checks.scalar("temperature", temperature, minimum=0.0, exclusive=True)
     mask = checks.normal_mask(normal, len(labels))
     checks.run()

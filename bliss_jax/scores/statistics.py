@@ -19,11 +19,11 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.blocks import fold_chunks, zeros_varying
-from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import zero_like_inputs
+from bliss_jax.scores.shapes import row_mask
 from bliss_jax.scores.top_k import Axis, check_chunk_size
 
 EPSILON = 1e-8
@@ -83,7 +83,7 @@ def text_statistics(
     moments = check_moments(checks, moments, texts=t)
     _checks.scalar("shrinkage", shrinkage, minimum=0.0)
     mask = checks.normal_mask(normal, len(moments.count), moments.count)
-    counted = _checks.row_mask("where", where, len(t), "text")
+    counted = row_mask("where", where, len(t), "text")
     checks.run()
     return _text_statistics(
         t,

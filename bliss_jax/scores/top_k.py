@@ -24,11 +24,11 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool, Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.blocks import fold_chunks, map_images, zeros_varying
-from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.reductions import zero_like_inputs
 from bliss_jax.scores.selection import TopK, merge_chunk, no_texts
+from bliss_jax.scores.shapes import row_mask, same_dim
 
 Axis = str | tuple[str, ...]
 """A mapped mesh axis, or several that together are one."""
@@ -122,7 +122,7 @@ def top_k_similar(
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
     searched = checks.embeddings("texts", texts)
-    _checks.same_dim(embeddings=x, texts=searched)
+    same_dim(embeddings=x, texts=searched)
     counted = check_search(checks, k, searched, where, dictionary_axis)
     checks.run()
     return _top_k_similar(
@@ -151,7 +151,7 @@ def check_search(
     """
     devices = 1 if dictionary_axis is None else lax.axis_size(dictionary_axis)
     _checks.top_k_size(k, devices * len(texts), of_what)
-    counted = _checks.row_mask("where", where, len(texts), "text")
+    counted = row_mask("where", where, len(texts), "text")
     if counted is not None and dictionary_axis is None:
         checks.add(
             "at least",

@@ -25,10 +25,9 @@ from jax import lax
 from jaxtyping import Bool, Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import HIGHEST, Array, Precision
+from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.mahalanobis import one_image_per_class
-from bliss_jax.scores.meshes import compiled, rows
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.parts import check_bliss, nan_if_normal_is_empty
 from bliss_jax.scores.record import Score

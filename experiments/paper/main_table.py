@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bliss_jax.evaluation import SCORES, Evaluation, Settings, evaluate
+from bliss_jax.evaluation import Evaluation, Settings, evaluate
 from experiments.common import (
     CASE,
     Options,
@@ -39,7 +39,7 @@ def main(options: Options) -> None:
     made: list[Evaluation] = []
     for case in _all_cases(options):
         for protocol in case.protocols:
-            runs = [evaluate(e, protocol, Settings(scores=SCORES, k=case.k)) for e in case.sets]
+            runs = [evaluate(e, protocol, Settings(k=case.k)) for e in case.sets]
             made += runs
             of_case = (case.model, case.dataset, case.preprocess or "of the model", protocol.name)
             columns[of_case] = {

@@ -15,7 +15,7 @@ from benchmarks.measure import in_fresh_process
 
 def moments(count, mean):
     return bj.ClassMoments(
-        jnp.full(1, count, jnp.int32), jnp.full((1, 1), mean, jnp.float32), jnp.ones((1, 1, 1))
+        jnp.full(1, count, jnp.float32), jnp.full((1, 1), mean, jnp.float32), jnp.ones((1, 1, 1))
     )
 
 
@@ -71,12 +71,13 @@ def test_rates_come_from_results_of_full_models_only(tmp_path):
         billion.from_gpu(file, "B/32")
 
 
-def test_int32_counts_of_a_class_overflow_at_two_to_the_31():
-    """This is the number in the table of limits. With one image fewer the count is still right."""
-    most = bj.merge_moments(moments(2**31 - 2, 0.0), moments(1, 0.0))
-    assert int(most.count[0]) == 2**31 - 1
-    assert int(bj.merge_moments(most, moments(1, 0.0)).count[0]) < 0
-    assert any("2,147,483,648" in row[1] for row in billion.limits(512, 256, 1e11, None))
+def test_float32_counts_of_single_images_stop_at_two_to_the_24():
+    """This is the number in the table of limits. Up to it, and in batches of 256 beyond it, the count is right."""
+    most = bj.merge_moments(moments(2**24 - 1, 0.0), moments(1, 0.0))
+    assert int(most.count[0]) == 2**24
+    assert int(bj.merge_moments(most, moments(1, 0.0)).count[0]) == 2**24
+    assert int(bj.merge_moments(most, moments(256, 0.0)).count[0]) == 2**24 + 256
+    assert any("16,777,216" in row[1] for row in billion.limits(512, 256, 1e11, None))
 
 
 @pytest.mark.parametrize("count", [10**6, 10**8, 2 * 10**9])

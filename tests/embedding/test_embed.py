@@ -6,13 +6,13 @@ The tests share few shapes of batches, because each shape is compiled: 8 or 16 i
 import jax
 import numpy as np
 import pytest
+from compilations import Compilations
 from jax.sharding import Mesh
 from PIL import Image
 
 from bliss_jax.datasets import ImageDataset, load_dataset
-from bliss_jax.embedding import batches, embed_dataset, embed_images, embed_texts
+from bliss_jax.embedding import embed_dataset, embed_images, embed_texts, encoder
 from bliss_jax.models import load_model
-from bliss_jax.models import encode as encode_module
 
 CLASSES = ("cat", "dog", "emu")
 PROMPT = "one {label}"
@@ -70,24 +70,32 @@ def test_images_with_a_long_side_are_resized_when_they_are_read(model, monkeypat
     shapes = [(2049, 30), (2049, 30), (1, 9000), (32, 32), (20, 24), (70, 80), (70, 80), (70, 80)]
     images = [noise(h, w, 3, seed=i) for i, (h, w) in enumerate(shapes)]
     stacked = []
-    pad = batches._pad
-    monkeypatch.setattr(batches, "_pad", lambda x, n: stacked.append(x.shape) or pad(x, n))
+    put = jax.device_put
+
+    def record(array, sharding):
+        if isinstance(array, np.ndarray):
+            stacked.append(array.shape)
+        return put(array, sharding)
+
+    monkeypatch.setattr(encoder.jax, "device_put", record)
     embedded = embed_images(model, dataset(images), batch_size=8, mesh=one_device(), shard_size=8)
     assert stacked == [(8, 32, 32, 3)]
     np.testing.assert_allclose(embedded.embeddings, each_alone(model, images), atol=1e-6)
     stacked.clear()
     embed_images(model, dataset(images[:1]), batch_size=8, mesh=one_device())
     embed_images(model, dataset(images[5:]), batch_size=8, mesh=one_device())
-    assert stacked == [(1, 32, 32, 3), (3, 70, 80, 3)]
+    assert stacked == [(8, 32, 32, 3), (8, 70, 80, 3)]
 
 
 def test_an_incomplete_last_batch_is_not_compiled_again(model):
-    compiled = encode_module._encode_image._cache_size
-    embed_images(model, dataset(noise(32, 16, 16, 3)), batch_size=16)
-    before = compiled()
-    embed_images(model, dataset(noise(45, 16, 16, 3)), batch_size=16)
-    embed_images(model, dataset(noise(3, 16, 16, 3)), batch_size=16)
-    assert compiled() == before
+    def embed(number):
+        return embed_images(model, dataset(noise(number, 16, 16, 3)), batch_size=16)
+
+    embed(32)
+    with Compilations() as compiled:
+        embed(45)
+        embed(3)
+    assert compiled.count == 0
 
 
 def test_texts_in_several_blocks_have_the_embeddings_of_one_block(model, monkeypatch):
@@ -97,10 +105,9 @@ def test_texts_in_several_blocks_have_the_embeddings_of_one_block(model, monkeyp
     embedded = embed_texts(model, texts, progress=counts.append)
     assert counts == [16, 16, 8]
     np.testing.assert_allclose(embedded, model.encode_texts(texts), atol=1e-6)
-    compiled = encode_module._encode_text._cache_size
-    before = compiled()
-    embed_texts(model, texts)
-    assert compiled() == before
+    with Compilations() as compiled:
+        embed_texts(model, texts)
+    assert compiled.count == 0
 
 
 def test_progress_counts_every_image_once(model):

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
-from bliss_jax.evaluation import SCORES, Settings, evaluate, score_split, training_rows
+from bliss_jax.evaluation import Settings, default_scores, evaluate, score_split, training_rows
 from bliss_jax.evaluation import runner as evaluation
 from bliss_jax.evaluation.results import to_csv, to_json
 from bliss_jax.scores import neglabel_score
@@ -138,13 +138,13 @@ def scores_in_numpy(e, split) -> dict[str, np.ndarray]:
 def test_every_score_uses_the_normal_classes_alone(embeddings, evaluated):
     """The AUROCs equal those of the equations in NumPy (and of `neglabel_score`, whose groups are random)."""
     e = embeddings
-    assert [row.score for row in evaluated.rows] == ["bliss", *SCORES]
+    assert [row.score for row in evaluated.rows] == ["bliss", *default_scores()]
     assert [row.settings.get("shrinkage") for row in evaluated.rows[:3]] == [0.0, 20.0, None]
     for number, split in enumerate(PROTOCOL.splits):
         by_hand = scores_in_numpy(e, split)
         by_hand["neglabel"] = neglabel_score(
             e.test_embeddings, e.label_embeddings, e.dictionary_embeddings, jax.random.key(0),
-            np.isin(np.arange(C), split.normal),
+            normal=np.isin(np.arange(C), split.normal),
         )  # fmt: skip
         counted, anomalous = in_split(e, split)
         for row in evaluated.rows[2:]:
@@ -259,7 +259,7 @@ def test_a_small_dictionary_excludes_only_the_scores_that_need_a_larger_one(embe
 def test_json_and_csv_contain_every_row_with_its_provenance(evaluated):
     document = json.loads(to_json([evaluated], command="a command"))
     assert document["provenance"]["command"] == "a command"
-    assert [row["score"] for row in document["rows"]] == ["bliss", *SCORES]
+    assert [row["score"] for row in document["rows"]] == ["bliss", *default_scores()]
     row = document["rows"][0]
     assert row["protocol"] == "three"
     assert row["auroc"] == pytest.approx(np.mean([s["auroc"] for s in row["splits"]]))
@@ -270,7 +270,7 @@ def test_json_and_csv_contain_every_row_with_its_provenance(evaluated):
     assert provenance["settings"]["lambda"] == 0.5
     assert provenance["embeddings"]["model"] == {"name": "none"}
     lines = list(csv.DictReader(to_csv([evaluated]).splitlines()))
-    assert len(lines) == (1 + len(SCORES)) * 3
+    assert len(lines) == (1 + len(default_scores())) * 3
     assert lines[0]["family"] == row["family"] == "custom"
     assert json.loads(lines[0]["provenance"])["embeddings"]["model"] == {"name": "none"}
     assert provenance["class_names"] == list("abcde")

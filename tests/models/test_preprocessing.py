@@ -17,9 +17,9 @@ from bliss_jax.models import Preprocessing, resize_on_host
 from bliss_jax.models.preprocessing import (
     _THIN,
     STATS,
-    filter_weights,
     _resize_thin,
     apply_preprocessing,
+    filter_weights,
     preprocess,
     resize,
     resize_bicubic,
