@@ -120,8 +120,7 @@ def score(**options: Any) -> None:
     held_out = check_detector_file(options["detector"])
     if paths != ("-",):
         _check_paths(paths, file_reader(options))
-    if options["alpha"] is not None:
-        _check_alpha(options["alpha"], held_out)
+    _check_alpha(options["alpha"], held_out)
     words = WORDS if options["explain"] or options["report"] is not None else 0
     detector = load_detector(options["detector"], options["model"])
     own = detector.decoding
@@ -207,8 +206,10 @@ def _check_paths(paths: Sequence[str], reader: "FileReader") -> None:
             )
 
 
-def _check_alpha(alpha: float, held_out: int) -> None:
+def _check_alpha(alpha: float | None, held_out: int) -> None:
     """Raises ValueError for an alpha out of range, or if a detector has too few calibration images for it."""
+    if alpha is None:
+        return
     if not 0 < alpha < 1:
         raise ValueError(f"alpha: expected a rate above 0 and below 1, got {alpha:g}")
     if 0 < held_out <= 1 / alpha:  # the exact check imports JAX
