@@ -388,6 +388,16 @@ def test_consoles_without_utf_8_print_escapes(fitted, tmp_path, encoding):
     assert rb"\u65e5\u672c" in done.stdout
 
 
+def test_explain_prints_escapes_on_a_console_without_utf_8(fitted, photos, tmp_path):
+    detector = bj.Detector.load(fitted[1], embeddings_only=True)
+    labels = np.asarray(detector.label_embeddings)
+    detector.with_labels(("日本", "日本 2"), labels).save(tmp_path / "det")
+    arguments = ["explain", str(tmp_path / "det"), str(photos / "cat" / "0.png")]
+    result = CliRunner(charset="ascii").invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert r"nearest normal class: \u65e5\u672c" in result.stdout
+
+
 def test_piped_output_is_not_padded(fitted):
     for command in (["info", fitted[1]], ["models"], ["datasets"]):
         lines = run(*command).stdout.splitlines()
