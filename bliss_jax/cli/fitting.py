@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bliss_jax.datasets import FileReader, ImageDataset
     from bliss_jax.detection import Detector
 
+_DICTIONARY = "imagenet1k"
 _FOR_PHOTOGRAPHS = "--model openai/clip-vit-base-patch16"
 
 
@@ -39,12 +40,6 @@ class _ShareOrFolder(click.ParamType):
         try:
             return float(value)
         except ValueError:
-            if not Path(value).is_dir():
-                self.fail(
-                    f"expected a share such as 0.2, or a folder; there is no folder {value}",
-                    param,
-                    ctx,
-                )
             return Path(value)
 
 
@@ -145,7 +140,12 @@ def fit(**options: Any) -> None:
     if isinstance(calibration, Path):
         if options["group_by"] is not None:
             raise click.UsageError("--group-by cannot be combined with --calibration DIR")
+        if not calibration.is_dir():
+            raise ValueError(
+                f"--calibration: expected a share such as 0.2, or a folder; there is no folder {calibration}"
+            )
         calibration = _images(options, calibration, own)
+    _check_numbers(options, dataset, calibration)
     detector = _fitted(options, dataset, calibration)
     detector.save(options["output"])
     unreadable = detector.provenance["images"]["unreadable"]
@@ -187,6 +187,27 @@ def _images(options: dict[str, Any], folder: Path, reader: "FileReader") -> "Ima
     return dataset
 
 
+def _check_numbers(
+    options: dict[str, Any], dataset: "ImageDataset", calibration: "float | ImageDataset"
+) -> None:
+    """Raises ValueError for numbers that are out of range, and for groups that the names do not have."""
+    from bliss_jax.detection import check_fit
+    from bliss_jax.text import exclude_labels, load_dictionary
+
+    phrases = load_dictionary(options["dictionary"] or _DICTIONARY)
+    if options["exclude_labels"]:
+        phrases = exclude_labels(phrases, dataset.class_names)
+    check_fit(
+        phrases=len(phrases),
+        **{name: options[name] for name in ("k", "weight", "shrinkage")},
+        calibration=calibration,
+        groups=options["group_by"],
+        images=dataset,
+        labels=dataset.labels,
+        classes=len(dataset.class_names),
+    )
+
+
 def _fitted(
     options: dict[str, Any], dataset: "ImageDataset", calibration: "float | ImageDataset"
 ) -> "Detector":
@@ -215,7 +236,7 @@ def _fitted(
     return Detector.fit(
         model,
         labelled(dataset),
-        dictionary=options["dictionary"] or "imagenet1k",
+        dictionary=options["dictionary"] or _DICTIONARY,
         exclude_labels=options["exclude_labels"],
         k=options["k"],
         weight=options["weight"],

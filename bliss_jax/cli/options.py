@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,8 +92,12 @@ def load_detector(path: Path, model: str | None, *, embeddings_only: bool = Fals
     return Detector.load(path, model, embeddings_only=embeddings_only)
 
 
-def check_detector_file(path: Path) -> None:
-    """Raises ValueError for a file that is not a detector, without importing heavy packages."""
+def check_detector_file(path: Path) -> int:
+    """Returns the number of calibration images of a detector, without importing heavy packages.
+
+    Raises:
+        ValueError: The file is not a detector.
+    """
     from bliss_jax.datasets import format_of
 
     if not path.exists():
@@ -105,8 +110,9 @@ def check_detector_file(path: Path) -> None:
         size = path.stat().st_size
         if head[8:9] == b"{" and 8 + length <= size:
             file.seek(8)
-            if b"bliss_jax.detector" in file.read(length):
-                return
+            header = file.read(length)
+            if b"bliss_jax.detector" in header:
+                return _calibration_images(header)
             raise ValueError(f"{path} is a safetensors file, but not a detector")
     kind = format_of(head)
     found = (
@@ -119,6 +125,14 @@ def check_detector_file(path: Path) -> None:
     raise ValueError(
         f"{path} is not a usable detector: {found}; expected a file that `bliss-jax fit` wrote"
     )
+
+
+def _calibration_images(header: bytes) -> int:
+    """Returns the number of calibration images in the header of a detector; 0 if it is damaged."""
+    try:
+        return int(json.loads(header)["calibration_labels"]["shape"][0])
+    except (ValueError, LookupError, TypeError):
+        return 0
 
 
 def model_options(command: Callable, batch_default: str = BATCH_OF_DETECTOR) -> Callable:

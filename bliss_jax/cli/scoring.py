@@ -117,9 +117,10 @@ def score(**options: Any) -> None:
     if options["output"] is not None:
         check_writable(options["output"])
     # Everything that can be wrong with files is checked before anything heavy is imported.
-    check_detector_file(options["detector"])
+    held_out = check_detector_file(options["detector"])
     if paths != ("-",):
         _check_paths(paths, file_reader(options))
+    _check_alpha(options["alpha"], held_out)
     words = WORDS if options["explain"] or options["report"] is not None else 0
     detector = load_detector(options["detector"], options["model"])
     own = detector.decoding
@@ -203,6 +204,18 @@ def _check_paths(paths: Sequence[str], reader: "FileReader") -> None:
             raise ValueError(
                 f"{printable(path)}: expected image files, found none" + (facts and f" ({facts})")
             )
+
+
+def _check_alpha(alpha: float | None, held_out: int) -> None:
+    """Raises ValueError for an alpha out of range, or if a detector has too few calibration images for it."""
+    if alpha is None:
+        return
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha: expected a rate above 0 and below 1, got {alpha:g}")
+    if 0 < held_out <= 1 / alpha:  # the exact check imports JAX
+        from bliss_jax.scores import check_calibration_size
+
+        check_calibration_size(held_out, alpha)
 
 
 def _settings(options: dict[str, Any], reader: "FileReader", words: int) -> dict[str, Any]:

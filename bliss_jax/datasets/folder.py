@@ -125,7 +125,9 @@ def find_images(folder: Path, labels: tuple[str, ...], reader: FileReader) -> Im
     """
     root = folder.resolve()
     found = list(reader.find([root]))
-    problems = [f"{file.path}: {file.problem}" for file in found if file.problem]
+    problems = [
+        f"{os.path.relpath(file.path, root)!r}: {file.problem}" for file in found if file.problem
+    ]
     names = [str(Path(file.path).relative_to(root)) for file in found if not file.problem]
     if not names:
         facts = "; ".join([*problems[:10], *reader.lines(command_line=True)])

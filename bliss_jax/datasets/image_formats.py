@@ -9,6 +9,7 @@ import os
 import threading
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Pillow's names of the supported formats."""
@@ -113,6 +114,7 @@ def decodable_formats() -> list[str]:
     with _REGISTERING:
         Image.init()
         _register_heif()
+        _silence_libtiff()
     return [name for name in (*FORMATS, HEIF) if name in Image.OPEN]
 
 
@@ -122,6 +124,28 @@ def _register_heif() -> None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Turns off messages that libtiff writes to standard error itself, without the name of the file.
+
+    Pillow raises an error for the same faults. The library is found if it was installed with Pillow's wheel.
+    """
+    import ctypes
+
+    import PIL
+
+    package = Path(PIL.__file__).parent
+    folders = (package.parent / "pillow.libs", package / ".dylibs")  # Linux, macOS
+    for file in (found for folder in folders for found in folder.glob("libtiff*")):
+        try:
+            library = ctypes.CDLL(os.fspath(file))  # already loaded by Pillow
+            for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+                setter(None)
+        except (OSError, AttributeError):
+            continue
 
 
 def has_image_suffix(name: str) -> bool:

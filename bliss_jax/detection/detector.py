@@ -27,7 +27,6 @@ from jaxtyping import Float
 
 from bliss_jax.datasets import AUTO, Decoding, ImageDataset, decoding_of
 from bliss_jax.detection.calibration import (
-    groups_of,
     near_duplicate_warning,
     near_duplicates,
     split_for_calibration,
@@ -35,6 +34,7 @@ from bliss_jax.detection.calibration import (
 from bliss_jax.detection.changes import CALIBRATION, DetectorChanges, image_counts, model_facts
 from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
 from bliss_jax.detection.file_format import decode_detector, encode_detector, state_of
+from bliss_jax.detection.fit_checks import check_fit
 from bliss_jax.detection.inputs import (
     Labelled,
     Phrases,
@@ -133,14 +133,21 @@ class Detector(DetectorChanges):
         known = labelled(
             images, labels, class_names, decoding=decoding, skip_unreadable=skip_unreadable
         )
-        if isinstance(groups, str):
-            if not isinstance(known.images, ImageDataset):
-                raise ValueError("groups: expected one per image, because the images are not files")
-            groups = groups_of(known.images, groups)
         phrases, dictionary_name = phrases_of(dictionary)
         overlap = sorted(find_overlap(phrases, known.class_names))
         if exclude_labels:
             phrases = without_labels(phrases, known.class_names)
+        groups = check_fit(
+            phrases=len(phrases),
+            k=k,
+            weight=weight,
+            shrinkage=shrinkage,
+            calibration=calibration,
+            groups=groups,
+            images=known.images,
+            labels=known.labels,
+            classes=len(known.class_names),
+        )
         # Texts first, so that a prompt that is too long is an error before the images are embedded.
         texts = (*fill_prompt(prompt, known.class_names), *prompts(prompt, phrases))
         with track("texts", len(texts)) as progress:

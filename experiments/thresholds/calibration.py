@@ -179,11 +179,18 @@ def markdown(head: Sequence[str], table: Sequence[Sequence[str]]) -> str:
     help="Number of random orders of the images.",
 )
 @click.option(
+    "--simulations",
+    type=int,
+    default=50,
+    show_default=True,
+    help="Number of simulated data sets in each row of the second table.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="Write the documentation's section to this file.",
 )
-def main(embeddings: Path, draws: int, output: Path | None) -> None:
+def main(embeddings: Path, draws: int, simulations: int, output: Path | None) -> None:
     """Print the rates of false alarms and of false discoveries."""
     table = []
     for classes, normals in ((1, 1200), (6, 1200)):
@@ -199,10 +206,12 @@ def main(embeddings: Path, draws: int, output: Path | None) -> None:
                 table += rows(f"CLIP, {len(normal)} of 10 classes", data, fitted, m, draws)
     printed = markdown(HEAD, table)
     click.echo(printed)
-    dependent = markdown(dependent_images.HEAD, dependent_images.rows(draws))
+    dependent = markdown(dependent_images.HEAD, dependent_images.rows(simulations))
     click.echo(f"\n{dependent}")
     if output is not None:
-        text = SECTION.format(table=printed, dependent=dependent, draws=draws)
+        text = SECTION.format(
+            table=printed, dependent=dependent, draws=draws, simulations=simulations
+        )
         with replacing(output) as file:
             file.write(text.encode())
 
@@ -229,8 +238,8 @@ than alpha of the images of new scenes are flagged. `Detector.fit` counts such i
 the share of the calibration images) and warns. With `groups=` (`--group-by`), whole groups are held out and
 one image of each calibrates, so that the calibration images are exchangeable with an image of a new group.
 Calibrating with all images of the held-out groups does not keep the rate, because the images of a group are
-not independent. Each row is a mean over {draws} simulated data sets, each with 500 tested images, which are
-of new groups in the last rows.
+not independent. Each row is a mean over {simulations} simulated data sets, each with 500 tested images. In
+the rows with groups, each tested image is of a new group.
 
 {dependent}
 

@@ -194,8 +194,8 @@ def test_a_folder_of_calibration_images_replaces_the_held_out_share(photos, word
     missing = run(
         "fit", "--images", photos, "--folders", "--calibration", "no/dir", "-o", tmp_path / "x"
     )
-    assert missing.exit_code == 2
-    assert "there is no folder no/dir" in missing.stderr
+    assert missing.exit_code == 1
+    assert "--calibration: expected a share such as 0.2, or a folder; there is no" in missing.stderr
 
 
 class Interrupting(io.BytesIO):
@@ -315,6 +315,19 @@ ERRORS = [
         ["fit", "--images", "{other}", "--folders", "--background", "whyte", "-o", "{out}"],
         "whyte",
     ),
+    *[
+        (["fit", "--images", "{photos}", "--folders", "-o", "{out}", *wrong], message)
+        for wrong, message in [
+            (["--k", "0"], "--k: expected an integer in 1..1860"),
+            (["--lambda", "nan"], "--lambda: expected a finite number, got nan"),
+            (["--shrinkage", "-1"], "--shrinkage: expected a finite number >= 0, got -1"),
+            (["--calibration", "1"], "--calibration: expected a share of at least 0 and below 1"),
+            (["--group-by", "("], "--group-by: '(' is not a regular expression"),
+            (["--group-by", "folder"], "--group-by: none of the 2 groups can be held out"),
+            (["--exclude-labels", "--k", "1861"], "--k: expected an integer in 1..1860"),
+        ]
+    ],
+    (["score", "{det}", "{photos}", "--alpha", "2"], "--alpha: expected a rate above 0 and below"),
     (["evaluate", "--dataset", "{other}"], "has no class folders with images"),
     (["evaluate", "--embeddings", "no.npz"], "no.npz"),
     (["embed", "--dataset", "cifar11", "-o", "{out}.npz"], "did you mean cifar10"),
@@ -338,12 +351,13 @@ for arguments in json.load(sys.stdin):
 """
 
 
-def test_errors_in_arguments_and_folders_come_before_heavy_imports(fitted, tmp_path):
+def test_errors_in_arguments_and_folders_come_before_heavy_imports(fitted, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("")
     places = {"det": fitted[1], "empty": tmp_path / "empty", "other": tmp_path / "other",
-              "png": FILES / "duplicates" / "a.png", "out": tmp_path / "out"}  # fmt: skip
+              "png": FILES / "duplicates" / "a.png", "out": tmp_path / "out",
+              "photos": photos}  # fmt: skip
     commands = [[argument.format(**places) for argument in arguments] for arguments, _ in ERRORS]
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", PROGRAM],
@@ -372,6 +386,16 @@ def test_consoles_without_utf_8_print_escapes(fitted, tmp_path, encoding):
     done = subprocess.run(command, capture_output=True, env=environment, timeout=120)  # noqa: S603
     assert done.returncode == 0, done.stderr
     assert rb"\u65e5\u672c" in done.stdout
+
+
+def test_explain_prints_escapes_on_a_console_without_utf_8(fitted, photos, tmp_path):
+    detector = bj.Detector.load(fitted[1], embeddings_only=True)
+    labels = np.asarray(detector.label_embeddings)
+    detector.with_labels(("日本", "日本 2"), labels).save(tmp_path / "det")
+    arguments = ["explain", str(tmp_path / "det"), str(photos / "cat" / "0.png")]
+    result = CliRunner(charset="ascii").invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert r"nearest normal class: \u65e5\u672c" in result.stdout
 
 
 def test_piped_output_is_not_padded(fitted):

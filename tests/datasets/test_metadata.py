@@ -308,6 +308,14 @@ def test_warnings_of_pillow_name_the_image():
     assert warnings.showwarning is hook, "the hook is removed after each image"
 
 
+def test_libtiff_writes_no_message_of_its_own(capfd):
+    content = bytearray(saved("TIFF", UPRIGHT, compression="tiff_lzw"))
+    content[20:60] = b"\xff" * 40  # in the compressed samples
+    with pytest.raises(UnreadableImageError, match="TIFF, damaged"):
+        quietly(bytes(content))
+    assert capfd.readouterr().err == ""
+
+
 def test_heic_files_are_read_with_pillow_heif_and_otherwise_name_it(monkeypatch):
     pillow_heif = pytest.importorskip("pillow_heif")
     from bliss_jax.datasets import image_formats
