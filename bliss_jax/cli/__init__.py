@@ -5,6 +5,7 @@
     options.py              options that several commands share
     embedding.py            a data set as embeddings, in one process or several
     evaluation.py           evaluate, embed, demo
+    own_scores.py           functions that `evaluate --score MODULE:FUNCTION` names
     demo.py                 the work of demo
     fitting.py              fit
     scoring.py              score

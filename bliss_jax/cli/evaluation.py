@@ -17,6 +17,7 @@ from bliss_jax.cli.embedding import (
     processes,
 )
 from bliss_jax.cli.options import ENVIRONMENT, model_and_data_options
+from bliss_jax.cli.own_scores import library_scores, load_scores
 from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
 from bliss_jax.evaluation import MODEL, dataset_defaults
 from bliss_jax.storage import check_writable
@@ -87,8 +88,9 @@ Example:
     "--score",
     "scores",
     multiple=True,
-    metavar="NAME",
-    help="Compute only this score. May be repeated.",
+    metavar="NAME|MODULE:FUNCTION",
+    help="Compute only this score: the name of a score, or a function or `bliss_jax.Score` of one's own, as "
+    "MODULE:FUNCTION (the current directory is searched first) or FILE.py:FUNCTION. May be repeated.",
 )
 @click.option(
     "--k", type=int, help="Number of dictionary texts per image.  [default: 10; 1 for glyphs]"
@@ -151,8 +153,9 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
     if options["draws"] is not None and not few:
         raise click.UsageError("--draws needs --shots")
     draws = 1 if not few else 20 if options["draws"] is None else options["draws"]
-    scores = options["scores"] or None
-    if options["report"] is not None and "bliss" not in (scores or ("bliss",)):
+    # The scores of the library are checked first. Own modules are imported after all arguments were checked.
+    scores: Any = library_scores(options["scores"]) or None
+    if options["report"] is not None and "bliss" not in (options["scores"] or ("bliss",)):
         raise click.UsageError("--report needs --score bliss")
     outputs = [file for file in (options["json_file"], options["csv_file"]) if file is not None]
     images = None
@@ -187,6 +190,7 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
                 "use --dataset NAME if it is another data set"
             )
         protocols = _protocols(options, dataset, embeddings.class_names)
+        scores = load_scores(options["scores"])
         if has_own_order(embeddings, dataset) and not options["quiet"]:
             notes.print(
                 f"{options['embeddings']} has the classes of {dataset} in another order: the splits of "
@@ -198,6 +202,8 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
             train, test = jointly(options, lambda: load_data(options))
             dataset = train.name
             protocols = jointly(options, lambda: _protocols(options, dataset, train.class_names))
+            scores = jointly(options, lambda: load_scores(options["scores"]))
+            settings_of(dataset)  # raises for two scores of one name
             splits = [split for protocol in protocols for split in protocol.splits]
             normal = {c for split in splits for c in split.normal}
             both = normal | {c for split in splits for c in split.anomalous}

@@ -43,9 +43,12 @@ class Settings:
 
     def __post_init__(self):
         # The default needs no check, and the table of scores imports JAX, which takes a second.
-        names = [] if self.scores is None else [score.name for score in self.records]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"scores: expected different names, got twice: {', '.join(repeated)}")
+        records = () if self.scores is None else self.records
+        for names in ([score.name for score in records], [score.label for score in records]):
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(
+                    f"scores: expected different names and labels, got twice: {', '.join(repeated)}"
+                )
         if not np.isfinite(self.weight):
             raise ValueError(f"weight: expected a finite number, got {self.weight}")
         if self.scores == () or not self.shrinkages:
@@ -82,8 +85,14 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "neglabel_lexicon": "the dictionary",
         "own_scores": {
-            score.name: f"{score.function.__module__}:{score.function.__qualname__}"
+            score.name: _place_of(score.function)
             for score in settings.records
             if score_table().get(score.name) is not score
         },
     }
+
+
+def _place_of(function: Callable[..., Any]) -> str:
+    """Returns MODULE:NAME of a function, or of the class of a callable object, e.g. of a `functools.partial`."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"

@@ -100,12 +100,13 @@ def html_of(table: Table) -> str:
 
 
 def row_name(row: Row) -> str:
-    """Returns the name of a row's score, with its shrinkage or prompt if it is not the default."""
-    if row.score == "bliss" and row.settings.get("shrinkage"):
-        return f"bliss, shrinkage {row.settings['shrinkage']:g}"
-    if row.score == "mcm" and row.settings.get("prompt") == "labels":
-        return "mcm (label prompt)"
-    return row.score
+    """Returns the label of a row's score, with its shrinkage or prompt if it is not the default."""
+    name = row.label or row.score
+    if row.settings.get("shrinkage"):
+        return f"{name}, shrinkage {row.settings['shrinkage']:g}"
+    if row.settings.get("prompt") == "labels":
+        return f"{name} (label prompt)"
+    return name
 
 
 def shots_of(row: Row) -> str:

@@ -201,9 +201,9 @@ def _is_of(evaluation: Evaluation, protocol: Protocol) -> bool:
 
 
 def _settings(evaluation: Evaluation) -> Settings:
-    """Returns the settings of an evaluation, from its provenance."""
+    """Returns the settings of an evaluation with the scores of the library, from its provenance."""
     made = evaluation.provenance["settings"]
-    measured = {row.score for row in evaluation.rows}
+    measured = {row.score for row in evaluation.rows} - {*made["own_scores"]}
     return Settings(
         scores=tuple(name for name in score_table() if name in measured),
         k=made["k"],
