@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from bliss_jax import _checks
-from bliss_jax._checks import compiled, rows
+from bliss_jax._checks import Array, compiled, rows
 from bliss_jax.models.families import ModelConfig
 from bliss_jax.models.naflex import NaflexConfig, Patches
 from bliss_jax.models.weights import Params
@@ -19,7 +19,7 @@ from bliss_jax.models.weights import Params
 
 def encode_image(
     params: Params, config: ModelConfig, pixels: Float[Array, "images size size 3"] | Patches
-) -> Float[Array, "images dim"]:
+) -> Float[jax.Array, "images dim"]:
     """Computes unit-norm float32 embeddings of preprocessed images.
 
     The matrix products run in `config.dtype` even if the kernels are stored in another dtype. All other parameters
@@ -43,7 +43,7 @@ def encode_image(
 
 def encode_patches(
     params: Params, config: ModelConfig, pixels: Float[Array, "images size size 3"] | Patches
-) -> Float[Array, "images patches dim"]:
+) -> Float[jax.Array, "images patches dim"]:
     """Computes unit-norm float32 embeddings of the patches of preprocessed images, in the joint space.
 
     For CLIP, the last layer's attention is replaced by its values, without residual stream and MLP,
@@ -73,7 +73,7 @@ def encode_text(
     config: ModelConfig,
     tokens: Int[Array, "texts length"],
     prefix: Int[Array, " prefix"] | None = None,
-) -> Float[Array, "texts dim"]:
+) -> Float[jax.Array, "texts dim"]:
     """Computes unit-norm float32 embeddings of token ids.
 
     Args:
@@ -106,7 +106,7 @@ def encode_text(
 
 def token_embeddings(
     params: Params, config: ModelConfig, tokens: Int[Array, "texts length"]
-) -> Float[Array, "texts length width"]:
+) -> Float[jax.Array, "texts length width"]:
     """Looks up the embeddings of token ids, before position embeddings: the input of a soft prompt.
 
     Args:
@@ -130,7 +130,7 @@ def encode_token_embeddings(
     config: ModelConfig,
     embeddings: Float[Array, "texts length width"],
     end: Int[Array, " texts"],
-) -> Float[Array, "texts dim"]:
+) -> Float[jax.Array, "texts dim"]:
     """Computes unit-norm float32 embeddings of texts that are given as token embeddings, for prompt learning.
 
     `encode_token_embeddings(params, config, token_embeddings(params, config, tokens), end)` equals
@@ -184,8 +184,8 @@ def _is_floating(array: Any) -> bool:
     return jnp.issubdtype(array.dtype, jnp.floating)
 
 
-def _apply(params: Params, config: ModelConfig, method: str, *inputs: Any) -> Array:
-    return cast(Array, config.module().apply({"params": params}, *inputs, method=method))
+def _apply(params: Params, config: ModelConfig, method: str, *inputs: Any) -> jax.Array:
+    return cast(jax.Array, config.module().apply({"params": params}, *inputs, method=method))
 
 
 def _rows_of_images(config: ModelConfig, params: Params, pixels: Any) -> Any:
@@ -193,22 +193,22 @@ def _rows_of_images(config: ModelConfig, params: Params, pixels: Any) -> Any:
 
 
 @compiled(static=(), out=_rows_of_images)
-def _encode_image(config: ModelConfig, params: Params, pixels: Any) -> Array:
+def _encode_image(config: ModelConfig, params: Params, pixels: Any) -> jax.Array:
     return _apply(params, config, "encode_image", pixels)
 
 
 @compiled(static=(), out=_rows_of_images)
-def _encode_patches(config: ModelConfig, params: Params, pixels: Any) -> Array:
+def _encode_patches(config: ModelConfig, params: Params, pixels: Any) -> jax.Array:
     return _apply(params, config, "encode_patches", pixels)
 
 
 @compiled(static=(), out=lambda config, tokens, *_: rows(tokens))
-def _encode_text(config: ModelConfig, tokens: Array, params: Params, prefix: Any) -> Array:
+def _encode_text(config: ModelConfig, tokens: Array, params: Params, prefix: Any) -> jax.Array:
     return _apply(params, config, "encode_text", tokens, *(() if prefix is None else (prefix,)))
 
 
 @compiled(static=(), out=lambda tokens, *_: rows(tokens))
-def _look_up(tokens: Array, table: Array) -> Array:
+def _look_up(tokens: Array, table: Array) -> jax.Array:
     outside = jnp.where(tokens < 0, table.shape[0], tokens)
     return jnp.take(table, outside, axis=0, mode="fill")
 
@@ -216,5 +216,5 @@ def _look_up(tokens: Array, table: Array) -> Array:
 @compiled(static=(), out=lambda config, states, *_: rows(states))
 def _encode_token_embeddings(
     config: ModelConfig, states: Array, params: Params, end: Array
-) -> Array:
+) -> jax.Array:
     return _apply(params, config, "encode_token_embeddings", states, end)

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from bliss_jax import _checks
-from bliss_jax._checks import compiled, rows
+from bliss_jax._checks import Array, compiled, rows
 from bliss_jax.models.preprocessing import (
     FRACTION_BITS,
     Preprocessing,
@@ -26,7 +26,7 @@ from bliss_jax.models.preprocessing import (
 
 def preprocess_float(
     images: Float[Array, "n h w 3"], size: int = 224, stats: str = "clip"
-) -> Float[Array, "n size size 3"]:
+) -> Float[jax.Array, "n size size 3"]:
     """Applies CLIP's preprocessing to floating images; linear in the images, and so differentiable.
 
     Args:
@@ -45,7 +45,7 @@ def preprocess_float(
 
 def apply_float_preprocessing(
     images: Float[Array, "n h w 3"], preprocessing: Preprocessing
-) -> Float[Array, "n size size 3"]:
+) -> Float[jax.Array, "n size size 3"]:
     """Computes (resize(x) / 255 - mean) / std of floating images with a model's preprocessing.
 
     Args:
@@ -70,7 +70,7 @@ def apply_float_preprocessing(
 
 
 @compiled(static=("preprocessing",), out=lambda images: rows(images))
-def _normalised(images: Array, *, preprocessing: Preprocessing) -> Array:
+def _normalised(images: Array, *, preprocessing: Preprocessing) -> jax.Array:
     dtype = _checks.accumulation_dtype(images)
     _, height, width, _ = images.shape
     (new_height, new_width), (top, left) = crop_geometry(

@@ -115,8 +115,8 @@ def contract(equation: str, x: Float[Array, "..."], y: Float[Array, "..."], dtyp
     )
 
 
-def unit_norm(x: Float[Array, "n dim"]) -> Float[Array, "n dim"]:
-    """Divides each row by its Euclidean norm."""
+def unit_norm(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+    """Divides each vector along the last axis by its Euclidean norm."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -187,7 +187,7 @@ class Attention(nn.Module):
         mask: Bool[Array, "#n #queries keys"] | None = None,
         prefix: Float[Array, "1 prefix width"] | None = None,
         values_only: bool = False,
-    ) -> Float[Array, "n queries width"]:
+    ) -> Float[Array, "n _ width"]:
         n, _, width = x.shape
         if values_only:
             value = Dense(width, self.dtype, name="v_proj")(context)
