@@ -67,9 +67,12 @@ def _lazy_exports(package, file):
     with open(f"{file}i", encoding="utf-8") as stub:  # noqa: PTH123 (pathlib doubles the import time)
         lines = [line.split() for line in stub if line.startswith("from bliss_jax.")]
     module_of = {name: module for _, module, _, name, *_ in lines}
+    rooms = {module.removeprefix(f"{package}.") for module in module_of.values()}
 
     def get_attribute(name):
         if name not in module_of:
+            if name in rooms:  # `bj.scores`, whether or not something has imported it
+                return import_module(f"{package}.{name}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
             value = getattr(import_module(module_of[name]), name)

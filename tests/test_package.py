@@ -65,6 +65,13 @@ def test_every_name_of_a_stub_can_be_imported(package):
         module.nonsense  # noqa: B018
 
 
+def test_rooms_are_attributes_whether_or_not_something_imported_them():
+    program = "import bliss_jax as bj; print(bj.metrics.__name__, bj.scores.__name__)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.split() == ["bliss_jax.metrics", "bliss_jax.scores"]
+
+
 def test_every_public_name_has_a_docstring():
     for name in bliss_jax.__all__:
         assert getattr(bliss_jax, name).__doc__

@@ -163,7 +163,7 @@ def image_bytes(image: np.ndarray) -> Iterator[bytes | memoryview]:
     yield np.ascontiguousarray(image).data
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageDataset:
     """Labelled images.
 
@@ -187,6 +187,13 @@ class ImageDataset:
     class_names: tuple[str, ...]
     source: str
     problems: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        problems = f", {len(self.problems)} problems" if self.problems else ""
+        return (
+            f"ImageDataset({self.name!r}, {len(self.labels):,} images, {len(self.class_names)} classes, "
+            f"source {self.source!r}{problems})"
+        )
 
     def __post_init__(self):
         if not self.name.strip():

@@ -37,7 +37,7 @@ _REQUIRED = (
 _OPTIONAL = ("mcm_label_embeddings", "something_embedding", "provenance")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EmbeddingSet:
     """Embeddings of images, labels and dictionary, validated on construction.
 
@@ -63,6 +63,14 @@ class EmbeddingSet:
     """Embedding of `a photo of something`, the anomaly prompt of CLIP-AD."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Model, preprocessing, prompt, dictionary, data set and versions, as JSON values."""
+
+    def __repr__(self) -> str:
+        model = (self.provenance.get("model") or {}).get("name", "unknown")
+        return (
+            f"EmbeddingSet({len(self.train_labels):,} training and {len(self.test_labels):,} test images, "
+            f"{len(self.class_names)} classes, {len(self.dictionary):,} phrases, dim "
+            f"{self.train_embeddings.shape[-1]}, model {model!r})"
+        )
 
     def __post_init__(self):
         dim = np.shape(self.train_embeddings)[-1:]

@@ -47,7 +47,7 @@ def _prepare(
 _preprocess = jax.jit(_prepare, static_argnums=1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """An image encoder and a text encoder with their tokenizer and preprocessing.
 
@@ -68,6 +68,14 @@ class Model:
     preprocessing: Preprocessing
     weights_hash: str
     revision: str | None = None
+
+    def __repr__(self) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        revision = "" if self.revision is None else f", revision {self.revision[:8]}"
+        return (
+            f"Model({self.name!r}{revision}, {type(self.config).__name__}, {parameters:,} parameters, image size "
+            f"{self.image_size}, embedding dim {self.embedding_dim}, {self.dtype})"
+        )
 
     @property
     def dtype(self) -> Dtype:

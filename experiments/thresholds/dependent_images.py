@@ -17,7 +17,6 @@ The tested images of the last three are of new groups, one image each.
 import warnings
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 import bliss_jax as bj
@@ -121,7 +120,6 @@ def rows(draws: int, alphas: tuple[float, ...] = (0.05, 0.1)) -> list[list[str]]
     for setting in SETTINGS:
         for scheme in SCHEMES if setting.size else SCHEMES[:1]:
             found = [draw(setting, scheme, alphas, seed) for seed in range(draws)]
-            jax.clear_caches()  # each fit compiles a loop, and thousands of programs exhaust the memory maps
             m = found[0].calibration
             near = np.mean([rates.near_duplicates for rates in found])
             for i, alpha in enumerate(alphas):

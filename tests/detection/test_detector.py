@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -468,3 +469,19 @@ def test_methods_reject_invalid_arguments(problem, detector):
         detector.with_labels(("a", "b"), problem.label_embeddings[:2])
     with pytest.raises(ValueError, match="k: expected an integer"):
         detector.with_dictionary(WORDS[:2], problem.dictionary_embeddings[:2])
+
+
+def test_embeddings_in_bfloat16_score_as_their_rounded_values(problem, detector):
+    half = problem.near(np.arange(6) % 3, np.random.default_rng(5)).astype(ml_dtypes.bfloat16)
+    score = jax.jit(bj.bliss_score_prepared, static_argnames="k")
+    expected = score(half.astype(np.float32), detector.prepared, k=K, weight=detector.weight)
+    np.testing.assert_allclose(detector.score(half), expected, rtol=1e-5)
+
+
+def test_representations_are_short(problem, detector, model):
+    assert repr(detector).startswith("Detector(3 classes (")
+    images = ImageDataset(
+        "many", np.zeros((50, 8, 8, 3), np.uint8), np.arange(50), tuple(map(str, range(50))), ""
+    )
+    for value in (detector, model, images):
+        assert len(repr(value)) < 300
