@@ -5,6 +5,7 @@
     det.predict(images, alpha=0.05)     at most 5 % of normal images are flagged (`scores/conformal.py`)
     det.explain(images)                 nearest normal class, both parts of the score, nearest phrases
     det.save("det.safetensors")         one file (`file_format.py`)
+    det.export("det.npz")               a program that runs with JAX alone (`export.py`)
 
 A detector is immutable: methods that add images, classes or phrases return another detector. Its arrays are
 public: `det.moments`, `det.label_embeddings`, `det.prepared`, ... are arguments of the pure functions of
@@ -56,9 +57,18 @@ _HeldOut = tuple[np.ndarray, np.ndarray, str]
 """Embeddings and labels of calibration images, and their source."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Detector(DetectorChanges):
     """A fitted detector: its state and, optionally, its encoder."""
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:3]) + (", ..." if self.num_classes > 3 else "")
+        encoder = "no encoder" if self.model is None else f"encoder {self.model.name!r}"
+        return (
+            f"Detector({self.num_classes} classes ({names}), {int(np.sum(self.moments.count)):,} fitted and "
+            f"{len(self.calibration_labels):,} calibration images, {len(self.dictionary):,} phrases, k={self.k}, "
+            f"weight={self.weight:g}, shrinkage={self.shrinkage:g}, {encoder})"
+        )
 
     @classmethod
     def fit(
