@@ -1,8 +1,10 @@
-"""The queries of a fitted detector: scores, p-values, thresholds, predictions, explanations."""
+"""The queries of a fitted detector: scores, p-values, thresholds, predictions, explanations; and their export."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax.datasets import AUTO, Decoding
 from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
+from bliss_jax.detection.export import DEFAULT_PLATFORMS, Inputs, export_detector
 from bliss_jax.detection.inputs import (
     Images,
     are_embeddings,
@@ -21,7 +24,7 @@ from bliss_jax.detection.inputs import (
 )
 from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
-from bliss_jax.detection.ties import ROUNDING, KnownEmbeddings
+from bliss_jax.detection.ties import KnownEmbeddings, rounding_of
 from bliss_jax.embedding import AnyEncoder, embed_texts
 from bliss_jax.scores import (
     PreparedBliss,
@@ -67,7 +70,10 @@ class Explanation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DetectorAnswers(DetectorState):
-    """The methods of a detector that score, judge and explain images. They change nothing."""
+    """The methods of a detector that score, judge and explain images, and export a program that does so.
+
+    They change nothing.
+    """
 
     model: AnyEncoder | None = None
     """A `Model` or another `Encoder`. A detector without one accepts embeddings only."""
@@ -181,6 +187,33 @@ class DetectorAnswers(DetectorState):
             for i in range(len(scores))
         )
 
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        inputs: Inputs = "images",
+        platforms: Sequence[str] = DEFAULT_PLATFORMS,
+        batch_size: int | None = None,
+    ) -> None:
+        """Writes the detector as a program that runs with JAX alone, without this library (`export.py`).
+
+        The program returns scores, p-values (NaN without calibration images) and the position of the nearest class in
+        `class_names` (-1 for a score of NaN).
+
+        Args:
+            path: The file, a zip archive that `numpy.load` reads.
+            inputs: "images": uint8 RGB [n, size, size, 3] as `resize_on_host` returns them, for any n. The file
+                then contains the image tower. "embeddings": unit-norm float32 [n, dim].
+            platforms: Platforms on which the program runs: "cpu", "cuda", "rocm", "tpu".
+            batch_size: Inputs that are computed at once, which bounds the memory. None for that of the detector.
+
+        Raises:
+            ValueError, OSError: The detector has no `Model` for images, an option is unknown, or the file cannot be
+                written.
+            ModuleNotFoundError: The package flatbuffers is missing.
+        """
+        export_detector(self, Path(path), inputs=inputs, platforms=platforms, batch_size=batch_size)
+
     @cached_property
     def prepared(self) -> PreparedBliss:
         """Statistics of all texts for `bliss_score_prepared`, computed on first use."""
@@ -236,11 +269,7 @@ class DetectorAnswers(DetectorState):
     @cached_property
     def _known(self) -> KnownEmbeddings:
         """The calibration embeddings, for ties up to rounding."""
-        model = self.provenance.get("model")
-        dtype = model.get("dtype") if isinstance(model, dict) else None
-        return KnownEmbeddings(
-            self.calibration_embeddings, ROUNDING.get(str(dtype), ROUNDING["float32"])
-        )
+        return KnownEmbeddings(self.calibration_embeddings, rounding_of(self.provenance))
 
     def _embeddings(self, images: Images) -> Float[np.ndarray, "images dim"]:
         """Returns the embeddings of images; checks and returns embeddings."""

@@ -7,6 +7,9 @@ kernels), or in a caller's own batches they differ by rounding. An embedding tha
 embedding up to rounding is therefore replaced by it before it is scored.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -14,6 +17,13 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 0.03}
 """Largest distance of two embeddings of one image, by the dtype of the encoder. Between batch sizes, entries
 of embeddings in float32 differ by up to 2e-7, which is a distance of 5e-6 in 512 dimensions. In bfloat16,
 `benchmarks/padded_batches.py` finds differences of cosines up to 2.8e-4, a distance of 0.024."""
+
+
+def rounding_of(provenance: Mapping[str, Any]) -> float:
+    """Returns the largest distance of two embeddings of one image by the encoder of a detector's provenance."""
+    model = provenance.get("model")
+    dtype = model.get("dtype") if isinstance(model, dict) else None
+    return ROUNDING.get(str(dtype), ROUNDING["float32"])
 
 
 class KnownEmbeddings:

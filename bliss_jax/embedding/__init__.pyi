@@ -14,6 +14,7 @@ from bliss_jax.embedding.encoder import batch_calls as batch_calls
 from bliss_jax.embedding.encoder import encode_texts as encode_texts
 from bliss_jax.embedding.encoder import encoder_facts as encoder_facts
 from bliss_jax.embedding.encoder import encoder_key as encoder_key
+from bliss_jax.embedding.encoder import is_model as is_model
 from bliss_jax.embedding.encoder import preprocessing_facts as preprocessing_facts
 from bliss_jax.embedding.encoder import resizer as resizer
 from bliss_jax.embedding.images import BATCH_SIZE as BATCH_SIZE

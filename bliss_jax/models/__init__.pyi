@@ -5,6 +5,7 @@ from bliss_jax.models.encode import encode_token_embeddings as encode_token_embe
 from bliss_jax.models.encode import token_embeddings as token_embeddings
 from bliss_jax.models.float_preprocessing import apply_float_preprocessing as apply_float_preprocessing
 from bliss_jax.models.float_preprocessing import preprocess_float as preprocess_float
+from bliss_jax.models.image_tower import image_tower as image_tower
 from bliss_jax.models.model import Model as Model
 from bliss_jax.models.model import load_model as load_model
 from bliss_jax.models.preprocessing import Preprocessing as Preprocessing
