@@ -1,6 +1,7 @@
 """The blocks of code in the README and the documentation, parsed and run with Sybil.
 
     <!-- not run: REASON -->    before a block: its names are checked, but it is not run
+    <!-- needs: MODULE -->      before a block of Python: it is not run if the module is not installed
     <!-- prints -->             before a block of text: the output of the block above, numbers within 2 %
     <!-- exits: CODE -->        before a block of bash: the exit code of its last command, 0 by default
 
@@ -14,6 +15,7 @@ import os
 import re
 import shlex
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 from sybil import Document, Example, Sybil
@@ -33,7 +35,7 @@ PAGES += sorted(
 )
 RUN = ("python", "bash")
 
-_MARK = re.compile(r"<!-- (not run|prints|exits)(?:: ([^\n]+))? -->\n\s*\Z")
+_MARK = re.compile(r"<!-- (not run|needs|prints|exits)(?:: ([^\n]+))? -->\n\s*\Z")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -45,7 +47,8 @@ def mark(example: Example) -> tuple[str, str]:
 
 def run_python(example: Example) -> None:
     """Runs a block of Python and keeps its output for the block after it."""
-    if mark(example)[0] == "not run":
+    kind, argument = mark(example)
+    if kind == "not run" or (kind == "needs" and find_spec(argument) is None):
         return
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

@@ -25,12 +25,12 @@ LIMIT_SECONDS = 400
 
 @pytest.fixture(scope="module")
 def process():
-    """Starts a process with two devices, without a network and without the shape checks of the tests.
+    """Starts a process with eight devices, without a network and without the shape checks of the tests.
 
     Most of the time is spent on compiling programs that run once; without optimisation it is a third less.
     """
     changed = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
         "--xla_llvm_disable_expensive_passes=true",
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -72,7 +72,7 @@ def test_every_block_has_a_language_and_every_mark_a_block(page):
     closing = re.findall(r"^ *(?:`{3,}|~{3,})$", text, re.MULTILINE)
     assert len(fences) == len(closing)
     assert {fence for fence in fences if not fence.startswith("{")} <= {*RUN, *SHOWN}
-    marks = re.findall(r"^<!-- (?:not run|prints|exits)\b", text, re.MULTILINE)
+    marks = re.findall(r"^<!-- (?:not run|needs|prints|exits)\b", text, re.MULTILINE)
     assert len(marks) == sum(mark(example)[0] != "" for example in parsed(page).examples())
 
 
