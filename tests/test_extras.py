@@ -16,6 +16,7 @@ EXTRAS = {
     "report": ("jinja2", "rich"),
     "cli": ("click", "platformdirs"),
     "parquet": ("pyarrow",),
+    "export": ("flatbuffers",),
 }
 OPTIONAL = tuple(name for names in EXTRAS.values() for name in names)
 

@@ -10,6 +10,7 @@
     fitting.py              fit
     scoring.py              score
     explaining.py           explain, info
+    exporting.py            export
     catalogue.py            models, datasets, dictionaries, protocols
     shell_completion.py     completion
     compilation_cache.py    JAX's persistent compilation cache
@@ -27,6 +28,7 @@ from bliss_jax.cli.compilation_cache import use_compilation_cache
 from bliss_jax.cli.evaluation import demo, embed, evaluate
 from bliss_jax.cli.exits import EXIT_CODES, Group
 from bliss_jax.cli.explaining import explain, info
+from bliss_jax.cli.exporting import export
 from bliss_jax.cli.fitting import fit
 from bliss_jax.cli.scoring import score
 from bliss_jax.cli.shell_completion import completion
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 _BENCHMARKS = (demo, evaluate, embed)
-_DETECTORS = (fit, score, explain, info)
+_DETECTORS = (fit, score, explain, info, export)
 _CATALOGUE = (models, datasets, dictionaries, protocols, completion)
 for _command in (*_BENCHMARKS, *_DETECTORS, *_CATALOGUE):
     main.add_command(_command)
