@@ -12,15 +12,16 @@ Higher is more anomalous.
 Source: Goodge, Hooi, Ng, "When Text and Images Don't Mix: Bias-Correcting Language-Image Similarity
 Scores for Anomaly Detection", BMVC 2024, arXiv 2407.17083, section 4.
 
-Memory of a score, forward, beside inputs and result: with n images, T texts and C classes, L = min(chunk_size, T)
-texts in a chunk, B = min(n, block) images in a block (512 on CPUs, 4,096 elsewhere), P = min(T, n k) places for
-distinct texts and S = min(P C, max(P, L dim)) numbers in a table of their statistics, at most
+Memory. There are n images, T texts and C classes, L = min(chunk_size, T) texts in a chunk, B = min(n, block) images in
+a block (512 on CPUs, 4,096 elsewhere), P = min(T, n k) places for distinct texts, and S = min(P C, max(P, L dim))
+numbers in a table of their statistics. Besides inputs and result, the external score takes at most
 
     2 B (L + 8 k) + 4 n k + 3 T + n C + 2 S + 4 min(L, 2048) (dim + C) + 4 dim^2
 
-numbers of 4 bytes: nothing grows with images x texts or texts x classes. A gradient takes at most three times that
-beside its outputs, because reverse mode computes statistics again instead of keeping them; its time is about four times
-that of the score. `vmap` over S masks with shrinkage multiplies the tables and the products by S.
+numbers of 4 bytes, and BLISS at most 3 n C + 2 C dim more. No term grows with images x texts or texts x classes. A
+gradient takes at most three times as much plus 3 n k C numbers besides its outputs (measured on CPUs), because reverse
+mode computes statistics again instead of keeping them. Its time is about four times that of the score. `vmap` over
+masks with shrinkage multiplies the tables and the products by the number of masks.
 """
 
 from typing import Any
@@ -57,7 +58,7 @@ def internal_class_score(
     shrinkage: float | Float[Array, ""] = 0.0,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images classes"]:
-    """internal(x, c) = -(s(x, t_c) - mu_c) / sigma_c (arXiv 2407.17083, section 4).
+    """Computes internal(x, c) = -(s(x, t_c) - mu_c) / sigma_c (arXiv 2407.17083, section 4).
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -68,10 +69,11 @@ def internal_class_score(
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images, classes]; NaN for a class of which no image was fitted.
+        Scores [images, classes], at least float32. A class without fitted images has NaN. 0 images give
+        [0, classes]. Under tracing, an image that is not finite has NaN.
 
     Raises:
-        ValueError: as `bliss_score`.
+        ValueError: One of the reasons listed in `bliss_score`.
     """
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
@@ -97,10 +99,11 @@ def external_text_score(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images classes"]:
-    """external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}.
+    """Computes external(x, c) = mean over d in D_k(x) of (s(x, d) - mu_{c,d}) / sigma_{c,d}.
 
-    D_k(x), the k texts of the largest raw cosine, is chosen once per image (arXiv 2407.17083,
-    section 4). Duplicated texts count as often as they occur.
+    D_k(x), the k texts with the largest raw cosine, is chosen once per image (arXiv 2407.17083, section 4).
+    Duplicated texts count as often as they occur. The docstring of this module bounds the memory, forward and in
+    reverse mode.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -111,18 +114,21 @@ def external_text_score(
         shrinkage: n0 of `bliss_score`.
         where: Texts that count [texts]; False marks padding, which is never chosen. All by default. See
             `top_k_similar`.
-        dictionary_axis: Name of the mapped axis, or a tuple of names, over which the texts are spread, each device
-            holding equally many (`pad_dictionary`). The k texts are the nearest of all devices', each device adds
-            the z-scores of its own, and all get the result that one device would, up to the order of a
-            sum of k numbers. The moments are whole on each. Static.
-        chunk_size: Texts handled at once; static. The result is the same for every chunk size.
+        dictionary_axis: Name of the mapped axis, or a tuple of names, over which the dictionary is sharded; static.
+            Each device has the same number of texts (see `pad_dictionary`) and the whole moments. The k texts are
+            the nearest among those of all devices, and each device adds the z-scores of its own texts. All devices
+            get the result that one device would compute, up to the order of a sum of k numbers.
+        chunk_size: Texts per chunk; static. It bounds the memory and changes the result by rounding only. 4,096 by
+            default on CPUs and 65,536 elsewhere.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images, classes]; NaN for a class of which no image was fitted.
+        Scores [images, classes], at least float32. A class without fitted images has NaN. 0 images give
+        [0, classes]. Under tracing, an image that is not finite has NaN, and all images have NaN if fewer than k
+        texts count.
 
     Raises:
-        ValueError: as `bliss_score`.
+        ValueError: One of the reasons listed in `bliss_score`.
     """
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
@@ -162,21 +168,21 @@ def bliss_score(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """BLISS(x) = min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
+    """Computes BLISS(x) = min over normal classes c of [ internal(x, c) + lambda external(x, c) ].
 
-    `vmap` over masks `normal` scores all splits of a benchmark in one call: without shrinkage only the
-    minimum depends on the mask, so nothing else is computed twice.
+    `vmap` over masks `normal` scores all splits of a benchmark in one call. Without shrinkage only the minimum
+    depends on the mask, so everything else is computed once.
 
-    Shrinkage, for few normal images: each class variance is moved toward the within-class variance
-    pooled over the normal classes, as if n0 images of it had been seen,
+    Shrinkage is for few normal images. It moves each class variance toward the within-class variance pooled over
+    the normal classes, with the weight of n0 images:
 
-        v = (n_c v_c + n0 v_pooled) / (n_c + n0),    v_pooled(t) = sum n_c t^T C_c t / sum n_c,
+        v = (n_c v_c + n0 v_pooled) / (n_c + n0),    v_pooled(t) = sum n_c t^T C_c t / sum n_c
 
-    and for dictionary texts v_pooled is itself moved, with the weight of five images, toward its mean
-    over the dictionary (for one class with two images there is nothing else to pool with).
+    For dictionary texts, v_pooled is itself moved toward its mean over the dictionary, with the weight of five
+    images, because one class with two images has nothing else to pool with.
 
-    The top of this module bounds the memory, also that of gradients. For a stream of batches, or many classes,
-    `prepare_bliss` computes the statistics of the texts once.
+    The docstring of this module bounds the memory, forward and in reverse mode. For a stream of batches, or for
+    many classes, `prepare_bliss` computes the statistics of the texts once.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -188,16 +194,17 @@ def bliss_score(
         normal: Mask of the normal classes [classes]; all by default.
         shrinkage: n0 >= 0; 0 is the paper's score.
         where: Texts that count, see `external_text_score`.
-        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
-        chunk_size: Texts handled at once, see `external_text_score`; static.
+        dictionary_axis: Mapped axis over which the dictionary is sharded, see `external_text_score`; static.
+        chunk_size: Texts per chunk, see `external_text_score`; static.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous, at least float32. Under tracing, when values cannot be checked, an
-        image that is not finite and a normal class without images give NaN, and an empty mask +inf.
+        Scores [images], at least float32, higher = more anomalous. 0 images give an empty array. Under tracing,
+        when values cannot be checked, an image that is not finite has the score NaN. All images have NaN if a
+        normal class has no images or fewer than k texts count, and +inf if no class is normal.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the moments are
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the moments are
             not those of unit-norm embeddings, k is not an integer in 1..texts, shrinkage is negative, weight
             is not one finite number, no class is normal, or no image of a normal class was fitted.
     """
@@ -286,7 +293,7 @@ def _bliss_of_split(
     embeddings, label_embeddings, dictionary_embeddings, moments, internal, external,
     k, weight, normal, shrinkage,
 ) -> jax.Array:  # fmt: skip
-    """`bliss_score`; without shrinkage from parts that all splits share."""
+    """Computes `bliss_score`; without shrinkage, from parts that all splits share."""
     if not shrinkage_is_on(shrinkage):
         return combine(internal, external, weight, normal=normal)
     return bliss_score(

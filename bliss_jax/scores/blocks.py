@@ -18,20 +18,20 @@ from bliss_jax.scores.shapes import is_traced_shape
 Carry = TypeVar("Carry")
 
 BLOCK = 2**22
-"""About the numbers in a temporary array: few enough for a cache, many enough for an accelerator."""
+"""Approximate size of a temporary array, in numbers: small enough for a cache, large enough for an accelerator."""
 
 
 def map_images(
     function: Callable[[jax.Array], Any], images: Float[jax.Array, "images dim"], rows: int
 ) -> Any:
-    """Computes `function(images)` at most `rows` images at a time.
+    """Computes `function(images)` in blocks of at most `rows` images.
 
     Args:
         function: Takes a block of images [block, dim] and returns a pytree of arrays [block, ...]. It treats images
             independently, so the result does not depend on the blocks.
         images: Rows [images, dim]. A symbolic number of images is one block.
-        rows: Images in a block, at most; static. If the number of images has no divisor near it, the images are
-            copied with padding.
+        rows: Largest number of images in a block; static. If the number of images has no divisor between an
+            eighth of `rows` and `rows`, the images are copied with padding.
     """
     number = images.shape[0]
     if is_traced_shape(number) or number <= rows:
@@ -54,10 +54,11 @@ def map_images(
 
 
 def _block_rows(number: int, rows: int) -> int:
-    """Returns the rows of a block: a divisor of the number of images if that costs little.
+    """Returns the number of images in a block: a divisor of their number if one is at least `rows` / 8.
 
-    A divisor that is a multiple of the number's power of two keeps blocks divisible by any number of devices,
-    usually a power of two, that divides the images.
+    The divisor is a multiple of the largest power of two that divides the number of images or, if this exceeds
+    `rows`, of the largest one that divides `rows`. Devices, whose number is usually a power of two, then have equal
+    shares of every block.
     """
     power = number & -number
     step = power if power <= rows else rows & -rows
@@ -74,7 +75,7 @@ def fold_chunks(
 ) -> Carry:
     """Folds `carry = step(carry, start, size)` over the chunks [start, start + size) of 0..length-1.
 
-    It is a loop over the full chunks and one step for the rest, so nothing is padded and `size` is static.
+    Full chunks are steps of a loop, and the rest is one more step, so nothing is padded and `size` is static.
     """
     full, rest = divmod(length, chunk_size)
     if full:
@@ -88,13 +89,13 @@ def fold_chunks(
 def block_map(
     function: Callable[..., Any], *arrays: jax.Array, size: int, block: int = BLOCK
 ) -> Any:
-    """Computes `vmap(function)(*arrays)`, with at most about `block` numbers of temporaries at a time.
+    """Computes `vmap(function)(*arrays)` with temporary arrays of at most about `block` numbers.
 
     Args:
         function: A function of one row of each array.
         arrays: Arrays of the same length.
-        size: Numbers in the largest temporary of one row.
-        block: Numbers in a temporary of all rows that are computed at once.
+        size: Size of the largest temporary array of one row, in numbers.
+        block: Approximate size of a temporary array of all rows that are computed at once, in numbers.
     """
     length, rows = len(arrays[0]), max(1, block // max(1, size))
     if length <= rows:
@@ -105,5 +106,5 @@ def block_map(
 
 
 def zeros_varying(shape: tuple[Any, ...], dtype: Any, *inputs: jax.Array) -> jax.Array:
-    """Returns zeros that vary over the mesh axes that the inputs vary over, as the carry of a loop."""
+    """Returns zeros that vary over the same mesh axes as the inputs, for the carry of a loop."""
     return jnp.zeros(shape, dtype) + zero_like_inputs(*inputs).astype(dtype)

@@ -1,4 +1,4 @@
-"""The z-scores of the texts that images chose, from the statistics of the distinct ones, block by block."""
+"""z-scores of the nearest texts of images, from the statistics of each distinct text, in blocks of classes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,19 +27,19 @@ class ChosenTexts(NamedTuple):
     """The distinct texts among the nearest of all images."""
 
     positions: Int[jax.Array, " places"]
-    """Their positions in the dictionary, ascending; zeros after the last of them."""
+    """Positions of the texts in the dictionary, ascending; 0 in places after the last text."""
     number: Int[jax.Array, ""]
     """Number of distinct texts."""
     row: Int[jax.Array, "images k"]
-    """Row of `positions` of each image's texts."""
+    """Row of `positions` that holds each text of each image."""
     inside: Bool[jax.Array, "images k"] | None
-    """Whether this device holds the text; None if it holds all."""
+    """Whether this device holds the text; None if it holds all texts."""
 
 
 def chosen_texts(
     nearest: Int[jax.Array, "images k"], num_texts: int, *, dictionary_axis: Axis | None = None
 ) -> ChosenTexts:
-    """Returns the distinct texts in `nearest`, of the `num_texts` that this device holds."""
+    """Returns the distinct texts in `nearest` among the `num_texts` texts that this device holds."""
     held, inside = local_rows(nearest, num_texts, dictionary_axis)
     outside = jnp.int32(num_texts)
     # A maximum, because devices that hold different images can compute it without exchanging the indices.
@@ -68,22 +68,22 @@ def fold_class_blocks(
     chunk_size: int,
     precision: Precision,
 ) -> Carry:
-    """Folds `carry = step(carry, first, statistics)` over blocks of classes, of which `first` is the first.
+    """Folds `carry = step(carry, first, statistics)` over blocks of classes; `first` is the first class of a block.
 
-    The statistics [rows, block] are those of the block's classes to the chosen texts, in the rows that
-    `chosen.row` names. A block has so many classes that neither table is larger than a chunk of texts, or
-    than one number for each chosen text.
+    The statistics [rows, block] relate the chosen texts, in the rows that `chosen.row` names, to the classes of the
+    block. The number of classes in a block is the largest for which a table is not larger than a chunk of texts, or
+    than one number for each chosen text if this is more.
 
-    In reverse mode the statistics of a block are computed again, so that they are never kept for all blocks.
+    Reverse mode computes the statistics of a block again, so that they are never kept for all blocks.
 
     Args:
         step: The function to fold.
-        carry: Its first argument for the first block.
-        chosen: The texts in use.
+        carry: The carry before the first block.
+        chosen: The distinct texts.
         texts: The dictionary.
         moments: Moments of the normal images.
         pooling: Shrinkage, or None.
-        chunk_size: Texts handled at once; static.
+        chunk_size: Texts per chunk; static.
         precision: Precision of the products; static.
     """
     places, (classes, dim) = len(chosen.positions), moments.mean.shape
@@ -116,7 +116,7 @@ def _tables(
     number: int | None,
     precision: Precision,
 ) -> TextStatistics:
-    """Returns the statistics of a block of classes; rows after the `used` texts have no meaning."""
+    """Returns the statistics of a block of classes; rows after the first `used` are undefined."""
     chunks, size = positions.shape
     columns = len(moments.count) if number is None else number
     varying = *moments, *(() if pooling is None else (pooling.share, pooling.cov))
@@ -194,10 +194,10 @@ def sum_of_z_scores(
     inside: Bool[jax.Array, "images k"] | None,
     statistics: TextStatistics,
 ) -> Float[jax.Array, "images classes"]:
-    """Returns the sum over the k places of (s(x, d) - mu_{c,d}) / sigma_{c,d}, of those inside.
+    """Returns the sum of (s(x, d) - mu_{c,d}) / sigma_{c,d} over the k places, or over the places in `inside`.
 
-    One place at a time, many of them in one fused loop: no images x k x classes array is built, also not in reverse
-    mode.
+    The places are added one after the other, many of them in one fused loop, so that a score builds no array [images,
+    k, classes]. In reverse mode and in explanations XLA keeps up to 3 of them on CPUs (measured).
     """
     mean, deviation = statistics
 

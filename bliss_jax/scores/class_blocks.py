@@ -1,7 +1,7 @@
-"""Labelled images cut into blocks of one class each, with static shapes.
+"""Division of labelled images into blocks of one class each, with static shapes.
 
-Work per class (moments, nearest neighbours) is then one pass over the images, however many classes there are,
-instead of one masked pass per class.
+With these blocks, work per class (moments, nearest neighbours) takes one pass over the images for any number of
+classes, instead of one masked pass per class.
 """
 
 import jax
@@ -22,10 +22,10 @@ def class_blocks(
     Args:
         labels: Class of each image [images], at least one; images labelled `num_classes` are in no block.
         num_classes: C; static.
-        max_block: Images per block at most; static. Blocks are smaller if classes are small.
+        max_block: Largest number of images per block; static. Blocks are smaller if classes are small.
 
     Returns:
-        The rows of each block [blocks, block], whether each is valid, and each block's class [blocks].
+        The rows of each block [blocks, block], whether each row is valid, and the class of each block [blocks].
     """
     block = _block_size(len(labels), num_classes, max_block)
     num_blocks = len(labels) // block + num_classes

@@ -1,7 +1,7 @@
-"""CLIP-AD: the probability of "something" among the normal labels, softmax(s / T), T = 1/100.
+"""CLIP-AD: the probability of "something" against the normal labels, softmax(s / T), T = 1/100.
 
 Source: Liznerski et al., "Exposing Outlier Exposure: What Can Be Learned From Few, One, and Zero Outlier
-Images", TMLR 2022, section 3 (zero-shot CLIP), with the generic text `a photo of something` against the
+Images", TMLR 2022, section 3 (zero-shot CLIP). The generic text `a photo of something` is compared with the
 prompts of the normal classes.
 """
 
@@ -28,7 +28,11 @@ def clip_ad_score(
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """exp(s(x, t_0) / T) / sum over t_0 and the normal labels of exp(s(x, t) / T), t_0 = "something".
+    """Computes the softmax probability of the text "something" against the labels of the normal classes.
+
+        score(x) = exp(s(x, t_0) / T) / [ exp(s(x, t_0) / T) + sum over normal classes c of exp(s(x, t_c) / T) ]
+
+    Here t_0 is the text "something".
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -42,7 +46,7 @@ def clip_ad_score(
         Scores [images] in [0, 1], higher = more anomalous; NaN under tracing for an image that is not finite.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
             is not one positive number, or no class is normal.
     """
     something = _checks.as_array("something_embedding", something_embedding)

@@ -33,23 +33,24 @@ from bliss_jax import _checks
 from bliss_jax._checks import Array, compiled, replicated, rows
 
 _ROUNDING = 1e-6
-"""Relative error of a bound in float32, by which an equality would be missed."""
+"""Relative tolerance for a bound in float32; its rounding error would otherwise hide an equality."""
 
 
 def conformal_p_values(
     scores: Float[Array, " images"], calibration_scores: Float[Array, " calibration"]
 ) -> Float[jax.Array, " images"]:
-    """p(x) = (1 + #{i : s_i >= s(x)}) / (m + 1): the share of normal images at least as anomalous as x.
+    """Computes p(x) = (1 + #{i : s_i >= s(x)}) / (m + 1), the share of normal images at least as anomalous as x.
 
     Args:
-        scores: Scores of the images in question [images], higher = more anomalous.
+        scores: Scores of the images to judge [images], higher = more anomalous.
         calibration_scores: Scores of m normal images that the score was not fitted on [m], in any order.
 
     Returns:
-        p-values [images], in 1 / (m + 1), ..., 1; NaN where a score is NaN.
+        p-values [images], float32, one of 1 / (m + 1), 2 / (m + 1), ..., 1; NaN if the score is NaN. 0 images give
+        an empty array.
 
     Raises:
-        ValueError: the arguments are not floating vectors, or there are no calibration scores or one is NaN.
+        ValueError: The arguments are not floating vectors, or there are no calibration scores or one is NaN.
     """
     s = _vector("scores", scores)
     return _p_values(s, _calibration(calibration_scores))
@@ -61,7 +62,8 @@ def _p_values(s: jax.Array, calibration: jax.Array) -> jax.Array:
     dtype = _checks.accumulation_dtype(s, calibration)
     ordered = jnp.sort(calibration.astype(dtype))
     at_least = m - jnp.searchsorted(ordered, s.astype(dtype))
-    # From a table: a compiled division may be a product with the reciprocal, and miss alpha by a bit.
+    # The values come from a table, because compiled code may multiply by the reciprocal instead of dividing, and the
+    # result may then differ from alpha in the last bit.
     p = jnp.asarray((np.arange(1, m + 2) / (m + 1)).astype(np.float32))[at_least]
     return jnp.where(jnp.isnan(s), jnp.nan, p)
 
@@ -69,12 +71,12 @@ def _p_values(s: jax.Array, calibration: jax.Array) -> jax.Array:
 def conformal_threshold(
     calibration_scores: Float[Array, " calibration"], alpha: float
 ) -> Float[jax.Array, ""]:
-    """The score above which p(x) <= alpha: the j-th largest of m, j = floor(alpha (m + 1)).
+    """Returns the score above which p(x) <= alpha: the j-th largest of m, j = floor(alpha (m + 1)).
 
-    p(x) <= alpha if and only if s(x) is larger than this.
+    p(x) <= alpha if and only if s(x) is larger than this score.
 
     Args:
-        calibration_scores: As `conformal_p_values`.
+        calibration_scores: Scores of m normal images, as for `conformal_p_values`.
         alpha: False-alarm rate, 0 < alpha < 1; static.
 
     Raises:
@@ -98,20 +100,21 @@ def _ranked(calibration: jax.Array, *, rank: int) -> jax.Array:
 def benjamini_hochberg(
     p_values: Float[Array, " images"], alpha: float | Float[Array, ""]
 ) -> Bool[jax.Array, " images"]:
-    """Flags the images with the j smallest p-values, j the largest with p_(j) <= alpha j / n.
+    """Flags the images with the j smallest p-values; j is the largest rank with p_(j) <= alpha j / n.
 
-    With p-values of `conformal_p_values` the expected share of normal images among the flagged ones, the false
+    With the p-values of `conformal_p_values`, the expected share of normal images among the flagged ones, the false
     discovery rate, is at most alpha times the share of normal images in the batch.
 
     Args:
-        p_values: p-values of one batch [images]; which images are flagged depends on all of them.
+        p_values: p-values of one batch [images]. Whether an image is flagged depends on the whole batch.
         alpha: False discovery rate, between 0 and 1.
 
     Returns:
-        Whether an image is flagged [images]. A p-value of NaN counts as 1, so its image is not flagged.
+        Whether each image is flagged [images]. A p-value of NaN counts as 1, so its image is not flagged. 0 images
+        give an empty array.
 
     Raises:
-        ValueError: the p-values are not a floating vector, or alpha is not one number between 0 and 1.
+        ValueError: The p-values are not a floating vector, or alpha is not one number between 0 and 1.
     """
     p = _vector("p_values", p_values)
     check_alpha(alpha)
@@ -132,7 +135,7 @@ def _flagged(p: jax.Array, alpha: Any) -> jax.Array:
 
 
 def images_needed(alpha: float) -> int:
-    """Returns the fewest calibration images for which a p-value can be as small as alpha: m + 1 >= 1 / alpha.
+    """Returns the smallest number m of calibration images with which p-values can be <= alpha: m + 1 >= 1 / alpha.
 
     >>> images_needed(0.05), images_needed(0.001)
     (19, 999)
@@ -166,7 +169,7 @@ def check_calibration_size(m: int, alpha: float) -> None:
 
 
 def _fraction(alpha: float) -> Fraction:
-    """Returns the decimal that the number prints as: 0.05 is 1/20, not the binary number just above it."""
+    """Returns the decimal number that is printed for alpha: 1/20 for 0.05, not the binary number just above it."""
     return Fraction(repr(alpha))
 
 

@@ -23,7 +23,7 @@ def entropy_score(
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """-sum_c p_c log p_c with p = softmax(s(x, t) / T) over the normal classes c.
+    """Computes -sum_c p_c log p_c with p = softmax(s(x, t) / T) over the normal classes c.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -33,10 +33,11 @@ def entropy_score(
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous, in nats; NaN under tracing for an image that is not finite.
+        Scores [images], at least float32, higher = more anomalous, in nats. 0 images give an
+        empty array. Under tracing, an image that is not finite has the score NaN.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
             is not one positive number, or no class is normal.
     """
     a = check_labels(embeddings, label_embeddings, normal, temperature)
@@ -49,7 +50,7 @@ def _entropy(
 ) -> jax.Array:
     logits = label_logits(x, labels, mask, temperature, precision)
     log_p = jnp.where(mask[None, :], jax.nn.log_softmax(logits, axis=1), 0)
-    # A class that is not normal has p = 0, and its share of the entropy is 0 (and not 0 times -inf).
+    # A class that is not normal has p = 0, and its term of the sum is 0 (and not 0 times -inf, which is NaN).
     shares = jnp.where(mask[None, :], jnp.exp(log_p) * log_p, 0)
     return nan_unless_finite(-jnp.sum(shares, axis=1), x)
 

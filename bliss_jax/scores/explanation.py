@@ -1,12 +1,15 @@
-"""Why BLISS gives an image its score: the nearest normal class, the two parts, and the words.
+"""Explanations of BLISS scores: the nearest normal class, the two parts, and the nearest texts with z-scores.
 
     c*(x)       = argmin over normal classes c of [ internal(x, c) + lambda external(x, c) ]
     BLISS(x)    = internal(x, c*) + lambda external(x, c*)
     z(x, d)     = (s(x, d) - mu_{c*,d}) / sigma_{c*,d}      for each text d of D_k(x)
     external(x, c*) = mean of z(x, d) over D_k(x)
 
-A word of large z is more similar to the image than to the normal images of the nearest class: it is evidence of
-an anomaly. Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4; see `bliss.py`.
+A text with a large z is more similar to the image than to the normal images of the nearest class, which is evidence
+of an anomaly. Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4; see `bliss.py`.
+
+Memory is that of the score (see `bliss.py`), with max(k, num_texts) for k, plus n k C numbers for n images and C
+classes (measured on CPUs).
 """
 
 from typing import Any, NamedTuple
@@ -42,17 +45,17 @@ class BlissExplanation(NamedTuple):
     """The parts of BLISS(x) of each image; a pytree."""
 
     score: Float[jax.Array, "*mapped images"]
-    """BLISS(x): that of `bliss_score`, up to rounding."""
+    """BLISS(x), equal to `bliss_score` up to rounding."""
     nearest_class: Int[jax.Array, "*mapped images"]
-    """c*, the normal class that gives the score."""
+    """c*, the normal class with the smallest sum of both parts."""
     internal: Float[jax.Array, "*mapped images"]
     """internal(x, c*)."""
     external: Float[jax.Array, "*mapped images"]
-    """external(x, c*), before it is weighted with lambda."""
+    """external(x, c*), without the factor lambda."""
     texts: Int[jax.Array, "*mapped images n"]
-    """The nearest texts, D_k(x) if n = k: positions in the dictionary by descending cosine."""
+    """Positions of the nearest texts in the dictionary, by descending cosine; D_k(x) if n = k."""
     z_scores: Float[jax.Array, "*mapped images n"]
-    """z(x, d) of those texts."""
+    """z(x, d) of these texts."""
 
 
 def explain_bliss(
@@ -71,7 +74,9 @@ def explain_bliss(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> BlissExplanation:
-    """Parts of `bliss_score`, at the normal class for which it is smallest.
+    """Computes the parts of BLISS(x) = internal(x, c*) + lambda external(x, c*) at the nearest normal class c*.
+
+    The docstring of this module contains the equations and the memory.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -82,19 +87,20 @@ def explain_bliss(
         weight: lambda.
         normal: Mask of the normal classes [classes]; all by default.
         shrinkage: n0 >= 0 of `bliss_score`.
-        num_texts: Nearest texts to name, 1 <= num_texts <= texts; by default the k of the score. Static.
+        num_texts: Number of nearest texts to return, 1 <= num_texts <= texts; by default the k of the score. Static.
         where: Texts that count, see `external_text_score`.
-        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
-        chunk_size: Texts handled at once, see `external_text_score`; static.
+        dictionary_axis: Mapped axis over which the dictionary is sharded, see `external_text_score`; static.
+        chunk_size: Texts per chunk, see `external_text_score`; static.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Score, class, parts, texts and their z-scores. Of classes with the same score the first is named.
-        Under tracing, when values cannot be checked, an image whose score is NaN has the first class
-        for which it is NaN, and with an empty mask only the texts have a meaning.
+        Score, class, parts, texts and their z-scores; numbers are at least float32, class and texts int32. The first
+        of several classes with the smallest score is returned. 0 images give arrays with 0 rows. Under tracing, when
+        values cannot be checked, the score is NaN or +inf as that of `bliss_score`. An image whose score is NaN for
+        a class has the first such class, and with an empty mask only the texts are defined.
 
     Raises:
-        ValueError: as `bliss_score`, or `num_texts` is out of range.
+        ValueError: One of the reasons listed in `bliss_score`, or `num_texts` is out of range.
     """
     a = check_bliss(
         embeddings,
@@ -226,22 +232,25 @@ def explain_bliss_prepared(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> BlissExplanation:
-    """`explain_bliss` from the table of `prepare_bliss`.
+    """Computes `explain_bliss` from the table of `prepare_bliss`.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
-        prepared: From `prepare_bliss`.
+        prepared: Table from `prepare_bliss`.
         k: Texts per image, 1 <= k <= texts; static.
         weight: lambda.
-        normal: As `bliss_score_prepared`.
-        num_texts: Nearest texts to name, 1 <= num_texts <= texts; by default the k of the score. Static.
-        nearest: As `bliss_score_prepared`, with at least k and `num_texts` places.
-        dictionary_axis: As `bliss_score_prepared`.
-        chunk_size: Texts handled at once, see `external_text_score`; static.
+        normal: Mask of the normal classes, as for `bliss_score_prepared`.
+        num_texts: Number of nearest texts to return, 1 <= num_texts <= texts; by default the k of the score. Static.
+        nearest: Result of `top_k_similar`, as for `bliss_score_prepared`, with at least k and `num_texts` places.
+        dictionary_axis: Mapped axis, as for `bliss_score_prepared`; static.
+        chunk_size: Texts per chunk, see `external_text_score`; static.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
+    Returns:
+        The result of `explain_bliss`. Under tracing the score is also NaN as that of `bliss_score_prepared`.
+
     Raises:
-        ValueError: as `bliss_score_prepared`, or `num_texts` is out of range.
+        ValueError: One of the reasons listed in `bliss_score_prepared`, or `num_texts` is out of range.
     """
     named = k if num_texts is None else num_texts
     a = check_prepared(

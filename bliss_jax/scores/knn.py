@@ -1,13 +1,13 @@
-"""k nearest neighbours: minus the mean of the k largest cosines to normal images.
+"""k nearest neighbours: the negative mean of the k largest cosines to normal images.
 
     score(x) = - mean over the k normal images y nearest to x of s(x, y)
 
-Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022 (there the
-distance to the k-th neighbour; the mean of the k cosines is less noisy), on CLIP's image embeddings. No
+Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, applied
+to CLIP's image embeddings. They use the distance to the k-th neighbour; the mean of the k cosines is less noisy. No
 text is used.
 
-The k largest over any union of classes are among the k largest of each class. So the search is done once
-(`nearest_of_class`) and every split of a benchmark is scored from its result (`knn_score_from_nearest`).
+The k largest cosines to any union of classes are among the k largest to each class. The search is therefore done once
+(`nearest_of_class`), and every split of a benchmark is scored from its result (`knn_score_from_nearest`).
 """
 
 from typing import Any
@@ -45,23 +45,26 @@ def knn_score(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """- mean of the k largest cosines to the normal images.
+    """Computes minus the mean of s(x, y) over the k normal images y nearest to x.
+
+    Memory is bounded as for `top_k_similar`, forward and in reverse mode (see `bliss_jax.scores.top_k`).
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
         normal_embeddings: Unit-norm embeddings of the normal images [bank, dim].
         k: Neighbours, 1 <= k <= bank; static.
         where: Normal images that count [bank], see `top_k_similar`; all by default.
-        dictionary_axis: Mapped axis over which the normal images are spread, see `top_k_similar`; static.
-        chunk_size: Normal images compared at once; bounds memory, does not change the result; static.
+        dictionary_axis: Mapped axis over which the normal images are sharded, see `top_k_similar`; static.
+        chunk_size: Normal images per chunk; static. It bounds the memory and does not change the result.
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images] in [-1, 1], higher = more anomalous. Under tracing, an image that is not finite or for which
-        fewer than k normal images count has NaN.
+        Scores [images] in [-1, 1], at least float32, higher = more anomalous. 0 images give an empty array. Under
+        tracing, an image that is not finite has the score NaN, and all images have NaN if fewer than k normal images
+        count.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, or k is not an
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, or k is not an
             integer in 1..bank.
     """
     checks = _checks.ValueChecks()
@@ -97,22 +100,25 @@ def nearest_of_class(
     block_size: int = 1024,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images classes k"]:
-    """The k largest cosines of each image to the bank's images of each class, in descending order.
+    """Returns the k largest cosines of each image to the bank's images of each class, in descending order.
+
+    Besides inputs and result, the forward computation takes about 2 images x `block_size` numbers and a copy of the
+    result. Reverse mode keeps the cosines of all blocks, several times images x bank numbers.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
         bank_embeddings: Unit-norm embeddings of labelled images [bank, dim].
-        bank_labels: Their classes [bank], in 0..num_classes-1.
+        bank_labels: Class of each image of the bank [bank], in 0..num_classes-1.
         k: Neighbours, 1 <= k <= bank; static.
         num_classes: C; static.
-        block_size: Images of one class compared at once, at most; bounds memory; static.
+        block_size: Largest number of images of one class that are compared at once; static. It bounds the memory.
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Cosines [images, C, k]; -inf if a class has fewer than k images.
+        Cosines [images, C, k], at least float32; -inf in places that a class with fewer than k images leaves empty.
 
     Raises:
-        ValueError: as `knn_score`, or labels are out of range.
+        ValueError: One of the reasons listed in `knn_score`, or labels are out of range.
     """
     _checks.static_integer("num_classes", num_classes, 1)
     _checks.static_integer("block_size", block_size, 1)
@@ -162,10 +168,10 @@ def knn_score_from_nearest(
     *,
     normal: Bool[Array, " classes"] | None = None,
 ) -> Float[jax.Array, " images"]:
-    """`knn_score` over the images of the normal classes, from the result of `nearest_of_class`.
+    """Computes `knn_score` over the images of the normal classes from the result of `nearest_of_class`.
 
     Args:
-        nearest: Cosines [images, classes, k], -inf where there is no neighbour.
+        nearest: Cosines [images, classes, k], -inf in places without a neighbour.
         normal: Mask of the normal classes [classes]; all by default.
 
     Returns:
@@ -173,7 +179,7 @@ def knn_score_from_nearest(
         k images.
 
     Raises:
-        ValueError: the array has other axes, the mask does not fit, or no class is normal.
+        ValueError: The array has other axes, the mask does not fit, or no class is normal.
     """
     cosines = _checks.as_array("nearest", nearest)
     if cosines.ndim != 3:
@@ -191,7 +197,7 @@ def _from_nearest(nearest: jax.Array, mask: jax.Array) -> jax.Array:
     classes, k = nearest.shape[1:]
     nearest = jnp.where(mask[None, :, None], nearest, -jnp.inf)
     if classes > k:
-        # The k nearest images are of the k classes whose nearest image is nearest: fewer to sort.
+        # The k nearest images belong to the k classes with the largest first cosine, so fewer cosines are sorted.
         _, few = lax.top_k(nearest[:, :, 0], k)
         nearest = jnp.take_along_axis(nearest, few[:, :, None], axis=1)
     flat = nearest.reshape(nearest.shape[0], nearest.shape[1] * k)

@@ -1,10 +1,10 @@
-"""Mahalanobis distance to the nearest normal class, with one covariance shared by all.
+"""Mahalanobis distance to the nearest normal class, with one covariance shared by all classes.
 
     score(x) = min over normal classes c of sqrt( (x - m_c)^T S^-1 (x - m_c) ),
     S = sum_c n_c C_c / sum_c n_c + ridge (trace / dim) I
 
 Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
-Attacks", NeurIPS 2018, section 2.1, on CLIP's image embeddings. No text is used.
+Attacks", NeurIPS 2018, section 2.1, applied to CLIP's image embeddings. No text is used.
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ from bliss_jax.scores.statistics import in_dtype
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
 RIDGE = 1e-3
-"""Relative ridge by default. With fewer images than dimensions the covariance alone is singular."""
+"""Default relative ridge. With fewer images than dimensions, the covariance alone is singular."""
 _BLOCK = 2**26
-"""Differences of images and means computed at once; if sum and square are fused they are never stored."""
+"""Number of differences of images and means computed at once. They are not stored if XLA fuses their squared sum."""
 
 
 def mahalanobis_score(
@@ -37,21 +37,24 @@ def mahalanobis_score(
     normal: Bool[Array, " classes"] | None = None,
     ridge: float | Float[Array, ""] = RIDGE,
 ) -> Float[jax.Array, " images"]:
-    """min_c sqrt((x - m_c)^T S^-1 (x - m_c)), S the within-class covariance pooled over normal classes.
+    """Computes min_c sqrt((x - m_c)^T S^-1 (x - m_c)) over the normal classes c.
+
+    S is the within-class covariance pooled over the normal classes, see the docstring of this module.
 
     Args:
         embeddings: Image embeddings [images, dim], of any norm.
         moments: Fitted on normal images.
         normal: Mask of the normal classes [classes]; all by default.
-        ridge: Added to S, as a share of its mean eigenvalue; 0 is the plain distance, which is
-            infinite or NaN if S is singular.
+        ridge: Term added to the diagonal of S, as a share of its mean eigenvalue. 0 gives the plain distance, which
+            is infinite or NaN if S is singular.
 
     Returns:
-        Scores [images], higher = more anomalous, at least float32. NaN if S is zero (one image per class) and,
-        under tracing, if an image is not finite or a normal class has no images.
+        Scores [images], at least float32, higher = more anomalous; NaN if S is zero (one image per class). 0 images
+        give an empty array. Under tracing, an image that is not finite has the score NaN, and all images have NaN if
+        a normal class has no images.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite, the ridge is negative, no class is
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite, the ridge is negative, no class is
             normal, or no image of a normal class was fitted.
     """
     checks = _checks.ValueChecks()
@@ -85,7 +88,7 @@ def _mahalanobis(x: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: An
 
 
 def one_image_per_class(facts: Facts) -> str | None:
-    """Returns why a score with a covariance is unavailable, if it is."""
+    """Returns the reason why a score with a covariance is unavailable, or None."""
     if facts.images_per_class > 1:
         return None
     return "a covariance needs more than one image per class"

@@ -1,6 +1,6 @@
 """Maximum cosine: -max over normal classes c of s(x, t_c).
 
-This is the similarity that BLISS corrects: that to the nearest label, without any normal image.
+It is the similarity to the nearest label, which BLISS corrects. It uses no normal images.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def max_cosine_score(
     normal: Bool[Array, " classes"] | None = None,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """-max_c s(x, t_c) over the normal classes c.
+    """Computes -max_c s(x, t_c) over the normal classes c.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -30,10 +30,11 @@ def max_cosine_score(
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous; NaN under tracing for an image that is not finite.
+        Scores [images], at least float32, higher = more anomalous. 0 images give an empty array. Under tracing,
+        an image that is not finite has the score NaN.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, or no class
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, or no class
             is normal.
     """
     a = check_labels(embeddings, label_embeddings, normal)

@@ -23,7 +23,7 @@ def max_logit_score(
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """-max_c s(x, t_c) / T over the normal classes c.
+    """Computes -max_c s(x, t_c) / T over the normal classes c.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -33,10 +33,11 @@ def max_logit_score(
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous; NaN under tracing for an image that is not finite.
+        Scores [images], at least float32, higher = more anomalous. 0 images give an empty array. Under tracing,
+        an image that is not finite has the score NaN.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
             is not one positive number, or no class is normal.
     """
     a = check_labels(embeddings, label_embeddings, normal, temperature)

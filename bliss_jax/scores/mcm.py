@@ -1,8 +1,8 @@
 """Maximum concept matching: -max over normal classes c of softmax(s(x, t) / T)_c, T = 1.
 
 Source: Ming et al., "Delving into Out-of-Distribution Detection with Vision-Language Representations",
-NeurIPS 2022, equation 1; prompt `a photo of a {label}`. It is MSP at another temperature: nearly uniform
-probabilities keep the size of the cosines, which a sharp softmax discards.
+NeurIPS 2022, equation 1; prompt `a photo of a {label}`. It is MSP at another temperature. Its
+probabilities are nearly uniform and keep the size of the cosines, which a sharp softmax discards.
 """
 
 import jax
@@ -21,7 +21,7 @@ def mcm_score(
     temperature: float | Float[Array, ""] = 1.0,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """-max_c softmax(s(x, t) / T)_c over the normal classes c, T = 1.
+    """Computes -max_c softmax(s(x, t) / T)_c over the normal classes c, T = 1.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -31,10 +31,11 @@ def mcm_score(
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous, in [-1, 0]; NaN under tracing for an image that is not finite.
+        Scores [images], at least float32, higher = more anomalous, in [-1, 0]. 0 images give an
+        empty array. Under tracing, an image that is not finite has the score NaN.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
             is not one positive number, or no class is normal.
     """
     return msp_score(

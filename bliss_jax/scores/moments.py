@@ -36,7 +36,7 @@ class ClassMoments(NamedTuple):
     """
 
     count: Num[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Images seen per class, in the dtype of the mean, so that the moments can be differentiated as a whole.
+    """Number of images per class, in the dtype of the mean, so that the moments can be differentiated as a whole.
     float32 holds them exactly up to 16,777,216 per class."""
     mean: Float[jax.Array, "*mapped classes dim"]
     """Mean embedding. It is not of unit norm and must not be normalised."""
@@ -56,13 +56,13 @@ export.register_namedtuple_serialization(ClassMoments, serialized_name="bliss_ja
 def init_moments(
     num_classes: int, dim: int | None = None, *, like: Float[Array, "images dim"] | None = None
 ) -> ClassMoments:
-    """Returns the moments of no images: the start of a stream, which `merge_moments` leaves unchanged.
+    """Returns the moments of 0 images, with which a stream starts. Merging them with others changes nothing.
 
     Args:
         num_classes: C; static.
         dim: Dimension of the embeddings; static. By default that of `like`.
-        like: Embeddings whose dtype (at least float32) and mesh axes the moments take. A loop inside
-            `shard_map` needs them: its carry must vary over the axes that the batches vary over.
+        like: Embeddings that determine the dtype (at least float32) and the mesh axes of the moments. A loop inside
+            `shard_map` needs them, because its carry must vary over the same axes as the batches.
 
     Raises:
         ValueError: `num_classes` or `dim` is not a positive integer, or neither `dim` nor `like` is given.
@@ -94,19 +94,20 @@ def fit_moments(
     num_classes: int,
     where: Bool[Array, " images"] | None = None,
 ) -> ClassMoments:
-    """Moments of each class: n_c, m_c = mean(x), C_c = mean((x - m_c)(x - m_c)^T).
+    """Computes the moments of each class: n_c, m_c = mean(x), C_c = mean((x - m_c)(x - m_c)^T).
 
-    The images are sorted by class and cut into blocks that each hold one class, whose centred moments are merged
-    one after the other. So the work is that of one product X^T X, whatever the number of classes, and no
-    difference of large sums is ever taken. Images that are sharded over explicit mesh axes are fitted where
-    they are and the moments merged. With automatic axes under `jit` the sort gathers the images: fit inside
-    `shard_map`, with `psum_moments`, to avoid that.
+    The images are sorted by class and divided into blocks of one class each, and the centred moments of the blocks
+    are merged one after the other. The work is that of one product X^T X for any number of classes, and large sums
+    are never subtracted from each other.
+
+    If images are sharded over explicit mesh axes, each device fits its own images, and the moments are merged. With
+    automatic axes under `jit` the sort gathers the images; `psum_moments` inside `shard_map` avoids that.
 
     Args:
-        embeddings: Embeddings [images, dim]. Moments exist of any vectors; the scores need those of unit-norm
-            ones and can tell (tr C_c + |m_c|^2 = 1). No images give the moments of no images.
+        embeddings: Embeddings [images, dim] of any norm. The scores need the moments of unit-norm embeddings, which
+            they recognise by tr C_c + |m_c|^2 = 1. 0 images give the moments of `init_moments`.
         labels: Class of each image [images], in 0..num_classes-1. Under tracing, when the range cannot be
-            checked, an image with a label outside belongs to no class.
+            checked, an image with another label belongs to no class.
         num_classes: C; static.
         where: Rows to count [images]; False marks padding. All by default.
 
@@ -114,7 +115,8 @@ def fit_moments(
         ClassMoments with count [C], mean [C, dim], cov [C, dim, dim], at least float32.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, rows are not finite, or labels are out of range.
+        ValueError: Shapes or dtypes do not fit, rows are not finite, or labels are out of range. Values are checked
+            unless they are traced.
     """
     _checks.static_integer("num_classes", num_classes, 1)
     checks = _checks.ValueChecks()
@@ -145,7 +147,7 @@ def _fit_shards(
     axes: Any,
     mesh: AbstractMesh,
 ) -> ClassMoments:
-    """Moments of images that are sharded over explicit mesh axes: each device fits its own."""
+    """Computes the moments of images that are sharded over explicit mesh axes. Each device fits its own images."""
 
     def fit(x: jax.Array, y: jax.Array, counted: jax.Array | None) -> ClassMoments:
         return psum_moments(_fit_blocks(x, y, counted, num_classes=num_classes), axes)
@@ -187,17 +189,17 @@ _fit_here = compiled(static=("num_classes",), out=replicated)(_fit_blocks)
 
 
 def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
-    """Moments of the union of two disjoint sets of images (Chan et al. 1979).
+    """Computes the moments of the union of two disjoint sets of images (Chan et al. 1979).
 
     With n = n1 + n2 and delta = m2 - m1, per class:
 
         m = m1 + (n2 / n) delta
         C = (n1 C1 + n2 C2) / n + (n1 n2 / n^2) delta delta^T
 
-    The result is the same in any order, up to rounding; `init_moments` gives the neutral element.
+    Up to rounding, the result does not depend on the order. `init_moments` gives the neutral element.
 
     Raises:
-        ValueError: the arguments are not moments of the same classes and dimension.
+        ValueError: The arguments are not moments with the same number of classes and dimension.
     """
     check_moments_type("merge_moments", first)
     check_moments_type("merge_moments", second)
@@ -236,17 +238,18 @@ def update_moments(
 ) -> ClassMoments:
     """Adds a batch of normal images: `merge_moments(moments, fit_moments(embeddings, labels))`.
 
-    The result has the dtype of `moments`, so that it is a valid carry of `lax.scan`. A batch of no images returns
-    the moments as they are.
+    The result has the dtype of `moments`, so that it is a valid carry of `lax.scan`. A batch of 0 images leaves the
+    moments unchanged.
 
     Args:
-        moments: The moments so far.
-        embeddings: As `fit_moments`.
-        labels: As `fit_moments`.
-        where: As `fit_moments`.
+        moments: Moments of the earlier batches.
+        embeddings: Embeddings [images, dim], as for `fit_moments`.
+        labels: Class of each image [images], as for `fit_moments`.
+        where: Rows to count [images], as for `fit_moments`.
 
     Raises:
-        ValueError: as `fit_moments`, or embeddings of another dimension than the moments.
+        ValueError: One of the reasons listed in `fit_moments`, or the embeddings have another dimension than the
+            moments.
     """
     check_moments_type("moments", moments)
     num_classes, dim = moments.mean.shape
@@ -269,9 +272,9 @@ _update = compiled(static=(), out=replicated)(_merge_as_first)
 
 
 def psum_moments(moments: ClassMoments, axis_name: str | tuple[str, ...]) -> ClassMoments:
-    """Moments of the union over a mapped axis, for use inside `shard_map` or `vmap`.
+    """Computes the moments of the union over a mapped axis, for use inside `shard_map` or `vmap`.
 
-    The many-sided form of `merge_moments`: with n = sum n_i and m = sum n_i m_i / n,
+    This is `merge_moments` for any number of participants i: with n = sum n_i and m = sum n_i m_i / n,
 
         C = sum n_i (C_i + (m_i - m)(m_i - m)^T) / n
 
@@ -282,7 +285,7 @@ def psum_moments(moments: ClassMoments, axis_name: str | tuple[str, ...]) -> Cla
         axis_name: Name of the mapped axis, or a tuple of names.
 
     Raises:
-        ValueError: the argument is not `ClassMoments`.
+        ValueError: The argument is not `ClassMoments`.
     """
     check_moments_type("moments", moments)
     moments = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(moments.mean.dtype), moments)
@@ -328,15 +331,15 @@ def check_moments(
     """Checks the moments that a score reads, and returns them with JAX arrays as leaves.
 
     Args:
-        checks: Takes the check of values.
-        moments: The argument.
+        checks: Checks of the call, to which the check of the moments' values is added.
+        moments: Moments to check.
         embeddings: Image embeddings of the same call.
         labels: Label embeddings of the same call, one row per class.
         texts: Dictionary embeddings of the same call.
         unit_norm: Whether the moments must be those of unit-norm embeddings.
 
     Raises:
-        ValueError: the argument is not moments, or the arrays do not fit each other.
+        ValueError: The argument is not moments, or the arrays do not fit each other.
     """
     check_moments_type("moments", moments)
     moments = as_jax_leaves(moments)
@@ -356,7 +359,7 @@ def check_moments(
 def _centred_moments(
     x: Float[jax.Array, "block dim"], valid: Bool[jax.Array, " block"]
 ) -> ClassMoments:
-    """Moments of the valid rows of a block of one class, from deviations from the block's own mean."""
+    """Computes the moments of the valid rows of a block of one class, from deviations from the block's mean."""
     count = valid.sum(dtype=x.dtype)
     divisor = jnp.maximum(count, 1)
     x = jnp.where(valid[:, None], x, 0)
@@ -367,5 +370,5 @@ def _centred_moments(
 
 
 def _ratio(part: Float[jax.Array, "*n"], whole: Float[jax.Array, "*n"]) -> Float[jax.Array, "*n"]:
-    """Part / whole, and 0 if whole is 0."""
+    """Returns part / whole, or 0 if whole is 0."""
     return part / jnp.maximum(whole, 1)

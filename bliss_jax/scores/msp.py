@@ -24,7 +24,7 @@ def msp_score(
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """-max_c softmax(s(x, t) / T)_c over the normal classes c.
+    """Computes -max_c softmax(s(x, t) / T)_c over the normal classes c.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -34,10 +34,11 @@ def msp_score(
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous, in [-1, 0]; NaN under tracing for an image that is not finite.
+        Scores [images], at least float32, higher = more anomalous, in [-1, 0]. 0 images give an
+        empty array. Under tracing, an image that is not finite has the score NaN.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature
             is not one positive number, or no class is normal.
     """
     a = check_labels(embeddings, label_embeddings, normal, temperature)

@@ -1,10 +1,10 @@
-"""NegLabel: the softmax mass that words far from the normal labels take from them.
+"""NegLabel: the softmax probability of words that are dissimilar to the normal labels.
 
     negatives = the share of a lexicon whose 0.95 quantile of cosines to the normal labels is lowest
     score(x)  = mean over groups G of N_G / (P + N_G),
                 P = sum_c exp(s(x, t_c) / T),   N_G = sum_{w in G} exp(s(x, w) / T)
 
-with c over the normal classes, T = 0.01, and the negatives divided at random into 100 groups.
+The sum over c is over the normal classes, T = 0.01, and the negatives are divided at random into 100 groups.
 
 Source: Jiang et al., "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
 ICLR 2024, sections 3.1 (NegMining) and 3.3 (grouping).
@@ -37,7 +37,7 @@ def negative_labels(
     quantile: float | Float[Array, ""] = 0.95,
     precision: Precision = HIGHEST,
 ) -> Int[jax.Array, " negatives"]:
-    """The words least similar to the normal labels, by the quantile of their cosines to them.
+    """Returns the words that are least similar to the normal labels, by a quantile of their cosines to the labels.
 
     Args:
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
@@ -48,10 +48,10 @@ def negative_labels(
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Indices of the words [negatives], least similar first.
+        Positions of the words in the lexicon [negatives], int32, least similar first.
 
     Raises:
-        ValueError: shapes do not fit, embeddings are not finite or not of unit norm, fraction or quantile is out
+        ValueError: Shapes do not fit, embeddings are not finite or not of unit norm, fraction or quantile is out
             of range, the fraction takes no word, or no class is normal.
     """
     checks = _checks.ValueChecks()
@@ -95,9 +95,9 @@ _negative_labels = compiled(static=("size", "precision"), out=replicated)(_least
 def _quantile_where(
     values: Float[jax.Array, "rows columns"], where: Bool[jax.Array, " columns"], quantile: Any
 ) -> Float[jax.Array, " rows"]:
-    """Returns the linearly interpolated quantile of each row over some of its columns, at least one.
+    """Returns the linearly interpolated quantile of each row over the columns in `where`, at least one.
 
-    The sort does not depend on the mask of columns, so `vmap` over masks sorts once; `jnp.nanquantile` would sort
+    The sort does not depend on the mask of columns, so `vmap` over masks sorts once. `jnp.nanquantile` would sort
     for each mask.
     """
     order = jnp.argsort(values, axis=1)
@@ -128,7 +128,10 @@ def neglabel_score(
     groups: int = 100,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """1 - softmax mass on the normal labels against groups of negative labels, averaged over groups.
+    """Computes the mean of N_G / (P + N_G) over groups G of negative labels.
+
+    P is the sum of exp(s(x, t_c) / T) over the normal classes c, and N_G the sum of exp(s(x, w) / T) over the
+    negative labels w in G. Memory grows with images x negatives.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -138,16 +141,17 @@ def neglabel_score(
         normal: Mask of the normal classes [classes]; all by default.
         temperature: T > 0; may be traced.
         fraction: Share of the lexicon taken as negatives; static.
-        quantile: See `negative_labels`.
-        groups: Number of groups, of sizes that differ by at most one (the paper's code drops the
-            remainder; here every negative is used); static. At most one group per negative.
+        quantile: Quantile of the cosines by which words are ordered, see `negative_labels`.
+        groups: Number of groups, at most one per negative; static. The sizes of groups differ by at most one, and
+            every negative is used (the paper's code drops the remainder).
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
         Scores [images] in [0, 1], higher = more anomalous; NaN under tracing for an image that is not finite.
 
     Raises:
-        ValueError: as `negative_labels`, the temperature is not one positive number, or `groups` is below 1.
+        ValueError: One of the reasons listed in `negative_labels`, the temperature is not one positive number, or
+            `groups` is below 1.
     """
     _checks.static_integer("groups", groups, 1)
     checks = _checks.ValueChecks()
@@ -184,7 +188,7 @@ def _neglabel(
     of_labels = label_logits(x, labels, mask, temperature, precision)
     negatives = label_logits(x, lexicon[chosen], jnp.ones(size, bool), temperature, precision)
 
-    # Negative i goes to group i mod groups, and the last round may be short.
+    # Negative i belongs to group i mod groups. Padding fills the last round.
     short = -size % groups
     negatives = jnp.pad(negatives, ((0, 0), (0, short)), constant_values=-jnp.inf)
     negatives = negatives.reshape(x.shape[0], (size + short) // groups, groups)

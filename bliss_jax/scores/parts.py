@@ -1,7 +1,7 @@
 """The two parts of BLISS as functions for use inside jitted functions, and the checks of their arguments.
 
-`bliss.py` has the equations. Here arguments are not checked, classes without images are not marked, and every value is
-finite for finite inputs, so that gradients and debugging flags see no NaN of a class that is masked out.
+`bliss.py` contains the equations. The two parts do not check arguments and do not mark classes without images. Their
+values are finite for finite inputs, so that no NaN of a masked class reaches gradients or debugging flags.
 """
 
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ def check_bliss(
     """Checks the arguments of `bliss_score` and returns its arrays.
 
     Raises:
-        ValueError: as `bliss_score`.
+        ValueError: One of the reasons listed in `bliss_score`.
     """
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings)
@@ -73,7 +73,7 @@ def internal_scores(
     shrunk: bool,
     precision: Precision,
 ) -> Float[jax.Array, "images classes"]:
-    """internal(x, c), finite for every class of finite inputs."""
+    """Computes internal(x, c), which is finite for every class if the inputs are finite."""
     mean, deviation = label_statistics(
         labels, moments, mask=mask, shrinkage=shrinkage, shrunk=shrunk, precision=precision
     )
@@ -82,7 +82,7 @@ def internal_scores(
 
 
 class External(NamedTuple):
-    """The external score of every class, and the nearest texts it comes from."""
+    """The external score of every class, and the nearest texts from which it is computed."""
 
     external: Float[jax.Array, "images classes"]
     cosines: Float[jax.Array, "images k"]
@@ -104,7 +104,10 @@ def external_scores(
     chunk_size: int,
     precision: Precision,
 ) -> External:
-    """external(x, c), finite for every class of finite inputs; finds `places` >= k texts, k by default."""
+    """Computes external(x, c), which is finite for every class if the inputs are finite.
+
+    It finds the `places` >= k nearest texts (by default k), of which the first k count.
+    """
     dtype = moments.mean.dtype
     cosines, positions = nearest_texts(
         x,
@@ -162,15 +165,15 @@ def combine(
         internal: internal(x, c) [images, classes], from `internal_class_score`.
         external: external(x, c) [images, classes], from `external_text_score`.
         weight: lambda.
-        normal: Mask of the normal classes [classes]; all by default. Scores of other classes take no part, not
-            even if they are NaN.
+        normal: Mask of the normal classes [classes]; all by default. Scores of other classes are ignored, also if
+            they are NaN.
 
     Returns:
         Scores [images]; +inf if no class is normal.
     """
     internal, external = jnp.asarray(internal), jnp.asarray(external)
     if normal is not None:
-        # Before the sum, so that unknown scores of other classes do not reach the gradient of the weight.
+        # Masked before the sum, so that NaN of other classes does not reach the gradient of the weight.
         mask = jnp.asarray(normal)[None, :]
         internal, external = jnp.where(mask, internal, 0), jnp.where(mask, external, 0)
     both = internal + jnp.asarray(weight).astype(internal.dtype) * external
@@ -178,14 +181,14 @@ def combine(
 
 
 def nan_if_missing(cosines: Float[jax.Array, "images k"]) -> Float[jax.Array, "images k"]:
-    """NaN in places that no text fills (if fewer than k rows of the dictionary count)."""
+    """Returns the cosines, with NaN in places without a text (if fewer than k rows of the dictionary count)."""
     return jnp.where(jnp.isneginf(cosines), jnp.nan, cosines)
 
 
 def nan_if_empty(
     scores: Float[jax.Array, "images classes"], count: Float[jax.Array, " classes"]
 ) -> Float[jax.Array, "images classes"]:
-    """NaN for classes of which no image was fitted."""
+    """Returns the scores, with NaN for classes without fitted images."""
     return jnp.where((count > 0)[None, :], scores, jnp.nan)
 
 
@@ -194,5 +197,5 @@ def nan_if_normal_is_empty(
     mask: Bool[jax.Array, " classes"],
     count: Float[jax.Array, " classes"],
 ) -> Float[jax.Array, " images"]:
-    """NaN for all images if no image of a normal class was fitted."""
+    """Returns the scores, or NaN for all images if a normal class has no fitted images."""
     return jnp.where(jnp.any(mask & ~(count > 0)), jnp.nan, scores)

@@ -3,12 +3,15 @@
     prepare     mu_{c,t} = t . m_c,    sigma_{c,t} = sqrt(t^T C_c t) + 1e-8    for every class c and text t
     score       BLISS(x) of `bliss.py`, with mu and sigma read from the table
 
-`bliss_score` computes the statistics of the texts it meets again for every batch: 2 texts classes dim^2
-operations, nearly all of its cost if there are many classes. Here they are computed once. A score then
-costs the product with the dictionary, top-k, and k rows of the table for each image.
+`bliss_score` computes the statistics of its nearest texts again for every batch. For all texts these are 2 texts
+classes dim^2 operations, nearly all of the cost if there are many classes. Here they are computed once. A score
+then costs the product with the dictionary, top-k, and k rows of the table for each image.
 
-Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4. The division into an expensive preparation
-and a cheap use follows a linear solver's `init` and `compute`.
+Memory, with n images and C classes: besides inputs and result, `bliss_score_prepared` takes that of `top_k_similar` and
+at most 2 n C numbers, and a gradient takes up to 3 n k C numbers more besides its outputs (measured on CPUs).
+
+Source of the score: Goodge et al., BMVC 2024, arXiv 2407.17083, section 4. The separation of an expensive preparation
+from a cheap use follows the `init` and `compute` of linear solvers.
 """
 
 from typing import Any, NamedTuple
@@ -46,14 +49,14 @@ from bliss_jax.scores.top_k import (
 )
 
 _SAME_COSINE = 1e-3
-"""Largest difference between a cosine in `nearest` and the cosine of the text it names: enough for products in
-TF32 or bfloat16, too little for another text."""
+"""Largest accepted difference between a cosine in `nearest` and the cosine of its text. It allows for the rounding of
+products in TF32 or bfloat16, but not for another text."""
 
 
 class PreparedBliss(NamedTuple):
     """Texts, and the mean and standard deviation of every class's similarity to them; a pytree.
 
-    With the dictionary over a mesh axis, `dictionary_embeddings`, `mean`, `deviation` and `where` are sharded
+    If the dictionary is sharded over a mesh axis, `dictionary_embeddings`, `mean`, `deviation` and `where` are sharded
     by rows and the rest is replicated.
     """
 
@@ -70,13 +73,13 @@ class PreparedBliss(NamedTuple):
     deviation: Float[jax.Array, "*mapped texts classes"]
     """sigma_{c,d} of each text and class."""
     count: Num[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
-    """Images fitted of each class."""
+    """Number of fitted images of each class."""
     normal: Bool[jax.Array, "*mapped classes"]
-    """The normal classes given at preparation."""
+    """Mask of the normal classes that was given to `prepare_bliss`."""
     shrunk: Bool[jax.Array, "*mapped"]
-    """Whether shrinkage pooled variances over `normal`, which is then part of the table."""
+    """Whether shrinkage pooled the variances over `normal`. The table is then valid for this mask only."""
     where: Bool[jax.Array, "*mapped texts"] | None = None
-    """Texts that count, the others being padding; None stands for all."""
+    """Mask of the texts that count. The others are padding; None stands for all."""
 
     def __repr__(self) -> str:
         texts, classes = jnp.shape(self.mean)[-2:]
@@ -98,29 +101,30 @@ def prepare_bliss(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> PreparedBliss:
-    """mu_{c,t} and sigma_{c,t} of every class c and text t: 2 texts classes dim^2 operations, once.
+    """Computes mu_{c,t} = t . m_c and sigma_{c,t} = sqrt(t^T C_c t) + 1e-8 of every class c and text t once.
 
-    The table takes texts x classes x 2 x 4 bytes: 149 kB for 1,860 texts and 10 classes, 640 MB for 80,000
-    and 1,000. While it is made, `chunk_size` texts are handled at once.
+    This takes 2 texts classes dim^2 operations. The table takes texts x classes x 2 x 4 bytes: 149 kB for 1,860 texts
+    and 10 classes, and 640 MB for 80,000 texts and 1,000 classes. Memory besides the table is that of
+    `text_statistics`, forward and in reverse mode.
 
     Args:
         label_embeddings: Unit-norm embedding of each class's prompt [classes, dim].
         dictionary_embeddings: Unit-norm embeddings of the dictionary's prompts [texts, dim].
         moments: Fitted on normal images of the same classes (`fit_moments`).
         normal: Mask of the normal classes [classes]; all by default. Shrinkage pools over them.
-        shrinkage: n0 >= 0 of `bliss_score`. If it is not the number 0, the mask is part of the table,
-            and `bliss_score_prepared` takes no other.
+        shrinkage: n0 >= 0 of `bliss_score`. Unless it is the Python number 0, the table is valid for this mask
+            only, and `bliss_score_prepared` accepts no other mask.
         where: Texts that count [texts], see `top_k_similar`.
-        dictionary_axis: Mapped axis over which the texts are spread, see `top_k_similar`; each device
-            prepares its own. Static.
-        chunk_size: Texts handled at once; static.
+        dictionary_axis: Mapped axis over which the texts are sharded, see `top_k_similar`; static. Each device
+            prepares its own texts.
+        chunk_size: Largest number of texts per chunk; static.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        The arguments of `bliss_score_prepared` beside the images.
+        The table for `bliss_score_prepared`. Its statistics are at least float32, and the texts keep their dtype.
 
     Raises:
-        ValueError: as `bliss_score`, or the dictionary is empty.
+        ValueError: One of the reasons listed in `bliss_score`, or the dictionary is empty.
     """
     checks = _checks.ValueChecks()
     labels = checks.embeddings("label_embeddings", label_embeddings)
@@ -213,33 +217,35 @@ def bliss_score_prepared(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """`bliss_score` from the table that `prepare_bliss` made: equal to it within 1e-4 in float32.
+    """Computes BLISS(x), as `bliss_score` does, from the table of `prepare_bliss`.
 
-    The two differ only in the shapes of the products that give the variances, whose relative rounding
-    error is then about 1e-6.
+    The two scores agree within 1e-4 in float32. They differ only in the shapes of the products that give the
+    variances, whose relative rounding error is about 1e-6. The docstring of this module describes the memory.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
-        prepared: From `prepare_bliss`.
+        prepared: Table from `prepare_bliss`.
         k: Texts per image, 1 <= k <= texts; static.
         weight: lambda; may be traced, so that a grid is a `vmap`.
-        normal: Mask of the normal classes [classes]; by default that given at preparation. Without
+        normal: Mask of the normal classes [classes]; by default the mask given to `prepare_bliss`. Without
             shrinkage any mask is allowed, and `vmap` over masks scores all splits. With shrinkage the table
-            depends on the mask, so none may be given here: `prepare_bliss` makes another table.
-        nearest: `top_k_similar` of the same images, texts and `where`, with at least k places, kept from
-            an earlier call: the product with the dictionary is then not done again, and other labels, k, lambda,
-            classes or shrinkage cost k dot products per image. Computed by default.
-        dictionary_axis: Mapped axis over which `prepared` is spread; static.
-        chunk_size: Texts handled at once, see `external_text_score`; static.
+            depends on its mask, so this argument must be None; another mask needs another table.
+        nearest: Result of an earlier `top_k_similar` for the same images, texts and `where`, with at least k places;
+            computed by default. With it the product with the dictionary is not repeated, and other labels, k, lambda,
+            classes or shrinkage cost k dot products per image.
+        dictionary_axis: Mapped axis over which `prepared` is sharded; static.
+        chunk_size: Texts per chunk, see `external_text_score`; static.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous; NaN and +inf as in `bliss_score`. Under tracing, `nearest` of
-        another dictionary or of texts that do not count, and a mask beside a table made with shrinkage, give NaN.
+        Scores [images], at least float32, higher = more anomalous; NaN and +inf as in `bliss_score`. 0 images give
+        an empty array. Under tracing, an image also has NaN if `nearest` names a text that does not count or has
+        another cosine, and all images have NaN if the table was made with shrinkage for another mask.
 
     Raises:
-        ValueError: as `bliss_score`; a mask is given beside a table made with shrinkage; or `nearest` is of other
-            images, of another dictionary, of texts that do not count, or of fewer than k places.
+        ValueError: One of the reasons listed in `bliss_score`; a mask is given with a table made with shrinkage; or
+            `nearest` belongs to other images or another dictionary, names texts that do not count, or has fewer than
+            k places.
     """
     a = check_prepared(
         embeddings,
@@ -283,7 +289,7 @@ def check_prepared(
     """Checks the arguments of `bliss_score_prepared` and returns its arrays.
 
     Raises:
-        ValueError: as `bliss_score_prepared`.
+        ValueError: One of the reasons listed in `bliss_score_prepared`.
     """
     if not isinstance(prepared, PreparedBliss):
         raise ValueError(
@@ -297,8 +303,8 @@ def check_prepared(
     _checks.scalar("weight", weight)
     if normal is not None and _checks.is_concrete(prepared.shrunk) and np.asarray(prepared.shrunk):
         raise ValueError(
-            "normal: expected None, because shrinkage pooled the variances over the classes that were given to "
-            f"prepare_bliss; prepare again for others (got a mask of {np.shape(normal)[0]} classes)"
+            "normal: expected None, because shrinkage pooled the variances over the normal classes given to "
+            f"prepare_bliss, got a mask of {np.shape(normal)[0]} classes; call prepare_bliss for another mask"
         )
     prepared = jax.tree.map(jnp.asarray, prepared)
     checks = _checks.ValueChecks()
@@ -359,7 +365,7 @@ def _valid_nearest(
     nearest: tuple[jax.Array, jax.Array],
     dictionary_axis: Axis | None = None,
 ) -> Bool[jax.Array, " images"]:
-    """Whether each named text counts and has the cosine that is given, one place after the other."""
+    """Returns whether the texts of each image count and have the given cosines, checked one place at a time."""
     cosines, positions = nearest
     texts = prepared.dictionary_embeddings
     number = len(texts)
@@ -386,18 +392,18 @@ _is_nearest = compiled(static=("dictionary_axis",), out=lambda x, *_: rows(x))(_
 
 
 class PreparedParts(NamedTuple):
-    """The parts of each image's score, and what they were computed from."""
+    """The parts of each image's score, and the classes and texts from which they are computed."""
 
     internal: Float[jax.Array, "images classes"]
     external: Float[jax.Array, "images classes"]
     normal: Bool[jax.Array, " classes"]
-    """The normal classes in use."""
+    """Mask of the normal classes."""
     known: Bool[jax.Array, " images"]
-    """Whether the score means anything: False for a wrong `nearest` or mask."""
+    """Whether the score is valid. It is False if `nearest` or the mask does not belong to the table."""
     cosines: Float[jax.Array, "images places"]
     """Cosines of the nearest texts, in descending order."""
     texts: Int[jax.Array, "images places"]
-    """Their positions in the dictionary."""
+    """Positions of the nearest texts in the dictionary."""
 
 
 def prepared_parts(
@@ -412,7 +418,10 @@ def prepared_parts(
     chunk_size: int,
     precision: Precision,
 ) -> PreparedParts:
-    """internal(x, c) and external(x, c) of every class, finite for finite inputs; finds `places` >= k texts."""
+    """Computes internal(x, c) and external(x, c), which are finite for every class if the inputs are finite.
+
+    It finds the `places` >= k nearest texts, of which the first k count.
+    """
     labels, texts = prepared.label_embeddings, prepared.dictionary_embeddings
     dtype = _checks.accumulation_dtype(x, labels, prepared.mean)
     if nearest is None:

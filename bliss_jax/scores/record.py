@@ -1,8 +1,8 @@
-"""The table of scores: one record for each score, beside its function.
+"""The table of scores, with one record for each score.
 
-A record names a score, its function and its source. The names of the function's parameters say what it needs of an
-evaluation (`INPUTS`), so a score is added by one file: a module of this package that defines a function and a
-`SCORE`. `Score` describes a user's own function in the same way.
+A record contains the name of a score, its function and its source. The names of the function's parameters are the
+inputs that it needs from an evaluation (`INPUTS`). A new score is therefore one file: a module of this package that
+defines a function and a `SCORE`. `Score` describes a user's own function in the same way.
 """
 
 import inspect
@@ -34,11 +34,11 @@ INPUTS = {
     "shrinkage": "n0; the score has one row for each value in the settings",
     "neighbours": "neighbours per image",
 }
-"""Names of the parameters that a score's function may have, and what the evaluation passes."""
+"""Names of the parameters that a score's function may have, and the value that an evaluation passes for each."""
 
 
 class Facts(NamedTuple):
-    """Facts of an evaluation by which a score may be unavailable."""
+    """Facts of an evaluation that may make a score unavailable."""
 
     images_per_class: int
     """Training images of the largest class."""
@@ -51,7 +51,7 @@ class Score:
     """A score that `evaluate` can run on all splits of a protocol.
 
     Raises:
-        ValueError: the name is empty, or a required parameter of the function is not one of `INPUTS`.
+        ValueError: The name is empty, or a required parameter of the function is not one of `INPUTS`.
     """
 
     name: str
@@ -108,7 +108,10 @@ class Score:
 
 @cache
 def score_table() -> Mapping[str, Score]:
-    """Returns the library's scores by name, in the order of tables: the `SCORE` and `SCORES` of each module here."""
+    """Returns the library's scores by name, in the order of tables.
+
+    They are the `SCORE` and the `SCORES` of the modules of this package.
+    """
     records: list[Score] = []
     for file in sorted(Path(__file__).parent.glob("*.py")):
         if file.stem.startswith("_"):
@@ -121,10 +124,12 @@ def score_table() -> Mapping[str, Score]:
 
 
 def as_score(score: "str | Score | Callable[..., Any]") -> Score:
-    """Returns the record of a name, a record as it is, or a record of a function, named like it.
+    """Returns the record of a score that is given by its name, by its function or as a record.
+
+    The record of a function has the function's name.
 
     Raises:
-        ValueError: there is no score of that name; the message lists the near misses.
+        ValueError: There is no score of that name. The message lists similar names.
     """
     if isinstance(score, Score):
         return score

@@ -1,4 +1,4 @@
-"""Reductions that treat NaN and infinity as a score must, and zeros for loops inside `shard_map`."""
+"""Reductions with defined results for NaN and infinity, and zeros for loops inside `shard_map`."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from bliss_jax._checks import Array
 def min_over_classes(
     per_class: Float[Array, "images classes"], *, normal: Bool[Array, " classes"] | None = None
 ) -> Float[jax.Array, " images"]:
-    """Minimum over the normal classes c of a score per class; NaN if any of them is NaN.
+    """Returns the minimum of a score over the normal classes c; NaN if the score of one of them is NaN.
 
-    The gradient is that of the first class with the smallest score. Scores of classes that are not normal take no
-    part, not even if they are NaN or infinite.
+    The gradient is that of the first class with the smallest score. Scores of classes that are not normal are
+    ignored, also if they are NaN or infinite.
 
     Args:
-        per_class: A score of each image for each class [images, classes].
+        per_class: Score of each image for each class [images, classes].
         normal: Mask of the normal classes [classes]; all by default.
 
     Returns:
@@ -33,8 +33,8 @@ def smallest_class(
     per_class: Float[jax.Array, "images classes"], mask: Bool[jax.Array, " classes"]
 ) -> jax.Array:
     """Returns the first normal class with the smallest score, or the first whose score is NaN."""
-    # XLA's own minimum may skip NaN when it is vectorised on CPUs, and an unknown score must not be taken for a
-    # high or a low one. Infinite values are only compared, so no gradient passes through them.
+    # XLA's minimum may skip NaN if it is vectorised on CPUs, but an unknown score must stay unknown. Infinite values
+    # are only compared, so no gradient passes through them.
     order = jnp.where(jnp.isnan(per_class), -jnp.inf, per_class)
     return jnp.argmin(jnp.where(mask[None, :], order, jnp.inf), axis=1).astype(jnp.int32)
 
@@ -53,10 +53,10 @@ def nan_unless_finite(
 
 
 def zero_like_inputs(*arrays: Shaped[jax.Array, "..."]) -> Num[jax.Array, ""]:
-    """Returns a zero that varies over the mesh axes that the arrays vary over, in the first array's dtype.
+    """Returns a zero that varies over the same mesh axes as the arrays, in the first array's dtype.
 
-    Added to the start of a loop it gives the carry the type that the loop's body returns, as `shard_map` with
-    `check_vma` requires. It is a sum over no elements, so no value takes part in it.
+    Adding it to the initial carry of a loop gives the carry the type that the loop's body returns, as `shard_map`
+    with `check_vma` requires. It is a sum over 0 elements, so it does not depend on any value.
     """
     zero = arrays[0][:0].sum()
     for array in arrays[1:]:

@@ -1,15 +1,16 @@
-"""The k largest of many columns, exactly, from bounds of groups.
+"""Exact selection of the k largest similarities of each image, from the maxima of groups of texts.
 
 The rows of a chunk of similarities [texts, images] are divided into groups of about sqrt(texts / 2) consecutive
 texts, and the maximum of each group is computed once. Each of the k steps then takes the largest maximum, reads the
-one group it belongs to, and lowers that group's maximum to its next value. So a chunk is read once, and a step
-reads 2 sqrt(2 texts) numbers per image instead of a sort of all of them.
+group to which it belongs, and lowers the group's maximum to its next value. The chunk is therefore read once, and a
+step reads 2 sqrt(2 texts) numbers per image. No similarities are sorted.
 
-Every operation is elementwise over the images, a reduction over texts, or a gather within one image. So the compiler
-vectorises over images, and it divides the work over devices that hold different images without moving any similarity
-(a sort or `lax.top_k` would gather all of them).
+Every operation is elementwise over the images, a reduction over texts, or a gather within one image. The compiler can
+therefore vectorise over images, and it divides the work over devices that hold different images without moving any
+similarity. A sort or `lax.top_k` would gather all of them.
 
-Order: larger values first, and among equal values the text that comes first. NaN and +inf are never chosen.
+Larger values come first, and among equal values the text that comes first in the dictionary. NaN and +inf are never
+chosen.
 """
 
 import math
@@ -31,7 +32,7 @@ class TopK(NamedTuple):
 
 
 def no_texts(k: int, images: Any, dtype: Any, zero: jax.Array) -> TopK:
-    """Returns the result of no texts; `zero` gives the carry the mesh axes that it varies over."""
+    """Returns the result for 0 texts, as the carry of a loop; it varies over the same mesh axes as `zero`."""
     values = jnp.full((k, images), -jnp.inf, dtype) + zero.astype(dtype)
     return TopK(values, jnp.zeros((k, images), jnp.int32) + zero.astype(jnp.int32))
 
@@ -42,13 +43,13 @@ def merge_chunk(
     first: Int[jax.Array, ""],
     counted: Bool[jax.Array, " texts"] | None = None,
 ) -> TopK:
-    """Returns the k largest of `best` and of one more chunk, whose texts all come after those of `best`.
+    """Returns the k largest values of `best` and of one more chunk, whose texts all come after those of `best`.
 
     Args:
         best: Result of the earlier chunks.
         similarities: Similarities of the chunk's texts to the images.
         first: Position of the chunk's first text.
-        counted: Texts of the chunk that count; all if None.
+        counted: Mask of the chunk's texts that count; all if None.
     """
     texts, images = similarities.shape
     size = _group_size(texts)
@@ -60,7 +61,7 @@ def merge_chunk(
         similarities = jnp.pad(similarities, ((0, missing), (0, 0)), constant_values=-jnp.inf)
     grouped = similarities.reshape(groups, size, images)
     maxima = jnp.full((groups, images), -jnp.inf, similarities.dtype)
-    for member in range(size):  # one fused loop; comparisons with NaN are false, so NaN is left out
+    for member in range(size):  # one fused loop; comparisons with NaN are false, so NaN is ignored
         value = grouped[:, member]
         maxima = jnp.where((value > maxima) & (value < jnp.inf), value, maxima)
     group_number = jnp.arange(groups, dtype=jnp.int32)[:, None]
@@ -74,7 +75,7 @@ def merge_chunk(
         group = jnp.minimum(group, groups - 1)
         members = jnp.take_along_axis(grouped, group[None, None, :], axis=0)[0]
         text = group[None] * size + jnp.arange(size, dtype=jnp.int32)[:, None]
-        # Values are taken in order, so a text is left if it comes after the last one that was taken.
+        # Values are taken in order, so a text remains if it comes after the last one that was taken.
         left = _comes_after(members, text, last_value[None], last_text[None])
         chosen = jnp.where((members == value[None]) & left, text, groups * size).min(axis=0)
         rest = _comes_after(members, text, value[None], chosen[None])
@@ -93,7 +94,7 @@ def _comes_after(
     last_value: Float[jax.Array, "1 images"],
     last_text: Int[jax.Array, "1 images"],
 ) -> Bool[jax.Array, "members images"]:
-    """Whether (value, text) comes after (last_value, last_text): a smaller value, or an equal one later."""
+    """Returns whether (value, text) comes after (last_value, last_text): a smaller value, or a later equal one."""
     return (values < last_value) | ((values == last_value) & (texts > last_text))
 
 
@@ -103,7 +104,7 @@ def _insert(
     text: Int[jax.Array, " images"],
     place: Int[jax.Array, "k 1"],
 ) -> TopK:
-    """Inserts a value behind all that are at least as large; the smallest one drops out."""
+    """Inserts a value after all values that are at least as large, and drops the smallest one."""
     position = jnp.sum(best.values >= value[None], axis=0, dtype=jnp.int32)[None]
 
     def inserted(old: jax.Array, new: jax.Array) -> jax.Array:

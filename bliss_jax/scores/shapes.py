@@ -10,7 +10,7 @@ from bliss_jax import _checks
 
 
 def same_dim(**embeddings: jax.Array) -> None:
-    """Raises ValueError unless all arrays have the same last axis; the message names each with its shape."""
+    """Raises ValueError unless all arrays have the same last axis; the message contains names and shapes."""
     if len({array.shape[-1] for array in embeddings.values()}) > 1:
         shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in embeddings.items())
         raise ValueError(f"expected embeddings of one dimension, got {shapes}")
@@ -20,7 +20,7 @@ def row_mask(name: str, mask: Any, length: int, of_what: str) -> jax.Array | Non
     """Checks a mask of rows and returns it; None stays None.
 
     Raises:
-        ValueError: the mask is not a bool [length] array.
+        ValueError: The mask is not a bool [length] array.
     """
     if mask is None:
         return None

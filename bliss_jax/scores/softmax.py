@@ -1,7 +1,6 @@
-"""Cosines to the labels of the normal classes, which the label-based baselines share.
+"""Logits of the labels of the normal classes, which the label-based baselines share.
 
-A class that is not normal takes no part: its logit is -inf, so `vmap` over masks of normal classes
-works as for `bliss_score`.
+A class that is not normal has the logit -inf, so `vmap` over masks of normal classes works as for `bliss_score`.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from bliss_jax.scores.shapes import same_dim
 from bliss_jax.scores.top_k import similarity
 
 CLIP_TEMPERATURE = 0.01
-"""1 / 100: CLIP's learned logit scale, at which its similarities are trained."""
+"""Inverse of CLIP's learned logit scale, 100, with which its similarities are trained."""
 
 
 class LabelArguments(NamedTuple):
@@ -34,7 +33,7 @@ def check_labels(
     """Checks the arguments of a score of images and labels, and returns its arrays.
 
     Raises:
-        ValueError: shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature is
+        ValueError: Shapes or dtypes do not fit, embeddings are not finite or not of unit norm, the temperature is
             not one positive number, or no class is normal.
     """
     checks = _checks.ValueChecks()
@@ -54,7 +53,7 @@ def label_logits(
     temperature: Any,
     precision: Precision,
 ) -> Float[jax.Array, "images classes"]:
-    """s(x, t_c) / T, and -inf for classes that are not normal."""
+    """Returns s(x, t_c) / T, or -inf for classes that are not normal."""
     cosines = similarity(x, labels, precision=precision)
     scaled = cosines / jnp.asarray(temperature).astype(cosines.dtype)
     return jnp.where(mask[None, :], scaled, -jnp.inf)

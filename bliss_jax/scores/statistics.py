@@ -3,12 +3,12 @@
     mu_{c,t} = t . m_c        sigma_{c,t} = sqrt(t^T C_c t) + 1e-8
 
 With few images a variance is noise. Shrinkage moves it toward the within-class variance pooled over the normal
-classes, as if n0 images of it had been seen,
+classes, with the weight of n0 images:
 
-    v = (n_c v_c + n0 v_pooled) / (n_c + n0),    v_pooled(t) = sum n_c v_{c,t} / sum n_c,
+    v = (n_c v_c + n0 v_pooled) / (n_c + n0),    v_pooled(t) = sum n_c v_{c,t} / sum n_c
 
-and the v_pooled of a text of the dictionary is itself moved, with the weight of five images, toward its mean over
-the dictionary (for one class with two images there is nothing else to pool with).
+For a text of the dictionary, v_pooled is itself moved toward its mean over the dictionary, with the weight of five
+images, because one class with two images has nothing else to pool with.
 """
 
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ PRIOR_IMAGES = 5.0
 """Weight, in images, of the mean over the dictionary in a pooled variance."""
 
 VARIANCE_CHUNK = 2048
-"""Texts whose variances are computed at once, at most: larger products are not faster."""
+"""Largest number of texts whose variances are computed at once. Larger products are not faster."""
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -58,25 +58,31 @@ def text_statistics(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> TextStatistics:
-    """mu_{c,t} = t . m_c and sigma_{c,t} = sqrt(t^T C_c t) + 1e-8 of every class c and text t.
+    """Computes mu_{c,t} = t . m_c and sigma_{c,t} = sqrt(t^T C_c t) + 1e-8 of every class c and text t.
 
-    These are the statistics by which BLISS standardises a similarity: (s(x, t) - mu_{c,t}) / sigma_{c,t}.
+    BLISS standardises a similarity with them: (s(x, t) - mu_{c,t}) / sigma_{c,t} (arXiv 2407.17083, section 4).
+
+    Memory, with T texts, C classes and L = min(chunk_size, T, 2048): besides inputs and result at most
+    4 L (dim + C) + 4 dim^2 numbers, and in reverse mode besides the gradients at most 8 T C + 2 T dim + 4 C dim^2
+    (measured on CPUs; the products of all texts and classes, T x C x dim numbers, are never kept).
 
     Args:
         texts: Unit-norm embeddings of a dictionary's texts [texts, dim].
         moments: Fitted on normal images (`fit_moments`).
         normal: Mask of the normal classes [classes], over which shrinkage pools; all by default.
-        shrinkage: n0 >= 0, see the top of the module; 0 is the paper's score.
+        shrinkage: n0 >= 0, see the docstring of this module; 0 is the paper's score.
         where: Texts that count in the mean over the dictionary [texts]; all by default.
-        dictionary_axis: Mapped axis over which the texts are spread, see `top_k_similar`; static.
-        chunk_size: Texts handled at once; static.
+        dictionary_axis: Mapped axis over which the texts are sharded, see `top_k_similar`; static.
+        chunk_size: Largest number of texts per chunk; static.
         precision: Precision of the products, see `jax.lax.dot_general`; static.
 
     Returns:
-        Mean and deviation [texts, classes], at least float32.
+        Mean and deviation [texts, classes], at least float32. 0 texts give [0, classes]. Without
+        shrinkage, a class without images has mean 0 and deviation 1e-8. Under tracing, a text that is not finite has
+        a mean that is not finite.
 
     Raises:
-        ValueError: as `bliss_score`.
+        ValueError: One of the reasons listed in `bliss_score`.
     """
     checks = _checks.ValueChecks()
     t = checks.embeddings("texts", texts)
@@ -153,7 +159,7 @@ def all_text_statistics(
 
 
 def in_dtype(moments: ClassMoments, *arrays: jax.Array) -> ClassMoments:
-    """Returns the moments in the dtype that a score of these arrays is computed in."""
+    """Returns the moments in the dtype in which a score of these arrays is computed."""
     dtype = _checks.accumulation_dtype(moments.mean, *arrays)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), moments)
 
@@ -170,8 +176,8 @@ def text_moments(
 
     Args:
         texts: Embeddings of texts.
-        moments: Moments of the normal images, in the dtype to compute in.
-        classes: The first of a block of classes, and their (static) number; all by default.
+        moments: Moments of the normal images, in the dtype of the computation.
+        classes: First class of a block, and the (static) number of its classes; all classes by default.
         precision: Precision of the products.
         differentiable: Whether reverse mode computes the products again instead of keeping them.
     """
@@ -188,12 +194,12 @@ def text_moments(
     def of_number(c: jax.Array) -> jax.Array:
         return of_class(moments.cov[c])
 
-    # A gradient computes the product again: kept for all classes, products would take texts x classes x dim numbers.
+    # Reverse mode computes the product again. The products of all classes would take texts x classes x dim numbers.
     again = jax.checkpoint if differentiable else lambda function: function
     if classes is None:
         variance = lax.map(again(of_class), moments.cov)
     else:
-        # By their numbers: a slice of the covariances would be a copy, larger than all else here.
+        # Classes are indexed, because a slice of the covariances would be a copy, larger than all other arrays here.
         numbers = classes[0] + jnp.arange(classes[1], dtype=jnp.int32)
         variance = lax.map(again(of_number), numbers)
     return mean, jnp.maximum(variance.T, 0)
@@ -207,7 +213,7 @@ def _quadratic_form(
 
 
 def standard_deviation(variance: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
-    """Returns sqrt(variance) + 1e-8, with the gradient 0 (not infinity) where the variance is 0."""
+    """Returns sqrt(variance) + 1e-8, with the gradient 0 (not infinity) if the variance is 0."""
     positive = variance > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0) + EPSILON
 
@@ -259,12 +265,12 @@ def _toward_prior(
 
 
 def shrinkage_is_on(shrinkage: float | Array) -> bool:
-    """Whether shrinkage may differ from 0; a traced or array value may."""
+    """Returns whether shrinkage may differ from 0, which is assumed of arrays and traced values."""
     return not (isinstance(shrinkage, int | float) and shrinkage == 0)
 
 
 class Pooling(NamedTuple):
-    """What shrinkage needs of the whole dictionary."""
+    """Statistics of the normal classes and of the whole dictionary that shrinkage needs."""
 
     share: Float[jax.Array, " classes"]
     """n0 / (n_c + n0)."""
@@ -290,7 +296,7 @@ def dictionary_pooling(
     where: Bool[jax.Array, " texts"] | None = None,
     dictionary_axis: Axis | None = None,
 ) -> Pooling:
-    """Returns what shrinkage needs of the whole dictionary.
+    """Computes the statistics of the normal classes and of the whole dictionary that shrinkage needs.
 
     The mean over the texts of t^T C t is the trace of C times their second moment.
     """

@@ -1,17 +1,18 @@
-"""The k texts nearest to each image by cosine, exactly, without the images-by-texts matrix.
+"""Exact search for the k texts nearest to each image by cosine, without the images-by-texts matrix.
 
 The dictionary is read in chunks, for a block of images at a time, and each chunk is merged into the k nearest texts
-so far (`selection.py`). Memory beside inputs and result is bounded, whatever the number of images and of texts, by
+of the earlier chunks (`selection.py`). For any number of images and texts, memory besides inputs and result is at most
 
-    2 min(images, block) (chunk_size + 8 k)    numbers of 4 bytes,
+    2 min(images, block) (chunk_size + 8 k)    numbers of 4 bytes
 
 with a block of 512 images on CPUs and 4,096 elsewhere. The result is the same for every chunk size. Ties go to the
 text that comes first.
 
-A dictionary that is too large for one device is spread over a mesh axis (`dictionary_axis`): each device finds
-the k nearest of its own texts, and the k nearest of those candidates are the k nearest of all.
+A dictionary that is too large for one device is sharded over a mesh axis (`dictionary_axis`): each device finds
+the k nearest of its own texts, and the k nearest of these candidates are the k nearest of all texts.
 
-The gradient of a cosine is that of the dot product with the text that was chosen; the choice has none.
+The gradient of a cosine is that of the dot product with the chosen text; the choice itself has no gradient. Besides
+the gradients, reverse mode takes images x dim numbers more, because it runs through the k places one by one.
 """
 
 from functools import partial
@@ -31,7 +32,7 @@ from bliss_jax.scores.selection import TopK, merge_chunk, no_texts
 from bliss_jax.scores.shapes import row_mask, same_dim
 
 Axis = str | tuple[str, ...]
-"""A mapped mesh axis, or several that together are one."""
+"""Name of a mapped axis, or names of several axes that are used as one."""
 
 Nearest = tuple[Float[Array, "images places"], Int[Array, "images places"]]
 """Cosines in descending order, and the positions of the texts in the dictionary."""
@@ -41,15 +42,18 @@ _ACCELERATOR_SIZES = 65536, 4096
 
 
 def default_sizes() -> tuple[int, int]:
-    """Returns the texts in a chunk and the images in a block: a product fits a CPU's cache, or fills a GPU."""
+    """Returns the number of texts in a chunk and of images in a block.
+
+    With these sizes a product fits a CPU's cache or keeps a GPU busy.
+    """
     return _CPU_SIZES if jax.default_backend() == "cpu" else _ACCELERATOR_SIZES
 
 
 def check_chunk_size(chunk_size: Any) -> int:
-    """Returns the chunk size, the backend's default for None.
+    """Returns the chunk size; None stands for the backend's default.
 
     Raises:
-        ValueError: it is traced, not an integer, or below 1.
+        ValueError: The chunk size is traced, not an integer, or below 1.
     """
     if chunk_size is None:
         return default_sizes()[0]
@@ -63,10 +67,10 @@ def similarity(
     *,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, "images texts"]:
-    """s(x, t) = x . t, the cosine of unit-norm embeddings.
+    """Computes s(x, t) = x . t, the cosine of unit-norm embeddings.
 
-    Products of two float16 or two bfloat16 arrays are accumulated in float32 without converting the arrays first;
-    other mixtures are promoted as by `jax.numpy`, to at least float32.
+    Products of two float16 or two bfloat16 arrays are accumulated in float32 without converting the arrays first.
+    Other mixtures are promoted as by `jax.numpy`, to at least float32.
 
     Args:
         embeddings: Unit-norm embeddings [images, dim].
@@ -95,28 +99,30 @@ def top_k_similar(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
-    """The k largest cosines s(x, t) = x . t of each image x to the texts t, and which texts they are.
+    """Returns the k largest cosines s(x, t) = x . t of each image x to the texts t, and the positions of these texts.
+
+    The docstring of this module bounds the memory, forward and in reverse mode.
 
     Args:
         embeddings: Unit-norm embeddings [images, dim].
-        texts: Unit-norm embeddings [texts, dim] (of texts, or of anything else to be searched).
+        texts: Unit-norm embeddings [texts, dim] of texts, or of other items to be searched.
         k: Number of texts per image, 1 <= k <= texts; static.
         where: Rows of `texts` to search [texts]; False marks padding, which is never chosen. All by default.
-            Under tracing, places for which fewer than k rows are left have a cosine of -inf.
+            Under tracing, if fewer than k rows are left, the remaining places have a cosine of -inf.
         dictionary_axis: Name of the mapped axis (of `shard_map` or of `vmap`), or a tuple of names, over which the
-            texts are spread: each device gives equally many rows, of which `where` may mark some as padding, and
-            k counts the texts of all devices. Every device gets the result that one device with all rows would:
-            positions count the rows of all devices, one device after the other. Static.
+            texts are sharded; static. Each device has the same number of rows, of which `where` may mark some as
+            padding, and k is at most the number of texts of all devices. Every device gets the result that one
+            device with all rows would compute. Positions count the rows of all devices, one device after the other.
         chunk_size: Texts per chunk; static. 4,096 by default on CPUs and 65,536 elsewhere.
         precision: Precision of the product, see `jax.lax.dot_general`; static.
 
     Returns:
-        Cosines [images, k] in descending order and at least in float32, and positions of the texts [images, k].
-        Under tracing a row of `texts` that is not finite is never chosen, and an image that is not finite has
-        cosines of -inf.
+        Cosines [images, k] in descending order, at least float32, and positions of the texts [images, k], int32.
+        0 images give arrays [0, k]. Under tracing, a row of `texts` that is not finite is never chosen, and an image
+        that is not finite has cosines of -inf.
 
     Raises:
-        ValueError: the arrays are not floating matrices of one dimension with finite rows of unit norm, k is not
+        ValueError: The arrays are not floating matrices of one dimension with finite rows of unit norm, k is not
             an integer in 1..texts, the mask does not fit or leaves fewer than k texts, or `chunk_size` is below 1.
     """
     checks = _checks.ValueChecks()
@@ -144,7 +150,7 @@ def check_search(
     dictionary_axis: Axis | None,
     of_what: str = "the texts of the dictionary",
 ) -> jax.Array | None:
-    """Checks k, `where` and the number of texts of a search; returns the mask.
+    """Checks k, `where` and the number of texts of a search, and returns the mask.
 
     Raises:
         ValueError: k is not an integer in 1..texts, or the mask does not fit.
@@ -184,7 +190,7 @@ def nearest_texts(
     chunk_size: int,
     precision: Precision,
 ) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
-    """`top_k_similar` for use inside a jitted function, without checks."""
+    """Computes `top_k_similar` inside a jitted function, without checks."""
     values, positions = _search(
         lax.stop_gradient(x),
         lax.stop_gradient(texts),
@@ -237,7 +243,7 @@ def _with_gradient(
     found: jax.Array,
     axis: Axis | None,
 ) -> jax.Array:
-    """Returns the values, with the gradient of the dot products that they are."""
+    """Returns the values, with the gradient of the dot products of images and chosen texts."""
     return values
 
 
@@ -268,7 +274,7 @@ def _rows_of(array: Any, row: jax.Array) -> Any:
 def local_rows(
     positions: Int[jax.Array, "images places"], texts: int, axis: Axis | None
 ) -> tuple[Int[jax.Array, "images places"], Bool[jax.Array, "images places"] | None]:
-    """Returns the rows of this device that positions mean, and which of them it holds; None stands for all."""
+    """Returns positions as rows of this device, and whether it holds each of them; None stands for all."""
     if axis is None:
         return positions, None
     row = positions - lax.axis_index(axis) * texts
@@ -283,14 +289,14 @@ def _nearest_of_all(
     k: int,
     axis: Axis,
 ) -> tuple[Float[jax.Array, "images k"], Int[jax.Array, "images k"]]:
-    """Returns the k largest of the candidates of all devices, of which each holds `texts` texts."""
+    """Returns the k largest of the candidates of all devices, each of which holds `texts` texts."""
     device = lax.axis_index(axis)
-    # Gathered one device after the other, so the first among equals is the text that comes first.
+    # Gathered one device after the other, so that the first of equal values is the text that comes first.
     values = lax.all_gather(values, axis, axis=1, tiled=True)
     positions = lax.all_gather(positions + device * texts, axis, axis=1, tiled=True)
     values, place = lax.top_k(values, k)
     nearest = values, jnp.take_along_axis(positions, place, axis=1)
-    # Equal on all devices, but only a sum over them has the type that says so.
+    # The values are equal on all devices, but JAX's types show this only for a sum over devices.
     return jax.tree.map(lambda leaf: lax.psum(jnp.where(device == 0, leaf, 0), axis), nearest)
 
 
@@ -299,7 +305,7 @@ def pad_dictionary(
 ) -> tuple[Float[jax.Array, "padded dim"], Bool[jax.Array, " padded"]]:
     """Pads a dictionary so that a mesh axis of `multiple` devices divides its rows.
 
-    The rows added repeat the last text, so they are embeddings like all others; the mask marks them as padding.
+    The added rows repeat the last text, so that all rows are unit-norm embeddings. The mask marks them as padding.
 
     Args:
         dictionary_embeddings: Unit-norm embeddings [texts, dim], at least one.
@@ -307,10 +313,10 @@ def pad_dictionary(
 
     Returns:
         The embeddings [padded, dim], padded to the next multiple, and the mask `where` [padded] that is False for
-        the rows added.
+        the added rows.
 
     Raises:
-        ValueError: the dictionary is empty, or the multiple is below 1.
+        ValueError: The dictionary is empty, or the multiple is below 1.
     """
     texts = _checks.as_array("dictionary_embeddings", dictionary_embeddings)
     _checks.static_integer("multiple", multiple, 1)

@@ -1,11 +1,11 @@
-"""BLISS with texts as matched filters: an option of this library, not of the paper.
+"""BLISS with texts as matched filters, an option of this library that is not in the paper.
 
     S            = sum_c n_c C_c / sum_c n_c + ridge (trace / dim) I        over the normal classes c
     f(x, t, c)   = t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t)
     w(x)         = mean of the k texts of the dictionary nearest to x by raw cosine
     score(x)     = min over normal classes c of [ -f(x, t_c, c) + lambda f(x, w(x), c) ]
 
-BLISS measures how far x has moved from the class mean along a text t, in standard deviations of that direction:
+BLISS measures the distance of x from the class mean along a text t, in standard deviations of that direction:
 t^T (x - m_c) / sqrt(t^T C_c t). But images of a class vary together along many directions, and the component of t
 along those directions is noise. If the images of a class are Gaussian with covariance S, then for a shift by
 a > 0 along t against no shift, N(m_c + a t, S) against N(m_c, S), the logarithm of the likelihood ratio is
@@ -37,7 +37,7 @@ from bliss_jax.scores.top_k import Axis, check_chunk_size, local_rows, nearest_t
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
 WHITENING_RIDGE = 10.0
-"""Relative ridge by default: of 0.1, 1 and 10 the one chosen 19 times of 20, see `whitened_bliss_score`."""
+"""Default relative ridge. Of 0.1, 1 and 10 it was chosen 19 times of 20, see `whitened_bliss_score`."""
 
 
 def whitened_bliss_score(
@@ -55,16 +55,19 @@ def whitened_bliss_score(
     chunk_size: int | None = None,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
-    """min_c [ -f(x, t_c, c) + lambda f(x, w(x), c) ], f(x, t, c) = t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t).
+    """Computes min_c [ -f(x, t_c, c) + lambda f(x, w(x), c) ] over the normal classes c.
 
-    As ridge -> infinity S is a multiple of the identity, and the score, times sqrt(ridge trace / dim), is
-    min_c [ -t_c . (x - m_c) + lambda w . (x - m_c) / |w| ]: means corrected, no variances at all.
+    Here f(x, t, c) = t^T S^-1 (x - m_c) / sqrt(t^T S^-1 t), and w(x) is the mean of the k nearest texts. The docstring
+    of this module defines S.
 
-    Measured on CLIP ViT-B/32 embeddings of 500 images of CIFAR-10, the ridge being chosen on other splits
-    and images than those of the report (`experiments/score_variants/README.md`), AUROC x 100, mean of 5 shots,
-    10 shots and about 25 images per class: 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11
-    simultaneously for all variants that were compared), and 0.48 (-0.08 to 1.04) above BLISS with
-    shrinkage 20. With one normal class it does not help (-0.16, -0.52 to 0.14). So it is not the default.
+    As ridge -> infinity, S becomes a multiple of the identity. The score times sqrt(ridge trace / dim) then is
+    min_c [ -t_c . (x - m_c) + lambda w . (x - m_c) / |w| ], which corrects means and uses no variances.
+
+    The AUROC x 100 was measured on CLIP ViT-B/32 embeddings of 500 images of CIFAR-10, as the mean of 5 shots, 10
+    shots and about 25 images per class, with the ridge chosen on other splits and images
+    (`experiments/score_variants/README.md`). It is 1.07 above BLISS (95 % interval 0.46 to 1.71; 0.02 to 2.11
+    simultaneously for all variants that were compared), and 0.48 (-0.08 to 1.04) above BLISS with shrinkage 20. With
+    one normal class it does not help (-0.16, -0.52 to 0.14), so it is not the default.
 
     Args:
         embeddings: Unit-norm image embeddings [images, dim].
@@ -74,19 +77,20 @@ def whitened_bliss_score(
         k: Texts per image, 1 <= k <= texts; static.
         weight: lambda; may be traced.
         normal: Mask of the normal classes [classes]; all by default.
-        ridge: Added to the covariance as a share of its mean eigenvalue, >= 0; may be traced.
+        ridge: Term >= 0 added to the diagonal of the covariance, as a share of its mean eigenvalue; may be traced.
         where: Texts that count, see `external_text_score`.
-        dictionary_axis: Mapped axis over which the dictionary is spread, see `external_text_score`; static.
-        chunk_size: Texts handled at once, see `external_text_score`; static.
+        dictionary_axis: Mapped axis over which the dictionary is sharded, see `external_text_score`; static.
+        chunk_size: Texts per chunk, see `external_text_score`; static.
         precision: Precision of the product with the dictionary, see `jax.lax.dot_general`; static.
 
     Returns:
-        Scores [images], higher = more anomalous, at least float32. NaN if S is singular: with one image per class,
-        whatever the ridge, and with a ridge of 0 if images are fewer than dimensions. Under tracing,
-        when values cannot be checked, an image that is not finite and a normal class without images give NaN.
+        Scores [images], at least float32, higher = more anomalous. 0 images give an empty array. Scores are NaN if S
+        is singular: with one image per class for every ridge, and with fewer images than dimensions for a ridge of 0.
+        Under tracing, when values cannot be checked, an image that is not finite has the score NaN, and all images
+        have NaN if a normal class has no images.
 
     Raises:
-        ValueError: as `bliss_score`, or the ridge is negative.
+        ValueError: One of the reasons listed in `bliss_score`, or the ridge is negative.
     """
     _checks.scalar("ridge", ridge, minimum=0.0)
     a = check_bliss(
@@ -152,7 +156,7 @@ def _mean_of_nearest(
     dictionary_axis: Axis | None,
     **static: Any,
 ) -> Float[jax.Array, "images dim"]:
-    """w(x), one of the k places after the other, because images x k x dim numbers would be many."""
+    """Returns w(x). The k texts are added one after the other, so that no array [images, k, dim] is built."""
     cosines, nearest = nearest_texts(
         x, texts, counted, k=k, dictionary_axis=dictionary_axis, **static
     )

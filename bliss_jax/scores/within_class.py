@@ -2,8 +2,8 @@
 
     S = sum_c n_c C_c / sum_c n_c + ridge (trace / dim) I = L L^T        over the normal classes c
 
-Whitened vectors L^-1 x have the lengths and angles that S gives: (L^-1 a) . (L^-1 b) = a^T S^-1 b. The ridge, a
-share of the mean eigenvalue, makes S invertible if images are fewer than dimensions.
+Products of whitened vectors L^-1 x are those of the metric S^-1: (L^-1 a) . (L^-1 b) = a^T S^-1 b. The ridge, a
+share of the mean eigenvalue, makes S invertible if there are fewer images than dimensions.
 """
 
 import jax
@@ -26,7 +26,7 @@ def whitening_within_classes(
     dim, ridge = len(cov), jnp.asarray(ridge).astype(cov.dtype)
     identity = jnp.eye(dim, dtype=cov.dtype)
     factor = jnp.linalg.cholesky(cov + ridge * (jnp.trace(cov) / dim) * identity)
-    # The inverse, so that images are whitened by a product: a triangular solve with images on many devices
+    # With the inverse, a product whitens the images. A triangular solve with images that are sharded over devices
     # would gather all of them.
     return jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
 
@@ -41,7 +41,7 @@ def whiten(
 def normal_centre(
     moments: ClassMoments, mask: Bool[jax.Array, " classes"]
 ) -> Float[jax.Array, "1 dim"]:
-    """Returns the mean of the means of the normal classes; centring first keeps whitened vectors short."""
+    """Returns the mean of the means of the normal classes. Subtracting it first keeps whitened vectors short."""
     number = jnp.maximum(mask.sum(), 1).astype(moments.mean.dtype)
     total = jnp.where(mask[:, None], moments.mean, 0).sum(axis=0)
     return (total / number)[None, :]

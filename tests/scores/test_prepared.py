@@ -69,9 +69,9 @@ def test_shrinkage_fixes_the_mask(problem):
     texts = problem.labels, problem.words, problem.moments
     prepared = prepare_bliss(*texts, normal=MASK, shrinkage=5.0)
     score = partial(bliss_score_prepared, problem.test, prepared)
-    with pytest.raises(ValueError, match="prepare again for others"):
+    with pytest.raises(ValueError, match="call prepare_bliss for another mask"):
         score(normal=MASK)
-    with pytest.raises(ValueError, match="prepare again for others"):
+    with pytest.raises(ValueError, match="call prepare_bliss for another mask"):
         jax.jit(lambda mask: score(normal=mask))(MASK)
     # A traced table may have been made with shrinkage: another mask than its own gives NaN.
     quick = jax.jit(
