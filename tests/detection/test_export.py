@@ -13,8 +13,15 @@ import jax
 import numpy as np
 import pytest
 from jax import export
+from random_checkpoints import save_random_checkpoint
+from record_oracles import NAFLEX
+from reference import random_embeddings
 
 import bliss_jax as bj
+from bliss_jax.models import resize_on_host
+from bliss_jax.models.checkpoint import read_config
+from bliss_jax.models.naflex import NaflexPreprocessing
+from bliss_jax.models.weights import load_params
 
 NAMES = ("cat", "dog")
 WORDS = [f"word {i}" for i in range(30)]
@@ -259,3 +266,26 @@ def test_a_missing_package_is_named(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'bliss-jax\[export\]'"):
         detector.export(tmp_path / "det.npz")
+
+
+@pytest.mark.slow
+def test_a_naflex_model_takes_packed_images(tmp_path):
+    save_random_checkpoint(tmp_path, NAFLEX)
+    config = read_config(tmp_path, "float32")
+    half = (0.5, 0.5, 0.5)
+    model = replace(
+        bj.load_model("bliss-jax/untrained"),
+        config=config,
+        params=load_params(tmp_path, config)[0],
+        preprocessing=NaflexPreprocessing(32, "squash", "bilinear", half, half, 8, 20),
+    )
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, 40, 3)).astype(np.uint8) for h in (20, 30, 60) * 8]
+    rows = random_embeddings(rng, 24, model.embedding_dim)
+    detector = bj.Detector.fit_embeddings(
+        np.asarray(model.encode_images(images[:20])), None, ["cat"], rows[:1], WORDS[:24], rows, k=5
+    )
+    detector = replace(detector, model=model)
+    detector.export(tmp_path / "det.npz", batch_size=BATCH, platforms=["cpu"])
+    packed = np.stack([resize_on_host(image, model.preprocessing) for image in images[20:]])
+    check(load(tmp_path / "det.npz")[0](packed), detector, images[20:])
