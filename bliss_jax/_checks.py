@@ -1,19 +1,17 @@
-"""What public numerical functions do before they compute: check their arguments, and call a compiled function.
-
-Checks raise ValueError.
+"""Checks of arguments and compilation, which all public numerical functions use. Failed checks raise ValueError.
 
 Shapes, dtypes and types are known while JAX traces, so they are always checked. Values (finite, of unit norm,
 labels in range) are checked if they are concrete. Under `jit`, `vmap` or `grad` they are not known; each function
-documents what it returns instead.
+documents its result for values that are not valid.
 
 The value checks of one call run together, in one compiled program that returns the number of violations of
-each check (`ValueChecks`). So an eager call pays for one more dispatch, whatever the number of its arguments.
+each check (`ValueChecks`). An eager call therefore needs one more dispatch, for any number of arguments.
 
 The computation is compiled once (`compiled`), and runs on meshes whose axes are explicit. `jax.make_mesh` makes
-axes explicit by default: then the type of an array holds its sharding, and operations that have no sharding rule
-(top-k, sort, triangular solves) are errors. Functions therefore say how their results are sharded, and leave what
-happens inside to the compiler (`jax.sharding.auto_axes`). On meshes with automatic axes, and inside `shard_map`,
-nothing of this is needed.
+axes explicit by default: then the type of an array contains its sharding, and operations that have no sharding rule
+(top-k, sort, triangular solves) are errors. Functions therefore declare the sharding of their results and leave the
+rest to the compiler (`jax.sharding.auto_axes`). On meshes with automatic axes, and inside `shard_map`, none of
+this is needed.
 """
 
 import warnings
@@ -51,7 +49,7 @@ _MOMENTS_TOLERANCE = 0.04
 
 
 def is_concrete(array: Any) -> bool:
-    """Whether the values of `array` are known now, that is, whether it is not a tracer."""
+    """Returns whether the values of `array` are known, i.e. whether it is not a tracer."""
     return not isinstance(array, jax.core.Tracer)
 
 
@@ -76,9 +74,9 @@ def as_array(name: str, value: Any) -> jax.Array:
 
 
 def accumulation_dtype(*values: Any) -> np.dtype:
-    """Returns the dtype that a function computes in: the promoted dtype of its arguments, at least float32.
+    """Returns the dtype in which a function computes: the promoted dtype of its arguments, at least float32.
 
-    This is the one rule of precision in the library. float16 and bfloat16 are promoted to float32, which holds
+    This is the only rule of precision in the library. float16 and bfloat16 are promoted to float32, which holds
     them exactly; mixtures are promoted as by `jax.numpy`; Python numbers do not take part.
     """
     with jax.numpy_dtype_promotion("standard"):
@@ -92,11 +90,11 @@ class _Check(NamedTuple):
     """Tolerance or bound of the check."""
     arrays: tuple[Array, ...]
     message: Callable[..., str]
-    """Takes the arrays as NumPy arrays and returns the error message."""
+    """Returns the error message for the arrays, which are passed as NumPy arrays."""
 
 
 class ValueChecks:
-    """The checks of one call's arguments: shapes and dtypes at once, values together in `run`."""
+    """The checks of one call's arguments: shapes and dtypes immediately, values together in `run`."""
 
     def __init__(self):
         self._pending: list[_Check] = []
@@ -107,10 +105,10 @@ class ValueChecks:
         Args:
             name: Name of the argument, for messages.
             embeddings: A floating [n, dim] array.
-            unit_norm: Whether rows must be of unit norm; they must be finite in any case.
+            unit_norm: Whether rows must be of unit norm. They must always be finite.
 
         Raises:
-            ValueError: the array is not floating or not a matrix.
+            ValueError: The array is not floating or not a matrix.
         """
         shape = np.shape(embeddings) if hasattr(embeddings, "dtype") else None
         if shape is not None and len(shape) == 1:
@@ -147,10 +145,10 @@ class ValueChecks:
         Args:
             normal: A bool [num_classes] array, or None.
             num_classes: Number of classes.
-            count: Images fitted per class. If given, each normal class must have some.
+            count: Number of fitted images per class. If it is given, each normal class must have images.
 
         Raises:
-            ValueError: the mask is not a bool [num_classes] array.
+            ValueError: The mask is not a bool [num_classes] array.
         """
         mask = np.ones(num_classes, bool) if normal is None else as_array("normal", normal)
         if mask.shape != (num_classes,) or mask.dtype != jnp.bool_:
@@ -179,10 +177,10 @@ class ValueChecks:
             labels: An integer [length] array with values in 0..num_classes-1.
             length: Number of images.
             num_classes: Number of classes.
-            where: Rows whose labels count [length]; all if None.
+            where: Mask of the rows whose labels count [length]; all if None.
 
         Raises:
-            ValueError: the array is not an integer [length] array.
+            ValueError: The array is not an integer [length] array.
         """
         array = as_array(name, labels)
         if array.shape != (length,) or not jnp.issubdtype(array.dtype, jnp.integer):
@@ -223,7 +221,7 @@ class ValueChecks:
         """Evaluates the checks whose arrays are concrete.
 
         Raises:
-            ValueError: the message of the first check that is violated.
+            ValueError: A check is violated. The message is that of the first such check.
         """
         known = [check for check in self._pending if all(map(_has_values, check.arrays))]
         for check, violated in zip(known, _violated(known), strict=True):
@@ -232,7 +230,7 @@ class ValueChecks:
 
 
 def _has_values(array: Any) -> bool:
-    """Whether the values can be read in this process; parts of a global array may be on other processes."""
+    """Returns whether this process can read the values; parts of a global array may be on other processes."""
     return is_concrete(array) and getattr(array, "is_fully_addressable", True)
 
 
@@ -245,8 +243,8 @@ def _violated(checks: list[_Check]) -> np.ndarray | list[bool]:
     devices = {_devices(array) for of_check in arrays for array in of_check} - {None}
     if len(devices) <= 1 and is_concrete(_identity(np.zeros((), bool))):
         return np.asarray(_count_violations(arrays, kinds)) > 0
-    # While JAX traces a function that closes over concrete arrays, it computes nothing, and arrays on different
-    # devices cannot enter one program. But the values can be read.
+    # JAX computes nothing while it traces a function that closes over concrete arrays, and arrays on different
+    # devices cannot enter one program. In both cases the values are read and checked with NumPy.
     return [
         bool(_VIOLATIONS[kind](np, limit, *map(np.asarray, of_check)))
         for (kind, limit), of_check in zip(kinds, arrays, strict=True)
@@ -255,7 +253,7 @@ def _violated(checks: list[_Check]) -> np.ndarray | list[bool]:
 
 @jax.jit
 def _identity(x: jax.Array) -> jax.Array:
-    """Returns its argument; as a tracer if JAX is tracing."""
+    """Returns its argument, which is a tracer if JAX is tracing."""
     return x
 
 
@@ -316,14 +314,14 @@ _VIOLATIONS: dict[str, Callable[..., Any]] = {
     "all": lambda xp, limit, mask: xp.sum(~mask),
     "no NaN": lambda xp, limit, values, counted: xp.sum(counted & xp.isnan(values)),
 }
-"""The number of violations of each kind of check, as functions of NumPy or `jax.numpy`, a limit and arrays."""
+"""Functions of NumPy or `jax.numpy`, a limit and arrays that return the number of violations of a kind of check."""
 
 
 def embeddings_as_float(name: str, embeddings: Any, *, unit_norm: bool = True) -> jax.Array:
     """Checks one matrix of embeddings, values included, and returns it in at least float32.
 
     Raises:
-        ValueError: the array is not a floating [n, dim] array, or has concrete rows that are not finite or
+        ValueError: The array is not a floating [n, dim] array, or has concrete rows that are not finite or
             (unless `unit_norm` is False) not of unit norm.
     """
     checks = ValueChecks()
@@ -336,7 +334,7 @@ def class_labels(name: str, labels: Any, length: int, num_classes: int) -> jax.A
     """Checks integer labels, values included, and returns them as int32.
 
     Raises:
-        ValueError: the array is not an integer [length] array, or has concrete values out of range.
+        ValueError: The array is not an integer [length] array, or has concrete values out of range.
     """
     checks = ValueChecks()
     array = checks.class_labels(name, labels, length, num_classes)
@@ -377,7 +375,7 @@ def static_integer(name: str, value: Any, minimum: int, maximum: int | None = No
     """Checks an argument that must be a Python integer while JAX traces.
 
     Raises:
-        ValueError: `value` is traced (says how to pass it), not an integer, or out of range.
+        ValueError: `value` is traced (the message says how to pass it), not an integer, or out of range.
     """
     if not is_concrete(value) or (hasattr(value, "dtype") and np.ndim(value) == 0):
         raise ValueError(
@@ -438,7 +436,7 @@ def compiled(
         @partial(jax.jit, static_argnames=("options", "mesh", "specs"))
         def automatic(arrays: tuple, options: tuple, mesh: AbstractMesh, specs: Specs) -> Any:
             inner, shardings = partial(function, **dict(options)), specs
-            if get_abstract_mesh().empty:  # then the shardings tell the mesh
+            if get_abstract_mesh().empty:  # the shardings must then contain the mesh
                 shardings = jax.tree.map(
                     lambda spec: NamedSharding(mesh, spec),
                     specs,
@@ -464,7 +462,7 @@ def rows(array: Any) -> PartitionSpec:
 
 
 def replicated(*arrays: Any) -> PartitionSpec:
-    """Returns the spec of results that every device holds as a whole."""
+    """Returns the spec of results that are replicated on every device."""
     return PartitionSpec()
 
 

@@ -1,11 +1,12 @@
 """Metrics of how well a score separates anomalous from normal images.
 
-One convention throughout: scores [n], higher = more anomalous; `is_anomaly` [n], bool (or integers 0 and
+All functions share one convention: scores [n], higher = more anomalous; `is_anomaly` [n], bool (or integers 0 and
 1); **the anomaly is the positive class**. Every function is pure and composes under `jit` and `vmap`, so `vmap`
-evaluates all splits of a benchmark in one call; `where` leaves images out (for a split that does not use all of
-the test set).
+evaluates all splits of a benchmark in one call. `where` excludes images, e.g. if a split does not use the whole test
+set.
 
-NaN scores and a missing class raise ValueError if values are concrete; under tracing they give NaN.
+NaN scores and a missing class (e.g. with 0 images) raise ValueError if values are concrete. Under tracing they give
+NaN.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ Labels = Bool[Array, " images"] | Integer[Array, " images"]
 
 
 class Interval(NamedTuple):
-    """A confidence interval; both ends are scalars."""
+    """A confidence interval, whose ends are scalars."""
 
     low: Float[jax.Array, ""]
     high: Float[jax.Array, ""]
@@ -37,10 +38,10 @@ def auroc(
     *,
     where: Bool[Array, " images"] | None = None,
 ) -> Float[jax.Array, ""]:
-    """Area under the ROC curve: P(anomalous > normal) + P(anomalous = normal) / 2.
+    """Computes the area under the ROC curve: P(anomalous > normal) + P(anomalous = normal) / 2.
 
     This is the Mann-Whitney statistic, with ties counted half (mid-ranks). Pairs are counted in integers, so
-    the result does not lose digits with the number of images.
+    the result does not lose digits if there are many images.
 
     Args:
         scores: Higher = more anomalous [images].
@@ -51,8 +52,8 @@ def auroc(
         The area, in [0, 1].
 
     Raises:
-        ValueError: shapes or dtypes do not fit (among them scikit-learn's order of arguments), scores are NaN, or
-            there is no anomalous or no normal image.
+        ValueError: Shapes or dtypes do not fit (e.g. in scikit-learn's order of arguments), scores are NaN, or there
+            is no anomalous or no normal image.
     """
     return _auroc(*_check(scores, is_anomaly, where))
 
@@ -70,10 +71,10 @@ def auroc_interval(
     where: Bool[Array, " images"] | None = None,
     confidence: float | Float[Array, ""] = 0.95,
 ) -> Interval:
-    """DeLong's interval for the AUROC: A -+ z sqrt(var(V10) / m + var(V01) / n), clipped to [0, 1].
+    """Computes DeLong's interval for the AUROC: A -+ z sqrt(var(V10) / m + var(V01) / n), clipped to [0, 1].
 
-    V10 of an anomalous image is the share of the n normal images that it outranks, V01 of a normal image
-    the share of the m anomalous ones that outrank it (ties half); variances have ddof 1. The interval covers
+    V10 of an anomalous image is the share of the n normal images that it outranks, and V01 of a normal image is the
+    share of the m anomalous images that outrank it. Ties count half, and variances have ddof 1. The interval covers
     other test sets of these sizes for this fixed score, not other fits of the score.
 
     Source: DeLong, DeLong, Clarke-Pearson, Biometrics 1988; computed from ranks after Sun and Xu, 2014.
@@ -88,7 +89,7 @@ def auroc_interval(
         The interval; NaN if a class has fewer than two images.
 
     Raises:
-        ValueError: as `auroc`, or the confidence is out of range.
+        ValueError: One of the reasons listed in `auroc`, or the confidence is out of range.
     """
     _check_confidence(confidence)
     return _auroc_interval(*_check(scores, is_anomaly, where), confidence)
@@ -117,23 +118,23 @@ def aupr(
     where: Bool[Array, " images"] | None = None,
     positive: Literal["anomaly", "normal"] = "anomaly",
 ) -> Float[jax.Array, ""]:
-    """Average precision: the mean over anomalous images a of the precision at the threshold score(a).
+    """Computes the average precision: the mean over anomalous images a of the precision at the threshold score(a).
 
-    AP = sum_n (R_n - R_{n-1}) P_n over the distinct thresholds, as scikit-learn's
-    `average_precision_score`: a step function, no linear interpolation. With the anomaly as the positive class
-    it is also called "AUPR-out"; with the normal class, which has low scores, "AUPR-in".
+    AP = sum_n (R_n - R_{n-1}) P_n over the distinct thresholds, as in scikit-learn's `average_precision_score`: the
+    curve is a step function without linear interpolation. With the anomaly as the positive class it is also called
+    "AUPR-out", and with the normal class, which has low scores, "AUPR-in".
 
     Args:
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images].
         where: Images to count [images]; all by default.
-        positive: The class to be retrieved.
+        positive: The positive class, "anomaly" or "normal".
 
     Returns:
         Average precision, in [0, 1]; chance is the share of the positive class.
 
     Raises:
-        ValueError: as `auroc`, or `positive` is another word.
+        ValueError: One of the reasons listed in `auroc`, or `positive` is unknown.
     """
     if positive not in ("anomaly", "normal"):
         raise ValueError(f"positive: expected 'anomaly' or 'normal', got {positive!r}")
@@ -160,25 +161,25 @@ def fpr_at_tpr(
     *,
     where: Bool[Array, " images"] | None = None,
 ) -> Float[jax.Array, ""]:
-    """False positive rate: the share of normal images flagged by the threshold that catches `tpr` of the anomalies.
+    """Computes the share of normal images at or above the threshold that flags a share `tpr` of the anomalies.
 
     Two definitions of "FPR95" are in use. Here the anomaly is positive: the threshold is the highest at
     which at least `tpr` of the *anomalous* images score as high or higher, and the result is the share
-    of *normal* images that do. The other one, common in the out-of-distribution literature, takes the
-    normal class as positive (the share of anomalies accepted when 95 % of the normal images are):
-    `fpr_at_tpr(-scores, ~is_anomaly)`. No interpolation between thresholds.
+    of *normal* images that do. The other definition, common in the out-of-distribution literature, takes the
+    normal class as positive. It is the share of anomalies that are accepted if 95 % of the normal images are
+    accepted: `fpr_at_tpr(-scores, ~is_anomaly)`. There is no interpolation between thresholds.
 
     Args:
         scores: Higher = more anomalous [images].
         is_anomaly: True for anomalous images [images].
-        tpr: Share of anomalies to catch, in (0, 1]; may be traced.
+        tpr: Share of anomalies to flag, in (0, 1]; may be traced.
         where: Images to count [images]; all by default.
 
     Returns:
         The false positive rate, in [0, 1]; lower is better.
 
     Raises:
-        ValueError: as `auroc`, or tpr is out of range.
+        ValueError: One of the reasons listed in `auroc`, or tpr is out of range.
     """
     _checks.scalar("tpr", tpr)
     if _checks.is_concrete(tpr) and not 0 < float(tpr) <= 1:
@@ -191,7 +192,7 @@ def _fpr_at_tpr(
     scores: jax.Array, is_anomaly: jax.Array, counted: jax.Array, tpr: Any
 ) -> jax.Array:
     ranked = _rank(scores, is_anomaly, counted)
-    # Counts are compared, not quotients: 437 of 460 are 95 %, but the quotient in float32 is smaller.
+    # Counts are compared instead of quotients: 437 of 460 are 95 %, but the quotient in float32 is smaller.
     caught = ranked.num_anomaly - ranked.anomalies_left
     share = jnp.asarray(tpr).astype(jnp.float32) * (1 - 1e-6)
     wanted = jnp.ceil(ranked.num_anomaly.astype(jnp.float32) * share).astype(jnp.int32)
@@ -210,14 +211,14 @@ def bootstrap_interval(
     draws: int = 1000,
     confidence: float | Float[Array, ""] = 0.95,
 ) -> Interval:
-    """Percentile bootstrap of any metric of this module, resampling each class to its own size.
+    """Computes a percentile bootstrap interval of a metric, resampling each class to its own size.
 
     Args:
         metric: A function of (scores, is_anomaly), such as `aupr` or `fpr_at_tpr`. It is compiled once for each
-            function object, so pass the same one again rather than a new lambda.
+            function object, so repeated calls should pass the same object and not a new lambda.
         scores: Higher = more anomalous [images].
-        is_anomaly: True for anomalous images [images]; concrete (class sizes must be known).
-        key: Random key of the resampling: the same key gives the same interval.
+        is_anomaly: True for anomalous images [images]; concrete, because class sizes must be known.
+        key: Random key of the resampling. The same key gives the same interval.
         where: Images to count [images]; concrete. All by default.
         draws: Number of resamples, at least 1; static.
         confidence: Coverage, in (0, 1); may be traced.
@@ -226,7 +227,8 @@ def bootstrap_interval(
         The interval between the (1 - confidence) / 2 and (1 + confidence) / 2 quantiles.
 
     Raises:
-        ValueError: as `auroc`, no draws, the confidence is out of range, or `is_anomaly` or `where` is traced.
+        ValueError: One of the reasons listed in `auroc`, `draws` is below 1, the confidence is out of range, or
+            `is_anomaly` or `where` is traced.
     """
     _check_confidence(confidence)
     _checks.static_integer("draws", draws, 1)
@@ -269,21 +271,21 @@ def _bootstrap(
 
 
 class _Ranked(NamedTuple):
-    """Scores in ascending order, with the counts below each of them; images left out come last."""
+    """Scores in ascending order, with the counts of images below each score. Excluded images come last."""
 
     anomaly: Bool[jax.Array, " images"]
     normal: Bool[jax.Array, " images"]
     counted: Bool[jax.Array, " images"]
     anomalies_left: Int[jax.Array, " images"]
-    """Anomalous images with a lower score."""
+    """Number of anomalous images with a lower score."""
     anomalies_right: Int[jax.Array, " images"]
-    """Anomalous images with a lower or equal score."""
+    """Number of anomalous images with a lower or equal score."""
     normals_left: Int[jax.Array, " images"]
     normals_right: Int[jax.Array, " images"]
     num_anomaly: Int[jax.Array, ""]
     num_normal: Int[jax.Array, ""]
     invalid: Bool[jax.Array, ""]
-    """A NaN score, or a class without images."""
+    """Whether a score is NaN or a class has no images."""
 
 
 def _rank(
@@ -292,7 +294,7 @@ def _rank(
     counted: Bool[jax.Array, " images"],
 ) -> _Ranked:
     missing = jnp.any(counted & jnp.isnan(scores))
-    # Images left out sort to the end, as one group of equals that no count includes.
+    # Excluded images are sorted to the end, as one group of equal scores that no count includes.
     keys = jnp.where(counted, scores, jnp.inf)
     order = jnp.lexsort((~counted, keys))
     keys, anomaly, counted = keys[order], is_anomaly[order], counted[order]
@@ -345,10 +347,10 @@ def _variance_of_mean(
 def _check(
     scores: Any, is_anomaly: Any, where: Any
 ) -> tuple[Float[jax.Array, " images"], Bool[jax.Array, " images"], Bool[jax.Array, " images"]]:
-    """Checks the arguments that all metrics share; returns scores, labels as bool, and the images to count.
+    """Checks the arguments that all metrics share, and returns scores, labels as bool, and the mask of images.
 
     Raises:
-        ValueError: as `auroc`.
+        ValueError: One of the reasons listed in `auroc`.
     """
     s, labels = _checks.as_array("scores", scores), _checks.as_array("is_anomaly", is_anomaly)
     swapped = jnp.issubdtype(labels.dtype, jnp.floating)

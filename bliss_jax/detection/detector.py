@@ -110,9 +110,9 @@ class Detector(DetectorChanges):
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`; 20 is a good choice for few images per class.
             calibration: Share of the images that is held out of the fit, chosen at random, to calibrate
-                thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them. Or
-                normal images that are not in `images`: a data set or a folder with classes of the same names,
-                or, for a single class, images of any kind.
+                thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them.
+                Alternatively, normal images that are not in `images`: a data set or a folder with classes of the
+                same names, or, for a single class, images of any kind.
             groups: Group of each image, e.g. its scene, camera or patient; "folder" for the folder of its
                 file; or a regular expression that finds the group in its file name. Groups are held out as a
                 whole, and one image of each held-out group calibrates. Without groups, near-duplicates such
@@ -436,7 +436,7 @@ def _with_class_names(images: Labelled, class_names: tuple[str, ...]) -> Labelle
 
 
 def _decoding_of(images: Any, default: Decoding) -> Decoding:
-    """Returns how the files of a data set are read, which its own reader decides."""
+    """Returns the decoding of a data set's own reader, or the default for other images."""
     own = decoding_of(images.images) if isinstance(images, ImageDataset) else None
     return own or default
 

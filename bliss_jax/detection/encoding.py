@@ -1,8 +1,8 @@
 """Embedding of a detector's images in batches of one shape.
 
-A compiled encoder rounds an image's embedding in the same way wherever the image is in a batch and whatever
-the other images are, but programs for different batch sizes differ by about 1e-7. All images of a detector,
-fitted, held out or scored, alone, in a folder or in a stream, therefore go through the same programs:
+A compiled encoder rounds an image's embedding in the same way at every position in a batch and for all other
+images, but programs for different batch sizes differ by about 1e-7. All images of a detector, fitted, held out or
+scored, alone, in a folder or in a stream, therefore go through the same programs:
 
     resize       on the host, to uint8 images of the model's input size
     normalise    one program for [images_per_device x devices, size, size, 3]
@@ -11,8 +11,8 @@ fitted, held out or scored, alone, in a folder or in a stream, therefore go thro
 `benchmarks/padded_batches.py` measures the cost. With B/16 in bfloat16 on an H200, batches of 1, 8, 16 and
 64 images take 2.7, 3.9, 5.6 and 14.3 ms (347, 1,981, 2,636 and 3,745 images/s). With B/32 in float32 on two
 CPU cores the throughput is the same for all sizes, and on 16 cores batches of 1, 4, 16 and 64 take 37, 78,
-217 and 688 ms (25, 49, 72 and 93 images/s). Hence the defaults: 16 images on accelerators, one per two
-cores on CPUs.
+217 and 688 ms (25, 49, 72 and 93 images/s). The defaults are therefore 16 images on accelerators, and one per
+two cores (at most 16) on CPUs.
 """
 
 import os
@@ -56,10 +56,10 @@ def default_images_per_device() -> int:
 
 
 class MixedImages(LazyImages):
-    """A sequence of arrays, paths of image files, their contents, and images of Pillow.
+    """Images of any kind: arrays, paths of image files, contents of image files, and images of Pillow.
 
     Raises:
-        ValueError: An item is none of these; the message gives its position.
+        ValueError: An item is none of these. The message gives its position.
     """
 
     def __init__(self, items: Sequence[Any], decoding: Decoding):

@@ -32,9 +32,9 @@ def check_fit(
         k: Number of phrases per image.
         weight: Weight of the external score.
         shrinkage: n0 of `bliss_score`.
-        calibration: Share that is held out, or anything else for images that calibrate.
-        groups: Groups of `Detector.fit`.
-        images: The images.
+        calibration: Share of the images that is held out, or another object for separate calibration images.
+        groups: Argument `groups` of `Detector.fit`.
+        images: Images of the fit.
         labels: Class of each image.
         classes: Number of classes.
 

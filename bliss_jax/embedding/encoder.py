@@ -1,6 +1,6 @@
-"""Encoders of any kind: the protocol, and the calls by which images and texts are embedded in batches.
+"""Encoders of any kind: the protocol, and the calls that embed images and texts in batches.
 
-An encoder is a `Model` of this library or any object with the attributes of `Encoder`, e.g. around a PyTorch
+An encoder is a `Model` of this library or any object with the attributes of `Encoder`, e.g. a wrapper of a PyTorch
 module, an Equinox or NNX module, or a remote service.
 """
 
@@ -24,9 +24,10 @@ class Encoder(Protocol):
     """An image encoder and a text encoder whose embeddings share one space.
 
     `embed_images`, `embed_texts`, `embed_dataset` and `Detector.fit` accept any object with these attributes.
-    The library divides each embedding by its norm, and refuses embeddings of another shape, of norm 0, or that
-    are not finite. Images come in batches of one length: the last batch is padded with copies of its last image,
-    so that compiled encoders see one shape and an image's embedding does not depend on the number of images.
+    The library divides each embedding by its norm, and raises an error for embeddings that have another shape, have
+    norm 0 or are not finite. All batches of images have the same length: the last batch is padded with copies of its
+    last image, so that compiled encoders see one shape and an image's embedding does not depend on the number of
+    images.
     """
 
     @property
@@ -43,7 +44,7 @@ class Encoder(Protocol):
     def fingerprint(self) -> str:
         """Text that differs if embeddings differ, e.g. a hash of weights and settings.
 
-        Cached embeddings are used again, and a saved detector accepts the encoder, if it is the same.
+        Cached embeddings are used again, and a saved detector accepts the encoder, if the fingerprint is the same.
         """
         ...
 
@@ -72,7 +73,7 @@ def is_model(encoder: AnyEncoder) -> "TypeGuard[Model]":
 
     Raises:
         TypeError: An attribute is missing.
-        ValueError: `name` or `fingerprint` is not a text that is not empty, or `embedding_dim` not positive.
+        ValueError: `name` or `fingerprint` is empty or not a string, or `embedding_dim` is not a positive integer.
     """
     from bliss_jax.models import Model
 
@@ -86,7 +87,7 @@ def is_model(encoder: AnyEncoder) -> "TypeGuard[Model]":
         )
     for name in ("name", "fingerprint"):
         if not isinstance(text := getattr(encoder, name), str) or not text:
-            raise ValueError(f"encoder.{name}: expected a text that is not empty, got {text!r}")
+            raise ValueError(f"encoder.{name}: expected a string that is not empty, got {text!r}")
     dim = encoder.embedding_dim
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise ValueError(f"encoder.embedding_dim: expected a positive integer, got {dim!r}")
@@ -133,8 +134,8 @@ def encode_texts(
     """Returns unit-norm embeddings of texts.
 
     Raises:
-        ValueError: The embeddings are not as `Encoder` says, or `truncate` is given for an encoder that is not
-            a `Model`.
+        ValueError: A text is too long, the embeddings are not as `Encoder` requires, or `truncate` is given for an
+            encoder that is not a `Model`.
     """
     if is_model(encoder):
         return np.asarray(encoder.encode_texts(texts, truncate=truncate))
@@ -167,6 +168,9 @@ def batch_calls(
         preprocess: Preprocessing, as for `Model.encode_images`.
         batch_size: Images per call, including the padding.
         mesh: Mesh whose first axis has the devices of a `Model`; all local devices by default.
+
+    Raises:
+        ValueError: `preprocess` is unknown, or is given for an encoder that is not a `Model`.
     """
     preprocessing_facts(encoder, preprocess)
     if is_model(encoder):
@@ -202,7 +206,7 @@ class ModelCalls:
 
     def __call__(self, batch: jax.Array) -> Float[jax.Array, "batch_size dim"]:
         """Returns embeddings. The call is asynchronous."""
-        with jax.set_mesh(self._mesh):  # the caller's may be another one
+        with jax.set_mesh(self._mesh):  # the caller may have set another one
             return self._model.encode_images(batch, self._preprocess)
 
 
@@ -230,7 +234,7 @@ def _unit_rows(
     """Returns embeddings of norm 1 in float32.
 
     Raises:
-        ValueError: They have another shape, are not floating, not finite, or of norm 0.
+        ValueError: The embeddings have another shape, are not floating or not finite, or have norm 0.
     """
     array = np.asarray(found)
     where = f"{encoder.name}.{method}"

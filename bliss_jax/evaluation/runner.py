@@ -55,9 +55,9 @@ def evaluate(
         One row per score (`bliss` has one row per shrinkage), with provenance.
 
     Raises:
-        ValueError: If a split names a class that the embeddings do not have, if a normal class has no
-            training images or fewer than `shots`, if a split has no normal or no anomalous test images, if
-            k is larger than the dictionary, or if no score can be computed.
+        ValueError: A split names a class that the embeddings do not have, a normal class has no training images or
+            fewer than `shots`, a split has no normal or no anomalous test images, k is larger than the dictionary,
+            or no score can be computed.
     """
     settings = settings or Settings()
     normal, anomalous = class_masks(protocol, embeddings)
@@ -120,7 +120,7 @@ class SplitScores(NamedTuple):
 def score_split(
     embeddings: EmbeddingSet, split: Split, settings: Settings | None = None
 ) -> SplitScores:
-    """Computes the scores of single images on one split: those from which `evaluate` computes AUROCs.
+    """Computes the scores of single images on one split, from which `evaluate` computes AUROCs.
 
     With `settings.shots`, the scores are those of the first few-shot draw for this split alone.
 
@@ -131,7 +131,7 @@ def score_split(
             computed are missing from the result.
 
     Raises:
-        ValueError: Under the same conditions as `evaluate`.
+        ValueError: One of the reasons listed in `evaluate`.
     """
     settings = settings or Settings()
     normal, anomalous = class_masks(Protocol("split", "custom", None, (split,)), embeddings)

@@ -59,7 +59,7 @@ def arrays_of(e: EmbeddingSet) -> Arrays:
 
 
 class _Inputs:
-    """The inputs that scores may need (`bliss_jax.scores.INPUTS`), each computed when a score first needs it."""
+    """The inputs of scores (`bliss_jax.scores.INPUTS`). Each is computed when a score first needs it."""
 
     def __init__(self, a: Arrays, weight: Any, key: jax.Array, choices: Choices):
         self._choices = choices
@@ -120,7 +120,7 @@ def score_splits(
     key: jax.Array,
     choices: Choices,
 ) -> Float[jax.Array, "columns splits test"]:
-    """Computes every column of `columns_of`: one score on all splits."""
+    """Computes the score of every column of `columns_of` on all splits."""
     inputs = _Inputs(a, weight, key, choices)
     columns = [
         _on_all_splits(score, n0, inputs, normal, len(a.test))

@@ -19,11 +19,12 @@ class Settings:
     """Settings of an evaluation, apart from the data and the protocol.
 
     Raises:
-        ValueError: If a value is out of range or a score is unknown. The message names the field.
+        ValueError: A value is out of range, a score is unknown, or two scores have the same name or label. The
+            message names the field.
     """
 
     scores: tuple[str | Score | Callable[..., Any], ...] | None = None
-    """Scores to compute: names of `score_table`, records (`Score`) of own functions, or functions. None for
+    """Scores to compute: names of `score_table`, records (`Score`) of own functions, or functions. None means
     the scores of `default_scores`."""
     k: int = 10
     """Dictionary texts per image of `bliss`, `external` and `whitened_bliss`."""
@@ -35,7 +36,7 @@ class Settings:
     """k of `knn`. If a split has fewer normal images, k is reduced to that number for all splits, and the
     row's settings contain the reduced k."""
     shots: int | None = None
-    """Normal images per class, drawn at random. None (the default) uses all of them."""
+    """Normal images per class, drawn at random. None (the default) uses all normal images."""
     draws: int = 1
     """Number of few-shot draws."""
     seed: int = 0
@@ -93,6 +94,6 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _place_of(function: Callable[..., Any]) -> str:
-    """Returns MODULE:NAME of a function, or of the class of a callable object, e.g. of a `functools.partial`."""
+    """Returns MODULE:NAME of a function, or of the class of another callable object, e.g. a `functools.partial`."""
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}:{named.__qualname__}"

@@ -88,7 +88,7 @@ def splits_of(embeddings: EmbeddingSet, protocol: Protocol) -> tuple[Int[np.ndar
     """Returns the ids of the C classes that are normal in at least one split, and the splits.
 
     Raises:
-        ValueError: Under the same conditions as `class_masks`.
+        ValueError: One of the reasons listed in `class_masks`.
     """
     normal, anomalous = class_masks(protocol, embeddings)
     own = np.flatnonzero(normal.any(axis=0))

@@ -1,7 +1,7 @@
 """The encoders as pure functions of parameters, configuration and arrays.
 
-They compose under `jit`, `vmap`, `grad` and sharding, and each is compiled once when it is called eagerly. A
-configuration is a static pytree, so `jax.jit(encode_image)(params, config, pixels)` works as it stands.
+They compose under `jit`, `vmap`, `grad` and sharding, and eager calls compile each of them once. A configuration is a
+static pytree, so `jax.jit(encode_image)(params, config, pixels)` needs no static arguments.
 """
 
 from typing import Any, cast
@@ -54,15 +54,15 @@ def encode_patches(
     For SigLIP, whose head pools by attention, it is the head's result if its query attends to one patch alone.
 
     Args:
-        params: As `encode_image`.
-        config: As `encode_image`.
-        pixels: As `encode_image`.
+        params: The parameter tree of a checkpoint, as for `encode_image`.
+        config: Its configuration, as for `encode_image`.
+        pixels: Pixels, as for `encode_image`.
 
     Returns:
         Embeddings [images, patches, dim], the patches row by row.
 
     Raises:
-        ValueError: As `encode_image`.
+        ValueError: One of the reasons listed in `encode_image`.
     """
     _check_pixels(config, pixels)
     return _encode_patches(config, params, pixels)
@@ -107,11 +107,11 @@ def encode_text(
 def token_embeddings(
     params: Params, config: ModelConfig, tokens: Int[Array, "texts length"]
 ) -> Float[jax.Array, "texts length width"]:
-    """Looks up the embeddings of token ids, before position embeddings: the input of a soft prompt.
+    """Looks up the embeddings of token ids without position embeddings, e.g. as the start of a soft prompt.
 
     Args:
-        params: As `encode_text`.
-        config: As `encode_text`.
+        params: The parameter tree of a checkpoint, as for `encode_text`.
+        config: Its configuration, as for `encode_text`.
         tokens: Token ids [texts, length].
 
     Returns:
@@ -134,11 +134,11 @@ def encode_token_embeddings(
     """Computes unit-norm float32 embeddings of texts that are given as token embeddings, for prompt learning.
 
     `encode_token_embeddings(params, config, token_embeddings(params, config, tokens), end)` equals
-    `encode_text(params, config, tokens)` if `end` are the positions of the end tokens.
+    `encode_text(params, config, tokens)` if `end` contains the positions of the end tokens.
 
     Args:
-        params: As `encode_text`.
-        config: As `encode_text`.
+        params: The parameter tree of a checkpoint, as for `encode_text`.
+        config: Its configuration, as for `encode_text`.
         embeddings: Token embeddings [texts, length, width]. The length is as for the tokens of `encode_text`.
         end: Position of each text's end token [texts], at which CLIP pools. SigLIP pools at the last position.
 

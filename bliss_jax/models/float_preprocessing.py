@@ -1,10 +1,10 @@
-"""A differentiable preprocessing of floating images, beside the exact one of uint8 images.
+"""Differentiable preprocessing of floating images, in addition to the exact preprocessing of uint8 images.
 
     images [n, h, w, 3] floating, 0 to 255  ->  resized [n, size, size, 3]  ->  (x / 255 - mean) / std
 
-The resampling has the filter weights of `preprocessing.py`, but nothing is rounded to 8 bits or clipped, so it is
-linear in the image. For uint8 images the two differ by the rounding of the two passes (at most about 1.1 grey levels)
-and by the overshoot of the bicubic filter at sharp edges, which the exact path clips to 0..255.
+The resampling has the filter weights of `preprocessing.py`, but it rounds nothing to 8 bits and does not clip, so it
+is linear in the image. For uint8 images the two results differ by the rounding of the two passes (at most about 1.1
+grey levels) and by the overshoot of the bicubic filter at sharp edges, which the exact one clips to 0..255.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ from bliss_jax.models.preprocessing import (
 def preprocess_float(
     images: Float[Array, "n h w 3"], size: int = 224, stats: str = "clip"
 ) -> Float[jax.Array, "n size size 3"]:
-    """Applies CLIP's preprocessing to floating images; linear in the images, and so differentiable.
+    """Applies CLIP's preprocessing (resize(x) / 255 - mean) / std to floating images, as a linear function.
 
     Args:
         images: RGB images [n, h, w, 3], floating, in the range 0 to 255 of uint8 images.
@@ -38,7 +38,7 @@ def preprocess_float(
         Pixels [n, size, size, 3], at least float32.
 
     Raises:
-        ValueError: `images` is not a floating array [n, h, w, 3], or `stats` is unknown.
+        ValueError: `images` is not a floating array [n, h, w, 3] with pixels, or `stats` is unknown.
     """
     return apply_float_preprocessing(images, Preprocessing(size=size).with_stats(stats))
 
@@ -56,13 +56,13 @@ def apply_float_preprocessing(
         Pixels [n, size, size, 3], at least float32.
 
     Raises:
-        ValueError: `images` is not a floating array [n, h, w, 3].
+        ValueError: `images` is not a floating array [n, h, w, 3] with pixels.
     """
     x = _checks.as_array("images", images)
     if x.ndim != 4 or x.shape[-1] != 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"images: expected a floating [n, h, w, 3] array, got {x.dtype} {list(x.shape)}; uint8 images go "
-            "through bj.preprocess"
+            f"images: expected a floating [n, h, w, 3] array, got {x.dtype} {list(x.shape)}; pass uint8 images to "
+            "bj.preprocess"
         )
     if 0 in x.shape[1:3]:
         raise ValueError(f"images: expected images with pixels, got shape {list(x.shape)}")

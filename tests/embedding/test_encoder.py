@@ -147,7 +147,7 @@ def test_objects_that_are_no_encoders_are_refused():
         bj.embed_texts(object(), ["a"])
     encoder = MeanColour()
     encoder.fingerprint = ""
-    with pytest.raises(ValueError, match="fingerprint: expected a text that is not empty"):
+    with pytest.raises(ValueError, match="fingerprint: expected a string that is not empty"):
         bj.embed_texts(encoder, ["a"])
 
 
