@@ -1,8 +1,8 @@
 """The cost of composing scores: eager calls, images sharded under `jit`, and the memory of gradients.
 
-eager       an eager call beside the jitted one, and the compilations of a second eager call
-gradients   temporary memory that XLA allocates for a score, its gradients and many masks; nothing is run
-shards      plain `jit` of images sharded over eight simulated devices beside `shard_map`
+eager       compares an eager call with the jitted one, and counts the compilations of a second eager call
+gradients   lists the temporary memory that XLA allocates for a score, its gradients and many masks; nothing is run
+shards      compares plain `jit` of images sharded over eight simulated devices with `shard_map`
 """
 
 import os
@@ -91,8 +91,8 @@ def eager(quick: bool) -> Table:
         ("call", "eager, ms", "jitted, ms", "difference, ms", "ratio", "compilations"),
         tuple(rows),
         (
-            "1,860 texts, 10 classes, 512 dimensions. Medians. An eager call also checks the values of its arguments.",
-            "Compilations are those of a second eager call with the same shapes.",
+            "1,860 texts, 10 classes, 512 dimensions; medians. An eager call also checks the values of its arguments.",
+            "The compilations are those of a second eager call with the same shapes.",
         ),
     )
 
@@ -146,10 +146,10 @@ def gradients(quick: bool) -> Table:
         rows += in_fresh_process(_gradients, *size)
     return Table(
         "Memory of gradients",
-        ("computation", "temporaries, MB", "of the score's", "output, MB"),
+        ("computation", "temporaries, MB", "ratio to the score's", "output, MB"),
         tuple(rows),
         (
-            "Temporaries that XLA allocates beside inputs and outputs, from its analysis of the compiled program.",
+            "Temporaries are allocated by XLA besides inputs and outputs; from its analysis of the compiled program.",
         ),
     )
 

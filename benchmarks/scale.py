@@ -1,10 +1,10 @@
 """Time and peak memory of BLISS against the number of texts, classes and images.
 
 Every case runs in a process of its own. The moments are synthetic, because the fit is not measured. Images
-come in batches, as from an encoder, and one compiled program scores each batch. Two times are measured beside
-it: the similarity product of the same images with the same dictionary in the library's chunks, which every
-exact method needs, and the score from statistics of all texts that were computed before (`prepare_bliss`).
-The seconds of this preparation, which is done once, are listed too.
+come in batches, as from an encoder, and one compiled program scores each batch. Two more times are measured for
+comparison: the similarity product of the same images with the same dictionary in the library's chunks, which every
+exact method needs, and the score from prepared statistics of all texts (`prepare_bliss`). The seconds of this
+preparation, which is done once, are listed too.
 
 BLISS needs two products, whose floating-point operations predict the ratio of its time to the first product:
 
@@ -89,7 +89,7 @@ class Cost(NamedTuple):
     preparation_seconds: float
     """Seconds of preparing the table of statistics once."""
     apart: float
-    """Largest difference between the two scores."""
+    """Largest difference between the score and the prepared score."""
     compile_seconds: float
     input_bytes: int
     """Dictionary, moments and one batch."""
@@ -143,10 +143,10 @@ def scale(quick: bool) -> Table:
         (
             f"{DIM} dimensions, k = {K}; medians of 3 runs, or one run for the largest cases; score and "
             "product are measured in turn",
-            "ratio of operations: similarities and variances over similarities alone, without top-k and "
-            "all else",
-            "score: every batch computes the variances of its texts from the moments; prepared: they come "
-            "from a table, and the time of preparing it is in the column preparation",
+            "ratio of operations: operations of similarities and variances divided by those of similarities; "
+            "top-k and other steps are not counted",
+            "score: every batch computes the variances of its texts from the moments; prepared: they are read "
+            "from a table, and the column preparation has the time in which it is computed",
             f"the two scores differ by at most {max(cost.apart for cost in costs.values()):.1e}",
         ),
         {"cases": [_numbers(case, cost) for case, cost in costs.items()]},

@@ -64,7 +64,7 @@ def test_agrees_with_scikit_learn(ties):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("size", "tpr"), [(460, 0.95), (920, 0.95), (100, 0.99), (100, 0.8)])
-def test_the_threshold_is_exact_where_a_quotient_in_float32_is_not(size, tpr):
+def test_the_threshold_is_exact_if_a_quotient_in_float32_is_not(size, tpr):
     rng = np.random.default_rng(size)
     is_anomaly = np.arange(2 * size) < size
     scores = (rng.normal(size=2 * size) + is_anomaly).astype(np.float32)
@@ -82,7 +82,7 @@ def test_a_million_images_lose_no_digits():
 
 
 def delong_by_pairs(scores, is_anomaly, z=1.959963984540054):
-    """DeLong's variance from the full table of pairs, as the paper states it."""
+    """Computes DeLong's interval from the full table of pairs, as the paper defines it."""
     a, n = scores[is_anomaly].astype(float), scores[~is_anomaly].astype(float)
     wins = (a[:, None] > n[None, :]) + 0.5 * (a[:, None] == n[None, :])
     v10, v01 = wins.mean(axis=1), wins.mean(axis=0)
@@ -99,8 +99,8 @@ def test_delong_agrees_with_its_definition_over_pairs(size):
     )
 
 
-def test_delong_covers_as_often_as_it_says():
-    """1,000 samples of two normals one apart, whose AUROC is Phi(1 / sqrt 2)."""
+def test_delong_intervals_have_their_nominal_coverage():
+    """Two normal distributions with means one apart have the AUROC Phi(1 / sqrt 2); there are 1,000 samples."""
     rng = np.random.default_rng(0)
     is_anomaly = np.tile(np.arange(300) < 100, (1000, 1))
     scores = (rng.normal(size=(1000, 300)) + is_anomaly).astype(np.float32)
@@ -121,7 +121,7 @@ def test_bootstrap_is_seeded_and_agrees_with_delong():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_perfect_and_inverted(metric):
+def test_perfect_scores_are_best_and_inverted_scores_are_bad(metric):
     is_anomaly = np.array([False] * 6 + [True] * 4)
     scores = np.arange(10, dtype=np.float32)
     best, worst = metric(scores, is_anomaly), metric(-scores, is_anomaly)
@@ -131,7 +131,7 @@ def test_perfect_and_inverted(metric):
     assert worst < 0.4
 
 
-def test_constant_scores_are_chance():
+def test_constant_scores_are_at_chance_level():
     scores, is_anomaly = np.zeros(500, np.float32), sample()[1]
     assert auroc(scores, is_anomaly) == 0.5
     assert aupr(scores, is_anomaly) == pytest.approx(is_anomaly.mean())
@@ -139,19 +139,19 @@ def test_constant_scores_are_chance():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_order_of_the_images_and_monotone_maps_do_not_matter(metric):
+def test_the_order_of_images_and_monotone_maps_do_not_change_a_metric(metric):
     scores, is_anomaly = sample()
     order = np.random.default_rng(1).permutation(len(scores))
     expected = pytest.approx(
         float(metric(scores, is_anomaly)), rel=1e-6
-    )  # the order of a float32 sum
+    )  # up to the rounding of a float32 sum
     assert metric(scores[order], is_anomaly[order]) == expected
     assert metric(np.exp(scores), is_anomaly) == expected
 
 
 @pytest.mark.parametrize("metric", [*METRICS, auroc_interval])
 @pytest.mark.parametrize("left_out", [np.inf, -np.inf, np.nan, 0.0])
-def test_images_left_out_do_not_count(metric, left_out):
+def test_excluded_images_do_not_count(metric, left_out):
     scores, is_anomaly = sample()
     scores[:3] = np.inf
     where = np.random.default_rng(2).random(500) < 0.6
@@ -160,7 +160,7 @@ def test_images_left_out_do_not_count(metric, left_out):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_vmap_over_splits(metric):
+def test_vmap_over_splits_agrees_with_single_calls(metric):
     scores, _ = sample()
     splits = np.random.default_rng(3).random((7, 500)) < 0.4
     together = jax.jit(jax.vmap(metric, in_axes=(None, 0)))(scores, splits)
@@ -168,7 +168,7 @@ def test_vmap_over_splits(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_undefined_is_nan_while_tracing_and_an_error_otherwise(metric):
+def test_undefined_metrics_are_nan_under_tracing_and_an_error_otherwise(metric):
     scores, is_anomaly = sample()
     with_nan = np.where(np.arange(500) == 9, np.float32(np.nan), scores)
     for inputs, message in [
@@ -200,12 +200,12 @@ def test_undefined_is_nan_while_tracing_and_an_error_otherwise(metric):
         (lambda s, a: bootstrap_interval(auroc, s, a, key=jax.random.key(0), draws=0), "draws"),
     ],
 )
-def test_refused(call, message, unchecked):
+def test_wrong_arguments_are_refused(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call(*sample())
 
 
-def test_integer_labels_and_float64_scores():
+def test_integer_labels_and_float64_scores_are_accepted():
     scores, is_anomaly = sample()
     for metric in METRICS:
         assert metric(scores, is_anomaly.astype(int)) == metric(scores, is_anomaly)
@@ -213,7 +213,7 @@ def test_integer_labels_and_float64_scores():
         assert auroc(scores.astype(np.float64), is_anomaly) == auroc(scores, is_anomaly)
 
 
-def test_bfloat16_scores():
+def test_bfloat16_scores_give_the_auroc_of_their_values():
     scores, is_anomaly = sample()
     half = jnp.asarray(scores).astype("bfloat16")
     expected = roc_auc_score(is_anomaly, np.asarray(half.astype("float32")))

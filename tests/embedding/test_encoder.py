@@ -13,7 +13,7 @@ WORDS = tuple(f"word {i}" for i in range(20))
 
 
 class MeanColour:
-    """Embeds the mean colour of an image; texts get fixed random embeddings."""
+    """An encoder of the mean colour of an image. Texts have fixed random embeddings."""
 
     name = "mean-colour"
     embedding_dim = 8
@@ -34,7 +34,7 @@ class MeanColour:
 
 
 class Returning(MeanColour):
-    """An encoder whose embeddings are given."""
+    """An encoder that returns given embeddings."""
 
     def __init__(self, make):
         super().__init__()
@@ -45,7 +45,7 @@ class Returning(MeanColour):
 
 
 def pictures(n, seed=0):
-    """Images of two sizes, red and green in turn."""
+    """Yields images of several sizes, alternately red and green."""
     rng = np.random.default_rng(seed)
     for i in range(n):
         tint = (200, 40, 40) if i % 2 == 0 else (40, 200, 40)
@@ -64,7 +64,7 @@ def alone(image):
     return row / np.linalg.norm(row)
 
 
-def test_images_reach_the_encoder_in_their_sizes_and_in_batches_of_one_length():
+def test_the_encoder_gets_images_in_their_own_sizes_and_batches_of_one_length():
     encoder, data = MeanColour(), dataset(11)
     embedded = bj.embed_images(encoder, data, batch_size=8)
     assert [len(batch) for batch in encoder.batches] == [8, 8]
@@ -91,7 +91,7 @@ def test_a_cache_is_used_again_until_the_fingerprint_changes(tmp_path):
     assert len(encoder.batches) > calls
 
 
-def test_evaluation_of_an_own_encoder():
+def test_an_own_encoder_is_evaluated():
     embeddings = bj.embed_dataset(MeanColour(), dataset(20), dataset(10, seed=1), WORDS)
     assert embeddings.provenance["model"] == {"name": "mean-colour", "fingerprint": "1"}
     protocol = bj.load_protocol("one-class", dataset="own", num_classes=2)
@@ -136,7 +136,7 @@ def test_embeddings_that_cannot_be_used_are_refused(make, message):
         bj.embed_images(Returning(make), dataset(3), batch_size=8)
 
 
-def test_half_precision_is_accepted():
+def test_half_precision_embeddings_are_accepted():
     ones = Returning(lambda n: np.ones((n, 8), ml_dtypes.bfloat16))
     found = bj.embed_images(ones, dataset(3)).embeddings
     np.testing.assert_allclose(found, np.full((3, 8), 8**-0.5), rtol=1e-6)

@@ -42,13 +42,13 @@ def is_clip(config):
     return isinstance(config, CLIPConfig)
 
 
-# --- What encoders give away
+# --- Patches and token embeddings
 
 
 @pytest.mark.parity
 @pytest.mark.torch
 def test_patches_equal_the_equations_on_pytorchs_modules(tower):
-    """For CLIP the values of the last layer, for SigLIP the head on each patch alone."""
+    """Patches are the values of the last layer for CLIP, and the head of each patch alone for SigLIP."""
     import torch
 
     folder, params, config, pixels, _ = tower
@@ -73,7 +73,7 @@ def test_patches_equal_the_equations_on_pytorchs_modules(tower):
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
 
 
-def test_patches_have_unit_norm_and_follow_the_image(tower):
+def test_patches_have_unit_norm_and_do_not_depend_on_the_batch(tower):
     """The patches of an image do not depend on the other images of the batch."""
     _, params, config, pixels, _ = tower
     patches = bj.encode_patches(params, config, pixels)
@@ -120,7 +120,7 @@ def test_uint8_pixels_are_refused(tower):
 
 
 @pytest.mark.parametrize("wrong", [-1, 10**6])
-def test_ids_outside_the_vocabulary_give_nan_for_that_text_alone(tower, wrong):
+def test_an_id_outside_the_vocabulary_gives_nan_for_its_text_only(tower, wrong):
     _, params, config, _, tokens = tower
     changed = tokens.at[1, 0].set(wrong)
     found = jax.jit(bj.encode_text)(params, config, changed)
@@ -161,7 +161,7 @@ def test_a_second_eager_call_compiles_nothing(tower):
 
 
 def placed(params, mesh, place):
-    """Parameters sharded over the axis `model` along the axis of each leaf that `place` prefers."""
+    """Shards each parameter over the mesh axis `model`, along its first or last axis that can be divided."""
 
     def put(leaf):
         spec = [None] * leaf.ndim
@@ -179,7 +179,7 @@ def placed(params, mesh, place):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("place", ["last", "first"])
 def test_parameters_and_batches_can_be_sharded(tower, kind, place):
-    """Along the last axis as in tensor parallelism, along the first as in fully sharded data parallelism."""
+    """Tensor parallelism shards the last axis, and fully sharded data parallelism the first axis."""
     _, params, config, pixels, tokens = tower
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
     sharded = placed(params, mesh, place)

@@ -1,4 +1,4 @@
-"""Each baseline against its equation in plain NumPy (or scikit-learn), and their common behaviour."""
+"""Tests of each baseline against its equation in NumPy or scikit-learn, and of their common behaviour."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ EVERY_SCORE = {
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_agrees_with_its_equation(name):
+def test_a_baseline_agrees_with_its_equation(name):
     np.testing.assert_allclose(EVERY_SCORE[name](X, MASK), CLOSED_FORMS[name], rtol=2e-5, atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_knn_agrees_with_scikit_learn(chunk_size):
     np.testing.assert_allclose(knn_score_from_nearest(nearest, normal=MASK), expected, atol=1e-6)
 
 
-def test_knn_with_classes_smaller_than_k():
+def test_knn_is_correct_if_classes_have_fewer_than_k_images():
     rows = np.concatenate([np.flatnonzero(c == TRAIN_LABELS)[:2] for c in NORMAL])
     nearest = nearest_of_class(X, TRAIN[rows], TRAIN_LABELS[rows], 5, num_classes=C)
     assert np.isneginf(nearest[:, :, 2:]).all()
@@ -124,7 +124,7 @@ def test_knn_with_classes_smaller_than_k():
 
 
 def neglabel_by_hand(groups, key):
-    """NegMining and grouping, word by word, in float64."""
+    """Computes NegMining and grouping in float64 with NumPy."""
     lexicon, labels = unit(LEXICON), unit(LABELS[NORMAL])
     quantile = np.quantile(lexicon @ labels.T, 0.95, axis=1)
     chosen = np.argsort(quantile, kind="stable")[: int(0.15 * len(lexicon))]
@@ -146,20 +146,20 @@ def test_neglabel_agrees_with_its_equation(groups):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_neglabel_uses_every_negative_when_groups_do_not_divide_them():
-    """22 negatives in 4 groups: the word most like an image must weigh, wherever it is dealt."""
+def test_neglabel_uses_every_negative_if_groups_do_not_divide_them():
+    """Replacing any of the 22 negatives in 4 groups changes the score."""
     full = neglabel_score(X, LABELS, LEXICON, KEY, normal=MASK, groups=4)
     chosen = np.asarray(negative_labels(LABELS, LEXICON, normal=MASK))
     for word in chosen:
         without = LEXICON.copy()
-        without[word] = -CONE  # still among the least similar or replaced by another word
+        without[word] = -CONE  # it stays a negative, or another word replaces it
         assert not np.array_equal(
             neglabel_score(X, LABELS, without, KEY, normal=MASK, groups=4), full
         )
 
 
 @pytest.mark.parametrize("name", EVERY_SCORE)
-def test_vmap_jit_and_gradient(name):
+def test_vmap_and_jit_agree_with_eager_calls_and_gradients_are_finite(name):
     score = EVERY_SCORE[name]
     masks = np.stack([MASK, ~MASK, np.ones(C, bool)])
     together = jax.jit(jax.vmap(score, in_axes=(None, 0)))(X, masks)
@@ -171,7 +171,7 @@ def test_vmap_jit_and_gradient(name):
 
 
 @pytest.mark.parametrize("name", [*CLOSED_FORMS, "clip_ad", "neglabel"])
-def test_labels_of_other_classes_play_no_part(name):
+def test_labels_of_classes_that_are_not_normal_are_ignored(name):
     changed = np.where(MASK[:, None], LABELS, -LABELS)
     arguments = {"clip_ad": (SOMETHING,), "neglabel": (LEXICON, KEY)}.get(name, ())
     score = getattr(scores, f"{name}_score")
@@ -187,11 +187,11 @@ def test_softmax_scores_are_constant_with_one_normal_class(name):
 
 @pytest.mark.parametrize("name", EVERY_SCORE)
 def test_half_precision_inputs_give_float32_scores(name):
-    """And the scores of the float32 values that these inputs stand for."""
+    """The scores equal those of the same values in float32."""
     half = jnp.asarray(X).astype("bfloat16")
     got = EVERY_SCORE[name](half, MASK)
     assert got.dtype == jnp.float32
-    # Under jit, where the norms that rounding has moved off 1 are not looked at.
+    # Under jit norms are not checked; rounding has changed them.
     expected = jax.jit(lambda x: EVERY_SCORE[name](x, MASK))(half.astype("float32"))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -231,6 +231,6 @@ def test_half_precision_inputs_give_float32_scores(name):
         (lambda: negative_labels(LABELS, LEXICON[:3], fraction=0.1), "less than one word"),
     ],
 )
-def test_refused(call, message, unchecked):
+def test_wrong_arguments_are_refused(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()

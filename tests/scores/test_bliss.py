@@ -89,10 +89,10 @@ def test_agrees_with_the_equations_on_real_clip_embeddings(shared):
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 10, 64, 229, 230, 1000])
 @pytest.mark.parametrize("shrinkage", [0.0, 5.0])
-def test_same_for_every_chunk_size(problem, chunk_size, shrinkage):
+def test_the_chunk_size_does_not_change_the_score(problem, chunk_size, shrinkage):
     options = {"normal": MASK, "shrinkage": shrinkage}
     whole = bliss_score(problem.test, problem.labels, problem.words, problem.moments, **options)
-    for rows in (slice(None), slice(0, 5)):  # more, and fewer, chosen places than texts
+    for rows in (slice(None), slice(0, 5)):  # with more and with fewer chosen places than texts
         chunked = bliss_score(
             problem.test[rows],
             problem.labels,
@@ -141,8 +141,8 @@ def test_vmap_over_masks_scores_all_splits(problem):
             np.testing.assert_allclose(scores, score(mask), rtol=1e-5, atol=1e-5)
 
 
-def test_other_classes_do_not_matter(problem):
-    """The score of a split is that of a library which has only ever seen the normal classes."""
+def test_classes_that_are_not_normal_are_ignored(problem):
+    """The score of a split equals that with labels and moments of the normal classes alone."""
     few = fit_moments(
         problem.train[np.isin(problem.train_labels, NORMAL)],
         np.searchsorted(NORMAL, problem.train_labels[np.isin(problem.train_labels, NORMAL)]),
@@ -163,7 +163,7 @@ def test_other_classes_do_not_matter(problem):
         np.testing.assert_allclose(masked, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_images_are_scored_one_by_one(problem):
+def test_the_score_of_an_image_does_not_depend_on_the_batch(problem):
     score = lambda x: bliss_score(x, problem.labels, problem.words, problem.moments)
     together = score(problem.test)
     np.testing.assert_allclose(jnp.concatenate([score(x[None]) for x in problem.test[:5]]), together[:5],
@@ -172,7 +172,7 @@ def test_images_are_scored_one_by_one(problem):
     np.testing.assert_allclose(score(problem.test[order]), together[order], rtol=1e-5, atol=1e-5)
 
 
-def test_order_of_the_dictionary_does_not_matter(problem):
+def test_the_order_of_the_dictionary_does_not_change_the_score(problem):
     order = np.random.default_rng(2).permutation(M)
     score = lambda words: bliss_score(problem.test, problem.labels, words, problem.moments)
     np.testing.assert_allclose(
@@ -181,7 +181,7 @@ def test_order_of_the_dictionary_does_not_matter(problem):
 
 
 def test_duplicates_count_as_often_as_they_occur(problem):
-    """Every text twice: the k nearest places hold k / 2 distinct texts, each twice."""
+    """If every text occurs twice, the k nearest places hold k / 2 distinct texts, each twice."""
     doubled = np.repeat(problem.words, 2, axis=0)
     np.testing.assert_allclose(
         external_text_score(problem.test, doubled, problem.moments, k=8),
@@ -191,8 +191,8 @@ def test_duplicates_count_as_often_as_they_occur(problem):
     )
 
 
-def test_weight_and_closed_forms(problem):
-    """BLISS is linear in lambda before the minimum, and with one class also after it."""
+def test_with_one_class_the_score_is_linear_in_lambda(problem):
+    """BLISS is linear in lambda before the minimum over classes, and with one class also after it."""
     one = np.arange(C) == 2
     score = lambda w: bliss_score(
         problem.test, problem.labels, problem.words, problem.moments, weight=w, normal=one
@@ -206,8 +206,8 @@ def test_weight_and_closed_forms(problem):
         np.testing.assert_allclose(scores, score(float(w)), atol=1e-5)
 
 
-def test_zero_mean_and_unit_deviation_on_the_fitted_images(problem):
-    """Over the images it was fitted on, the internal score of a class is standardised."""
+def test_the_internal_score_has_zero_mean_and_unit_deviation_on_the_fitted_images(problem):
+    """The internal score of a class is standardised over the fitted images of the class."""
     internal = np.asarray(internal_class_score(problem.train, problem.labels, problem.moments))
     for c in range(C):
         own = internal[problem.train_labels == c, c]
@@ -215,10 +215,10 @@ def test_zero_mean_and_unit_deviation_on_the_fitted_images(problem):
         assert abs(own.std() - 1) < 1e-3
 
 
-def test_k_equal_to_the_dictionary(problem):
+def test_k_may_equal_the_number_of_texts(problem):
     words = problem.words[:13]
     score = external_text_score(problem.test, words, problem.moments, k=13)
-    z = problem.expected(normal=range(C), k=13)  # of the full dictionary, for its shape only
+    z = problem.expected(normal=range(C), k=13)  # the full dictionary, used for its shape only
     assert score.shape == z[1].shape
     _, expected, _ = reference.bliss(
         problem.test, problem.labels, words, problem.train, problem.train_labels, range(C), k=13
@@ -227,7 +227,7 @@ def test_k_equal_to_the_dictionary(problem):
 
 
 def test_shrinkage_tends_to_the_pooled_variance(problem):
-    """At n0 = infinity every class has the pooled variance; in between, v is monotone in n0."""
+    """At n0 = infinity every class has the pooled variance, and the distance to it decreases with n0."""
     internal = lambda n0: np.asarray(
         internal_class_score(problem.test, problem.labels, problem.moments, shrinkage=n0)
     )
@@ -243,21 +243,22 @@ def test_shrinkage_tends_to_the_pooled_variance(problem):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_inputs(problem, dtype):
-    """Half-precision embeddings are computed with as the float32 values they stand for."""
+def test_half_precision_embeddings_give_float32_scores(problem, dtype):
+    """The scores equal those of the same values in float32."""
     half = lambda a: jnp.asarray(a).astype(dtype)
     full = lambda a: half(a).astype("float32")
     arrays = problem.test, problem.labels, problem.words
     score = bliss_score(*map(half, arrays), problem.moments)
     assert score.dtype == jnp.float32
     full_arrays = [full(a) for a in arrays]
-    traced = jax.jit(bliss_score)(*full_arrays, problem.moments)  # rounding moved the norms off 1
+    # Under jit norms are not checked; rounding has changed them.
+    traced = jax.jit(bliss_score)(*full_arrays, problem.moments)
     np.testing.assert_allclose(score, traced, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("argument", ["embeddings", "labels", "words", "train"])
-def test_gradients_are_finite_and_right(problem, argument):
-    """Against a central difference along a random direction, in float64."""
+def test_gradients_agree_with_finite_differences(problem, argument):
+    """Gradients are compared with a central difference along a random direction, in float64."""
     with reference.x64():
         to64 = lambda a: jnp.asarray(reference.unit(a))
         arrays = {
@@ -289,7 +290,7 @@ def test_gradients_are_finite_and_right(problem, argument):
 
 
 def test_gradients_are_finite_without_variance(problem):
-    """One image per class: every variance is 0, and an unseen class is masked out."""
+    """With one image per class every variance is 0; classes without images are masked."""
     seen = fit_moments(problem.train[:2], np.array([0, 2]), num_classes=C)
     mask = np.isin(np.arange(C), [0, 2])
     for shrinkage in (0.0, 20.0):
@@ -306,7 +307,7 @@ def test_gradients_are_finite_without_variance(problem):
     assert np.isfinite(by_weight)
 
 
-def test_sharded_over_eight_devices(problem):
+def test_images_sharded_over_eight_devices_get_the_same_scores(problem):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spec, whole = PartitionSpec("data"), PartitionSpec()
     images = problem.test[:88]
@@ -326,7 +327,7 @@ def test_sharded_over_eight_devices(problem):
     )
 
 
-def test_traces_once_for_many_calls(problem):
+def test_other_weights_masks_and_shrinkages_do_not_trace_again(problem):
     traces = 0
 
     @jax.jit
@@ -359,7 +360,7 @@ def test_arrays_that_a_jitted_function_closes_over_are_checked_as_constants(prob
         jax.jit(lambda x: bliss_score(x, doubled, words, problem.moments))(problem.test)
 
 
-def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(problem):
+def test_a_normal_class_without_images_is_nan_under_tracing_and_an_error_otherwise(problem):
     moments = fit_moments(problem.train[:2], np.array([0, 2]), num_classes=C)
     arrays = problem.test, problem.labels, problem.words, moments
     assert np.isnan(jax.jit(bliss_score)(*arrays)).all()
@@ -388,7 +389,7 @@ def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(prob
         ({"dim": 7}, r"expected embeddings of one dimension, got embeddings \[90, 7\]"),
     ],
 )
-def test_refused(problem, change, message, unchecked):
+def test_wrong_arguments_are_refused(problem, change, message, unchecked):
     x, labels = problem.test, problem.labels
     if "dim" in change:
         x = reference.unit(x[:, : change.pop("dim")]).astype(np.float32)
@@ -399,7 +400,7 @@ def test_refused(problem, change, message, unchecked):
 
 
 def test_moments_of_embeddings_that_were_not_normalised_are_refused(problem):
-    """Only the moments are at hand, but tr C + |m|^2 is the mean squared norm of what was fitted."""
+    """The mean squared norm of the fitted embeddings is tr C + |m|^2, so moments reveal it."""
     moments = fit_moments(1.1 * problem.train, problem.train_labels, num_classes=C)
     with pytest.raises(ValueError, match=r"class \d have a mean squared norm of 1\.21"):
         bliss_score(problem.test, problem.labels, problem.words, moments)
@@ -412,7 +413,7 @@ def test_an_empty_dictionary_is_refused(problem, unchecked):
 
 @pytest.mark.parametrize("chunk_size", [3, 8, 100])
 def test_top_k_is_a_stable_sort(chunk_size):
-    """Ties, which integers make many of, go to the text that comes first, across chunks too."""
+    """Embeddings of small integers have many ties, which go to the text that comes first, also across chunks."""
     rng = np.random.default_rng(0)
     x = rng.integers(-2, 3, (20, 4)).astype(np.float32)
     texts = rng.integers(-2, 3, (50, 4)).astype(np.float32)
@@ -426,8 +427,8 @@ def test_top_k_is_a_stable_sort(chunk_size):
 
 
 @pytest.mark.parametrize("images", [512, 513, 1031])
-def test_blocks_of_images_do_not_matter(problem, images):
-    """One block, several of one size, and (1031 is prime) several with a rest choose the same texts."""
+def test_blocks_of_images_do_not_change_the_score(problem, images):
+    """One block, several equal blocks, and blocks with a rest (1031 is prime) choose the same texts."""
     x = np.resize(problem.test, (images, D))
     texts = problem.labels, problem.words, problem.moments
     some = np.r_[0:5, images - 5 : images]
@@ -439,8 +440,8 @@ def test_blocks_of_images_do_not_matter(problem, images):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 20.0])
-def test_classes_in_blocks_are_scored_alike(problem, shrinkage):
-    """Chunks so small that the table of statistics holds one class, or a few, at a time."""
+def test_blocks_of_classes_do_not_change_the_score(problem, shrinkage):
+    """The chunks are so small that the table of statistics contains one class or a few classes at a time."""
     x = np.resize(problem.test, (120, D))
     whole = external_text_score(x, problem.words, problem.moments, shrinkage=shrinkage)
     for chunk_size in (2, 15):
@@ -462,8 +463,10 @@ def test_classes_in_blocks_are_scored_alike(problem, shrinkage):
         (1_000, 3_000, 10, 64, 40, 4096),
     ],
 )
-def test_keeps_the_bound_on_memory(images, texts, classes, dim, k, chunk_size, unchecked):
-    """What XLA allots beside inputs and results, for the formula in `external_text_score`."""
+def test_memory_is_within_the_documented_bound(
+    images, texts, classes, dim, k, chunk_size, unchecked
+):
+    """XLA's temporaries are within the bound in the docstring of `bliss_jax.scores.bliss`."""
     f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     moments = ClassMoments(
         jax.ShapeDtypeStruct((classes,), jnp.int32), f32(classes, dim), f32(classes, dim, dim)

@@ -1,4 +1,4 @@
-"""Blocks change how much memory is used, and nothing else."""
+"""Tests of loops over blocks: results equal those of `vmap`, and blocks bound the memory."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from bliss_jax.scores import block_map
 
 @pytest.mark.parametrize("length", [1, 7, 12, 13])
 @pytest.mark.parametrize("block", [1, 30, 50, 10_000])
-def test_any_block_gives_what_vmap_gives(length, block):
+def test_block_map_equals_vmap_for_every_block_size(length, block):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(length, 5)), rng.normal(size=(length, 5))
 
@@ -23,7 +23,7 @@ def test_any_block_gives_what_vmap_gives(length, block):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_rows_of_a_block_are_no_more_than_asked_for():
+def test_a_block_has_no_more_rows_than_its_size_allows():
     def largest_sort(block):
         def function(row):
             return jnp.sort(row)

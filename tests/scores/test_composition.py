@@ -1,7 +1,7 @@
-"""Every public function composes like those of jax.numpy: a matrix of functions against transformations.
+"""Tests that every public function composes with JAX's transformations, as functions of jax.numpy do.
 
-Each function is compared with its own eager result on the same inputs, which other tests hold to NumPy. One
-table of functions serves all transformations, so a new score is added by one line.
+Each function is compared with its own eager result on the same inputs, which other tests compare with NumPy. One
+table of functions is used for all transformations, so one line adds a new score.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def unit(seed: int, *shape: int) -> np.ndarray:
 
 
 class Context(NamedTuple):
-    """The arrays beside the images; a pytree."""
+    """All arrays other than the images; a pytree."""
 
     labels: jax.Array
     texts: jax.Array
@@ -51,7 +51,7 @@ X = unit(0, IMAGES, DIM)
 KEY = 7
 
 
-# Functions of images [n, dim] and a context, to one row for each image.
+# Functions that map images [n, dim] and a context to one row for each image.
 FUNCTIONS: dict[str, Callable[[Any, Context], Any]] = {
     "internal": lambda x, c: bj.internal_class_score(x, c.labels, c.moments),
     "external": lambda x, c: bj.external_text_score(x, c.texts, c.moments),
@@ -85,7 +85,7 @@ every_score = pytest.mark.parametrize("name", SCORES)
 
 
 def close(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
-    """Asserts that two pytrees agree; integers exactly."""
+    """Asserts that two pytrees agree, and that their integers are equal."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape
@@ -138,7 +138,7 @@ def test_eager_calls_do_not_keep_memory(context):
 
 
 @every_function
-def test_jit_vmap_and_scan(name, context):
+def test_jit_vmap_and_scan_agree_with_eager_calls(name, context):
     function = FUNCTIONS[name]
     expected = function(X, context)
     close(jax.jit(function)(X, context), expected)
@@ -150,8 +150,8 @@ def test_jit_vmap_and_scan(name, context):
 
 
 @every_function
-def test_meshes_with_automatic_and_explicit_axes(name, context):
-    """Sharded inputs under jit and eagerly, with and without a mesh in context; results stay sharded."""
+def test_sharded_images_on_automatic_and_explicit_axes_give_sharded_results(name, context):
+    """Calls under jit and eager calls are tested, with and without a mesh in the context."""
     function = FUNCTIONS[name]
     expected = function(X, context)
     for kind in (AxisType.Auto, AxisType.Explicit):
@@ -167,7 +167,7 @@ def test_meshes_with_automatic_and_explicit_axes(name, context):
 
 
 @every_function
-def test_shard_map_with_values_passed_and_closed_over(name, context):
+def test_shard_map_accepts_values_that_are_passed_or_closed_over(name, context):
     function = FUNCTIONS[name]
     expected = function(X, context)
     mesh = jax.make_mesh((4, 2), ("data", "other"))  # explicit axes, as by default
@@ -186,8 +186,8 @@ def test_shard_map_with_values_passed_and_closed_over(name, context):
 
 
 @pytest.mark.parametrize("name", ["bliss", "prepared", "top_k", "knn", "mahalanobis", "whitened"])
-def test_nothing_that_grows_with_images_moves_between_devices(name, context):
-    """The compiled program of sharded images has no collective at all."""
+def test_sharded_images_need_no_communication_between_devices(name, context):
+    """The compiled program of sharded images gathers, exchanges and permutes nothing."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
     images = jax.ShapeDtypeStruct((4096, DIM), jnp.float32, sharding=NamedSharding(mesh, P("data")))
     text = jax.jit(FUNCTIONS[name]).lower(images, context).compile().as_text()
@@ -249,7 +249,7 @@ HALVES = [jnp.bfloat16, jnp.float16]
 
 @every_function
 def test_half_precision_is_computed_in_float32(name, context):
-    """Results are float32 and those of the same numbers given as float32."""
+    """Results are float32 and equal those of the same numbers in float32."""
     for half in HALVES:
         narrow = jax.tree.map(
             lambda leaf, half=half: leaf.astype(half) if leaf.ndim == 2 else leaf,
@@ -293,7 +293,7 @@ def test_mixtures_with_float64_are_promoted(name, context):
 
 
 @every_function
-def test_export_with_a_symbolic_batch(name, context):
+def test_functions_are_exported_with_a_symbolic_batch(name, context):
     (n,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, DIM), jnp.float32)
     exported = export.export(jax.jit(lambda x: FUNCTIONS[name](x, context)))(images)
@@ -311,7 +311,7 @@ def test_moments_and_prepared_tables_are_serialized_with_an_exported_function(co
     close(export.deserialize(quick.serialize()).call(X, context.prepared), expected, 1e-4)
 
 
-def test_moments_go_through_flax_serialization_and_orbax(context, tmp_path):
+def test_moments_are_restored_by_flax_serialization_and_orbax(context, tmp_path):
     from flax import serialization
 
     state = context.moments, context.prepared
@@ -330,7 +330,7 @@ def test_moments_go_through_flax_serialization_and_orbax(context, tmp_path):
     assert isinstance(restored[1], bj.PreparedBliss)
 
 
-def test_numpy_leaves_work_as_jax_arrays_do(context):
+def test_moments_may_have_numpy_leaves(context):
     moments = jax.tree.map(np.asarray, context.moments)
     close(
         bj.bliss_score(X, context.labels, context.texts, moments),
@@ -345,7 +345,7 @@ def test_numpy_leaves_work_as_jax_arrays_do(context):
     )
 
 
-def test_scores_are_differentiable_by_moments_as_a_whole(context):
+def test_scores_are_differentiable_by_moments(context):
     slopes = jax.grad(lambda m: bj.bliss_score(X, context.labels, context.texts, m).sum())(
         context.moments
     )
@@ -361,7 +361,7 @@ MASKED = np.array([True, True, False, True])
 @pytest.mark.parametrize(
     "name", ["bliss", "shrunk", "explain", "mahalanobis", "whitened", "entropy"]
 )
-def test_debug_flags_pass_for_a_masked_class_without_images(name, flag, context):
+def test_debug_flags_find_no_nan_for_a_masked_class_without_images(name, flag, context):
     labels = np.where(np.arange(320) % CLASSES == 2, 1, np.arange(320) % CLASSES)
     moments = bj.fit_moments(unit(3, 320, DIM), labels, num_classes=CLASSES)
     functions = {

@@ -1,4 +1,4 @@
-"""p-values, thresholds and Benjamini-Hochberg are what their definitions say, and keep what they promise."""
+"""Tests of p-values, thresholds and Benjamini-Hochberg: they equal their definitions and keep their error rates."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def test_the_threshold_and_the_p_values_agree(alpha, m):
     np.testing.assert_array_equal(scores > np.asarray(threshold), exact)
 
 
-def test_images_needed_are_enough_and_one_fewer_is_refused():
+def test_images_needed_is_the_smallest_number_that_is_accepted():
     assert [bj.images_needed(a) for a in (0.5, 0.2, 0.1, 0.05, 0.01, 0.001)] == [
         1,
         4,
@@ -55,7 +55,7 @@ def test_images_needed_are_enough_and_one_fewer_is_refused():
 
 
 def steps_up(p, alpha):
-    """Benjamini and Hochberg's definition, in the words of their paper."""
+    """Computes the procedure as Benjamini and Hochberg define it in their paper."""
     order = np.argsort(p)
     n = len(p)
     passing = [i for i in range(n) if p[order[i]] <= alpha * (i + 1) / n]
@@ -85,7 +85,7 @@ def test_benjamini_hochberg_is_the_step_up_procedure():
 
 
 def test_the_false_alarm_rate_of_normal_scores_is_alpha_on_average():
-    """With m + 1 a multiple of 1 / alpha the rate is alpha exactly; four standard errors are allowed."""
+    """If m + 1 is a multiple of 1 / alpha, the expected rate is alpha; four standard errors are allowed."""
     rng = np.random.default_rng(2)
     for m, alpha, draws in ((19, 0.05, 40_000), (99, 0.1, 20_000)):
         drawn = rng.exponential(size=(draws, m + 1)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_the_false_alarm_rate_of_normal_scores_is_alpha_on_average():
         assert abs(rate - alpha) < 4 * np.sqrt(alpha * (1 - alpha) / draws)
 
 
-def test_the_false_discovery_rate_is_kept_though_calibration_is_shared():
+def test_the_false_discovery_rate_is_bounded_with_shared_calibration_images():
     rng = np.random.default_rng(3)
     alpha, draws, normals, anomalies = 0.2, 400, 80, 20
     calibration = rng.normal(size=(draws, 499)).astype(np.float32)
@@ -105,12 +105,12 @@ def test_the_false_discovery_rate_is_kept_though_calibration_is_shared():
     share = flagged[:, :normals].sum(1) / np.maximum(flagged.sum(1), 1)
     error = share.std() / np.sqrt(draws)
     assert share.mean() < alpha * normals / 100 + 4 * error
-    assert flagged[:, normals:].mean() > 0.5, "it finds anomalies"
+    assert flagged[:, normals:].mean() > 0.5, "too few anomalies are flagged"
     assert anomalies == scores.shape[1] - normals
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, np.nan, 5])
-def test_alpha_is_a_rate(alpha):
+def test_an_alpha_that_is_not_a_rate_is_refused(alpha):
     some = np.zeros(30, np.float32)
     for call in (bj.images_needed, lambda a: bj.conformal_threshold(some, a),
                  lambda a: bj.benjamini_hochberg(some, a)):  # fmt: skip
@@ -119,7 +119,7 @@ def test_alpha_is_a_rate(alpha):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_score_is_refused():
+def test_wrong_scores_are_refused():
     some = np.zeros(3, np.float32)
     for bad in (np.zeros((2, 2), np.float32), np.zeros(3, np.int32)):
         with pytest.raises(ValueError, match="scores: expected a floating"):

@@ -1,4 +1,4 @@
-"""The parts of BLISS add up to it, and the words are those that it was computed from."""
+"""Tests of explanations: the parts add up to the score, and the texts are those from which it is computed."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from bliss_jax.scores import (
 
 C, D, M, N, K = 5, 24, 150, 40, 7
 MASK = np.array([True, False, True, True, False])
-ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # between two compiled programs of the same equation
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}  # of two compiled programs of the same equation
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def explain(problem, **options):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 20.0])
-def test_the_parts_are_those_of_the_score(problem, shrinkage):
+def test_the_parts_equal_the_separate_scores_and_add_up_to_bliss(problem, shrinkage):
     why = explain(problem, shrinkage=shrinkage)
     x, labels, words, moments = (problem[name] for name in ("x", "labels", "words", "moments"))
     options = {"normal": MASK, "shrinkage": shrinkage}
@@ -64,7 +64,7 @@ def test_the_parts_are_those_of_the_score(problem, shrinkage):
     np.testing.assert_array_equal(why.texts, top_k_similar(x, words, K)[1])
 
 
-def test_more_or_fewer_words_can_be_named_than_the_score_is_of(problem):
+def test_num_texts_may_be_larger_or_smaller_than_k(problem):
     own, more, one = (explain(problem, num_texts=n) for n in (None, 12, 1))
     for other in (more, one):
         for field in ("score", "nearest_class", "internal", "external"):
@@ -79,8 +79,8 @@ def test_more_or_fewer_words_can_be_named_than_the_score_is_of(problem):
 
 
 @pytest.mark.parity
-def test_z_scores_are_deviations_among_the_images_of_the_nearest_class(problem):
-    """(s(x, d) - mean) / std over the training images themselves, not from moments."""
+def test_z_scores_are_relative_to_the_images_of_the_nearest_class(problem):
+    """The mean and standard deviation are computed from the training images instead of moments."""
     why = explain(problem)
     for i, (c, texts, z_scores) in enumerate(
         zip(why.nearest_class, why.texts, why.z_scores, strict=True)
@@ -91,8 +91,8 @@ def test_z_scores_are_deviations_among_the_images_of_the_nearest_class(problem):
         np.testing.assert_allclose(z_scores, z, atol=2e-3)
 
 
-def test_nothing_depends_on_the_chunks(problem):
-    """Nor on whether chunks run over the dictionary or, for one image, over its own texts."""
+def test_the_chunk_size_and_the_batch_do_not_change_the_explanation(problem):
+    """A single image has fewer chosen texts than the dictionary."""
     whole = explain(problem)
     for chunk_size in (11, 64):
         chunked = explain(problem, chunk_size=chunk_size)
@@ -101,7 +101,7 @@ def test_nothing_depends_on_the_chunks(problem):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3:4], b, atol=1e-4), whole, one)
 
 
-def test_maps_over_splits_and_weights(problem):
+def test_vmap_over_splits_and_weights_agrees_with_single_calls(problem):
     masks = jnp.asarray([MASK, [True] * C])
     mapped = jax.jit(jax.vmap(lambda normal: explain(problem, normal=normal)))(masks)
     single = explain(problem, normal=masks[1])
@@ -110,7 +110,7 @@ def test_maps_over_splits_and_weights(problem):
     np.testing.assert_allclose(grid.score[0], grid.internal[0], atol=1e-6)
 
 
-def test_refuses_what_the_score_refuses(problem):
+def test_wrong_arguments_are_refused(problem):
     with pytest.raises(ValueError, match=r"k: expected an integer in 1\.\.150"):
         explain(problem, k=151)
     with pytest.raises(ValueError, match="at least one normal class"):
@@ -119,7 +119,7 @@ def test_refuses_what_the_score_refuses(problem):
 
 @pytest.mark.parametrize("shrinkage", [0.0, 20.0])
 @pytest.mark.parametrize("named", [3, K, 12])
-def test_from_prepared_statistics_it_is_the_same(problem, shrinkage, named):
+def test_prepared_statistics_give_the_same_explanation(problem, shrinkage, named):
     x, *texts = (problem[name] for name in ("x", "labels", "words", "moments"))
     prepared = prepare_bliss(*texts, normal=MASK, shrinkage=shrinkage)
     why = explain_bliss_prepared(x, prepared, K, weight=0.7, num_texts=named)
@@ -132,7 +132,7 @@ def test_from_prepared_statistics_it_is_the_same(problem, shrinkage, named):
         np.testing.assert_allclose(getattr(why, name), getattr(expected, name), atol=1e-3)
 
 
-def test_prepared_statistics_refuse_too_many_words(problem):
+def test_a_num_texts_above_the_number_of_prepared_texts_is_refused(problem):
     x, *texts = (problem[name] for name in ("x", "labels", "words", "moments"))
     with pytest.raises(ValueError, match=rf"k: expected an integer in 1\.\.{M}"):
         explain_bliss_prepared(x, prepare_bliss(*texts), K, num_texts=M + 1)

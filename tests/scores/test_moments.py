@@ -50,15 +50,15 @@ def test_agrees_with_numpy_cov(data):
     sizes=st.lists(st.integers(0, 70), min_size=1, max_size=6).filter(sum),
     seed=st.integers(0, 2**31),
 )
-def test_any_class_sizes(sizes, seed):
+def test_any_class_sizes_agree_with_numpy(sizes, seed):
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     x = random_embeddings(rng, len(y), D)
     assert_moments(fit_moments(x, y, num_classes=len(sizes)), numpy_moments(x, y, len(sizes)))
 
 
-def test_small_spread_keeps_its_digits():
-    """Variances of 1e-8 around a mean of norm 1: the difference of large sums would lose them all."""
+def test_small_variances_keep_their_digits():
+    """A difference of large sums would lose variances of 1e-8 around a mean of norm 1."""
     rng = np.random.default_rng(1)
     direction = random_embeddings(rng, D)
     x = random_embeddings(rng, 4000, D, around=direction, spread=1e-4 * 4)
@@ -69,7 +69,7 @@ def test_small_spread_keeps_its_digits():
     assert relative < 1e-3
 
 
-def test_one_image_has_exactly_no_variance(data):
+def test_one_image_has_the_covariance_zero(data):
     x, _ = data
     moments = fit_moments(x[:3], np.arange(3), num_classes=3)
     np.testing.assert_array_equal(moments.mean, x[:3])
@@ -78,7 +78,7 @@ def test_one_image_has_exactly_no_variance(data):
 
 @settings(max_examples=6, deadline=None)
 @given(cuts=st.lists(st.integers(1, 502), max_size=4, unique=True), seed=st.integers(0, 2**31))
-def test_any_batching_and_order_gives_the_same(cuts, seed):
+def test_batches_and_order_do_not_change_the_moments(cuts, seed):
     rng = np.random.default_rng(0)
     x, y = random_embeddings(rng, 503, D), rng.integers(0, C, 503)
     order = np.random.default_rng(seed).permutation(503)
@@ -96,7 +96,7 @@ def test_merge_is_commutative_and_associative(data):
     assert_moments(left, as_tuple(merge_moments(a, merge_moments(b, c))))
 
 
-def test_no_images_are_neutral(data):
+def test_merging_moments_of_0_images_changes_nothing(data):
     moments = fit_moments(*data, num_classes=C)
     for merged in (
         merge_moments(moments, init_moments(C, D)),
@@ -106,7 +106,7 @@ def test_no_images_are_neutral(data):
             np.testing.assert_array_equal(leaf, expected)
 
 
-def test_padding_counts_for_nothing(data):
+def test_padding_is_ignored(data):
     x, y = data
     padded = np.concatenate([x, np.zeros((9, D), np.float32)])
     labels = np.concatenate([y, np.full(9, -1)])
@@ -114,7 +114,7 @@ def test_padding_counts_for_nothing(data):
     assert_moments(moments, numpy_moments(x, y))
 
 
-def test_inside_scan(data):
+def test_moments_are_updated_inside_scan(data):
     x, y = data[0][:500].reshape(10, 50, D), data[1][:500].reshape(10, 50)
 
     @jax.jit
@@ -126,7 +126,7 @@ def test_inside_scan(data):
     assert_moments(stream(x, y), numpy_moments(data[0][:500], data[1][:500]))
 
 
-def test_merged_over_eight_devices(data):
+def test_moments_are_merged_over_eight_devices(data):
     x, y = data[0][:496], data[1][:496]
     mesh = Mesh(np.array(jax.devices()), ("data",))
     assert mesh.size == 8
@@ -139,7 +139,7 @@ def test_merged_over_eight_devices(data):
     assert_moments(fit(jnp.asarray(x), jnp.asarray(y)), numpy_moments(x, y))
 
 
-def test_vmap_over_draws_is_a_loop_over_draws(data):
+def test_vmap_over_draws_agrees_with_a_loop(data):
     x, y = data[0][:480].reshape(8, 60, D), data[1][:480].reshape(8, 60)
     together = jax.vmap(lambda x, y: fit_moments(x, y, num_classes=C))(x, y)
     for i in range(8):
@@ -204,13 +204,13 @@ def test_vectors_of_any_norm_have_moments(data):
         (lambda x, y: (x, y - 1), r"labels: expected values in 0..4, got -1..3"),
     ],
 )
-def test_refused(data, change, message, unchecked):
+def test_wrong_arguments_are_refused(data, change, message, unchecked):
     x, y = change(*data)
     x = x.astype(np.float32) if np.isnan(x).any() else x
     with pytest.raises(ValueError, match=message):
         fit_moments(x, y, num_classes=C)
 
 
-def test_merging_different_classes_is_refused(unchecked):
+def test_merging_different_numbers_of_classes_is_refused(unchecked):
     with pytest.raises(ValueError, match="same classes and dimension"):
         merge_moments(init_moments(3, D), init_moments(4, D))

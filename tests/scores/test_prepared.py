@@ -1,4 +1,4 @@
-"""Statistics computed beforehand give the score that `bliss_score` gives, and refuse what they cannot."""
+"""Tests of prepared statistics: they give the scores of `bliss_score`, and wrong arguments are refused."""
 
 from functools import partial
 
@@ -26,7 +26,7 @@ def test_equals_the_score_from_moments(problem, shrinkage, chunk_size):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_one_table_for_all_masks_and_every_k(problem):
+def test_one_table_serves_all_masks_and_every_k(problem):
     texts = problem.labels, problem.words, problem.moments
     prepared = prepare_bliss(*texts)
     masks = np.random.default_rng(3).permuted(np.tile(np.arange(C) < 3, (5, 1)), axis=1)
@@ -51,7 +51,7 @@ def test_gradients_equal_those_of_the_score_from_moments(problem):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_padding_is_no_text(problem):
+def test_padding_is_never_chosen(problem):
     texts = problem.labels, problem.words, problem.moments
     padded = np.concatenate([problem.words, problem.test[:40]])  # nearer to images than any text
     where = np.arange(M + 40) < M
@@ -65,7 +65,7 @@ def test_padding_is_no_text(problem):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_shrinkage_fixes_the_mask(problem):
+def test_a_table_with_shrinkage_is_valid_for_its_mask_only(problem):
     texts = problem.labels, problem.words, problem.moments
     prepared = prepare_bliss(*texts, normal=MASK, shrinkage=5.0)
     score = partial(bliss_score_prepared, problem.test, prepared)
@@ -73,7 +73,7 @@ def test_shrinkage_fixes_the_mask(problem):
         score(normal=MASK)
     with pytest.raises(ValueError, match="call prepare_bliss for another mask"):
         jax.jit(lambda mask: score(normal=mask))(MASK)
-    # A traced table may have been made with shrinkage: another mask than its own gives NaN.
+    # A traced table may have been made with shrinkage, and then another mask gives NaN.
     quick = jax.jit(
         lambda prepared, mask: bliss_score_prepared(problem.test, prepared, normal=mask)
     )
@@ -81,7 +81,7 @@ def test_shrinkage_fixes_the_mask(problem):
     np.testing.assert_allclose(quick(prepared, MASK), score(), rtol=1e-5)
 
 
-def test_refused(problem, unchecked):
+def test_wrong_arguments_are_refused(problem, unchecked):
     texts = problem.labels, problem.words, problem.moments
     prepared = prepare_bliss(*texts)
     nearest = top_k_similar(problem.test, problem.words, 4)
@@ -97,7 +97,7 @@ def test_refused(problem, unchecked):
         bliss_score(problem.test, *texts, where=np.ones(M, int))
 
 
-def test_fewer_texts_than_places_is_nan_while_tracing(problem):
+def test_fewer_than_k_texts_give_nan_under_tracing(problem):
     texts = problem.labels, problem.words, problem.moments
     score = jax.jit(lambda where: bliss_score(problem.test, *texts, 4, where=where))
     assert np.isnan(score(np.arange(M) < 3)).all()

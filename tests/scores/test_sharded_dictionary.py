@@ -1,4 +1,4 @@
-"""A dictionary spread over devices gives the result of one device that holds all of it."""
+"""Tests of a dictionary that is sharded over devices: results equal those of one device with all texts."""
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +36,15 @@ def sharded(function, data, in_specs, out_specs):
 
 @pytest.mark.parametrize(("data", "texts", "k"), [(1, 50, 7), (2, 13, 13), (2, 9, 6), (8, 50, 7)])
 def test_top_k_is_a_stable_sort_of_all_texts(data, texts, k):
-    """Ties, which integers make many of, go to the text that comes first on any device.
+    """Embeddings of small integers have many ties, which go to the text that comes first on any device.
 
-    13 and 9 texts leave devices with fewer than k of them, and one with padding alone.
+    With 13 and 9 texts, devices have fewer than k texts, and one device has padding alone.
     """
     rng = np.random.default_rng(0)
     x = rng.integers(-2, 3, (24, 4)).astype(np.float32)
     words = rng.integers(-2, 3, (texts, 4)).astype(np.float32)
     padded, where = pad_dictionary(words, 8 // data)
-    # Where padding could win, were it not masked.
+    # The padding would have the largest cosines if it were not masked.
     padded = jnp.where(where[:, None], padded, 100)
     find = sharded(
         lambda x, t, w: top_k_similar(x, t, k, where=w, dictionary_axis="texts", chunk_size=3),
@@ -91,7 +91,7 @@ def test_scores_equal_those_of_one_device(problem, data, shrinkage):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 20.0])
-def test_prepared_by_each_device_for_its_own_texts(problem, shrinkage, unchecked):
+def test_each_device_may_prepare_its_own_texts(problem, shrinkage, unchecked):
     images = problem.test[:88]
     padded, where = pad_dictionary(problem.words, 4)
     specs = PreparedBliss(
@@ -150,7 +150,7 @@ def test_padding_repeats_the_last_text():
         pad_dictionary(words, 0)
 
 
-def test_more_places_than_texts_of_all_devices_is_refused(problem):
+def test_a_k_above_the_number_of_texts_of_all_devices_is_refused(problem):
     padded, where = pad_dictionary(problem.words[:7], 8)
     with pytest.raises(ValueError, match=r"k: expected an integer in 1..8 .* got 9"):
         sharded(

@@ -1,4 +1,4 @@
-"""BLISS with matched filters: its closed form, its limits, and what it is invariant to."""
+"""Tests of BLISS with matched filters: closed form, limits and invariances."""
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,14 @@ def problem():
 
 
 def centred_by_class(p, normal=NORMAL):
-    """Training images less their class's mean, and the means, in float64."""
+    """Returns training images minus the mean of their class, and the means, in float64."""
     of_class = [p.train[p.train_labels == c].astype(np.float64) for c in normal]
     means = np.stack([x.mean(axis=0) for x in of_class])
     return np.concatenate([x - m for x, m in zip(of_class, means, strict=True)]), means
 
 
 def equation(p, covariance, means, normal=NORMAL, k=K, weight=0.7):
-    """The score by the equation, one class and one image after the other."""
+    """Computes the score by its equation, one class and one image after the other."""
     inverse = np.linalg.inv(covariance)
 
     def f(x, t, mean):
@@ -79,8 +79,8 @@ def test_agrees_with_the_equation(problem, ridge, normal):
     np.testing.assert_allclose(got, expected, rtol=1e-2, atol=1e-2 if ridge == 0 else 2e-3)
 
 
-def test_a_large_ridge_leaves_corrected_means_without_variances(problem):
-    """min_c [ -t_c . (x - m_c) + lambda w . (x - m_c) / |w| ] / sqrt(ridge trace / dim)."""
+def test_a_large_ridge_gives_corrected_means_without_variances(problem):
+    """The limit is min_c [ -t_c . (x - m_c) + lambda w . (x - m_c) / |w| ] / sqrt(ridge trace / dim)."""
     centred, means = centred_by_class(problem)
     trace = (centred**2).sum() / len(centred)
     ridge = 1e6
@@ -100,7 +100,7 @@ def test_a_rotation_of_all_embeddings_changes_nothing(problem):
 
 
 def test_a_filtered_label_has_zero_mean_and_unit_variance_on_the_fitted_images(problem):
-    """With one class and no ridge -f(x, t_c, c) is standardised over the images it was fitted on."""
+    """With one class and no ridge, -f(x, t_c, c) is standardised over the fitted images."""
     own = problem.train[problem.train_labels == 1]
     score = whitened_bliss_score(
         own, problem.labels, problem.words, problem.moments,
@@ -110,8 +110,8 @@ def test_a_filtered_label_has_zero_mean_and_unit_variance_on_the_fitted_images(p
     assert abs(float(score.std()) - 1) < 1e-2
 
 
-def test_no_linear_score_tells_a_shift_along_a_text_better():
-    """Of many directions b, (shift)^T b over the deviation of x^T b is largest for S^-1 t."""
+def test_no_linear_score_detects_a_shift_along_a_text_better():
+    """Among many directions b, shift^T b divided by the deviation of x^T b is largest for b = S^-1 t."""
     rng = np.random.default_rng(0)
     spread = rng.normal(size=(D, D))
     covariance, text = spread @ spread.T, rng.normal(size=D)
@@ -123,7 +123,7 @@ def test_no_linear_score_tells_a_shift_along_a_text_better():
     assert gain(filtered) == pytest.approx(np.sqrt(text @ filtered))
 
 
-def test_only_normal_classes_matter(problem):
+def test_classes_that_are_not_normal_are_ignored(problem):
     keep = np.isin(problem.train_labels, NORMAL)
     moments = fit_moments(
         problem.train[keep], np.searchsorted(NORMAL, problem.train_labels[keep]), num_classes=3
@@ -135,13 +135,13 @@ def test_only_normal_classes_matter(problem):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 149, 1000])
-def test_same_for_every_chunk_size(problem, chunk_size):
+def test_the_chunk_size_does_not_change_the_score(problem, chunk_size):
     np.testing.assert_allclose(
         problem.score(chunk_size=chunk_size), problem.score(), rtol=1e-5, atol=1e-5
     )
 
 
-def test_masks_ridges_and_weights_are_mapped_over(problem):
+def test_vmap_over_masks_ridges_and_weights_agrees_with_single_calls(problem):
     masks = np.stack([MASK, ~MASK, np.arange(C) == 4])
     ridges, weights = jnp.array([0.1, 1.0, 10.0]), jnp.array([0.0, 0.5, 1.0])
     together = jax.jit(jax.vmap(lambda mask, r, w: problem.score(normal=mask, ridge=r, weight=w)))(
@@ -153,8 +153,8 @@ def test_masks_ridges_and_weights_are_mapped_over(problem):
 
 
 @pytest.mark.parametrize("argument", ["embeddings", "labels", "words", "train", "ridge"])
-def test_gradients_are_finite_and_right(problem, argument):
-    """Against a central difference along a random direction, in float64."""
+def test_gradients_agree_with_finite_differences(problem, argument):
+    """Gradients are compared with a central difference along a random direction, in float64."""
     with reference.x64():
         to64 = lambda a: jnp.asarray(reference.unit(a))
         arrays = {
@@ -182,13 +182,13 @@ def test_gradients_are_finite_and_right(problem, argument):
         np.testing.assert_allclose(jnp.vdot(gradient, direction), difference, rtol=1e-4)
 
 
-def test_one_image_per_class_has_no_covariance(problem):
+def test_one_image_per_class_gives_nan(problem):
     moments = fit_moments(problem.train[:1], np.array([2]), num_classes=C)
     arrays = problem.x, problem.labels, problem.words, moments
     assert np.isnan(whitened_bliss_score(*arrays, normal=np.arange(C) == 2)).all()
 
 
-def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(problem):
+def test_a_normal_class_without_images_is_nan_under_tracing_and_an_error_otherwise(problem):
     rows = problem.train_labels != 2
     moments = fit_moments(problem.train[rows], problem.train_labels[rows], num_classes=C)
     arrays = problem.x, problem.labels, problem.words, moments
@@ -210,7 +210,7 @@ def test_an_unseen_normal_class_is_nan_while_tracing_and_an_error_otherwise(prob
         ({"normal": np.ones(C + 1, bool)}, r"normal: expected a bool \[5\] array"),
     ],
 )
-def test_refused(problem, change, message, unchecked):
+def test_wrong_arguments_are_refused(problem, change, message, unchecked):
     with pytest.raises(ValueError, match=message):
         problem.score(**change)
 
