@@ -62,9 +62,9 @@ def text_statistics(
 
     BLISS standardises a similarity with them: (s(x, t) - mu_{c,t}) / sigma_{c,t} (arXiv 2407.17083, section 4).
 
-    Memory, with T texts, C classes and L = min(chunk_size, T, 2048): besides inputs and result at most
-    4 L (dim + C) + 4 dim^2 numbers, and in reverse mode besides the gradients at most 8 T C + 2 T dim + 4 C dim^2
-    (measured on CPUs; the products of all texts and classes, T x C x dim numbers, are never kept).
+    Memory, with T texts, C classes and L = min(chunk_size, T, 2048): besides inputs and result, at most
+    4 L (dim + C) + 4 dim^2 numbers. A gradient takes at most 8 T C + 2 T dim + 4 C dim^2 numbers more besides its
+    outputs (measured on CPUs). The products of all texts and classes, T x C x dim numbers, are never kept.
 
     Args:
         texts: Unit-norm embeddings of a dictionary's texts [texts, dim].

@@ -10,8 +10,8 @@ t^T (x - m_c) / sqrt(t^T C_c t). But images of a class vary together along many 
 along those directions is noise. If the images of a class are Gaussian with covariance S, then for a shift by
 a > 0 along t against no shift, N(m_c + a t, S) against N(m_c, S), the logarithm of the likelihood ratio is
 a t^T S^-1 (x - m_c) plus a constant. By the lemma of Neyman and Pearson no test is more powerful than a
-threshold on t^T S^-1 (x - m_c), the matched filter of t, whatever a is; f is this quantity in its own standard
-deviations. One S serves all classes, because one class alone rarely has enough images. The ridge regularises
+threshold on t^T S^-1 (x - m_c), the matched filter of t, for every a > 0; f is this quantity in units of its
+standard deviation. One S serves all classes, because one class alone rarely has enough images. The ridge regularises
 S for few images, as in Friedman, "Regularized Discriminant Analysis", JASA 84 (1989), with equal covariances.
 
 Higher is more anomalous.
