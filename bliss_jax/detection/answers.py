@@ -36,6 +36,7 @@ from bliss_jax.scores import (
     explain_bliss_prepared,
     prepare_bliss,
 )
+from bliss_jax.text import html_table
 
 Control = Literal["false-alarms", "fdr"]
 
@@ -66,6 +67,14 @@ class Explanation(NamedTuple):
     words: tuple[tuple[str, float], ...]
     """Dictionary phrases nearest to the image, by decreasing cosine, each with its z-score: the number of
     standard deviations by which its cosine exceeds the mean over the normal images of the class."""
+
+    def _repr_html_(self) -> str:
+        parts = [("score", self.score), ("internal", self.internal), ("external", self.external)]
+        rows = [(name, f"{value:.2f}") for name, value in parts]
+        if self.p_value is not None:
+            rows.insert(1, ("p-value", f"{self.p_value:.3g}"))
+        rows += [(f"phrase {text!r}, z-score", f"{z:.2f}") for text, z in self.words]
+        return html_table(("", "value"), rows, title=f"Nearest class: {self.nearest_class}")
 
 
 @dataclass(frozen=True, eq=False)
