@@ -20,8 +20,9 @@ numbers in a table of their statistics. Besides inputs and result, the external 
 
 numbers of 4 bytes, and BLISS at most 3 n C + 2 C dim more. No term grows with images x texts or texts x classes. A
 gradient takes at most three times as much plus 3 n k C numbers besides its outputs (measured on CPUs), because reverse
-mode computes statistics again instead of keeping them. Its time is about four times that of the score. `vmap` over
-masks with shrinkage multiplies the tables and the products by the number of masks.
+mode computes statistics again instead of keeping them; the gradient by the moments takes two copies of the moments
+more. Its time is about four times that of the score. `vmap` over masks with shrinkage multiplies the tables and the
+products by the number of masks.
 """
 
 from typing import Any
