@@ -38,7 +38,7 @@ def encode_image(
         ValueError: The pixels are not floating, or their size is not that of the tower.
     """
     _check_pixels(config, pixels)
-    return _encode_image(config, params, pixels)
+    return _encode_image(_static(config), params, pixels)
 
 
 def encode_patches(
@@ -65,7 +65,7 @@ def encode_patches(
         ValueError: One of the reasons listed in `encode_image`.
     """
     _check_pixels(config, pixels)
-    return _encode_patches(config, params, pixels)
+    return _encode_patches(_static(config), params, pixels)
 
 
 def encode_text(
@@ -95,13 +95,13 @@ def encode_text(
     """
     ids = _check_tokens("tokens", tokens, 2)
     if prefix is None:
-        return _encode_text(config, ids, params, None)
+        return _encode_text(_static(config), ids, params, None)
     if not config.prefix_can_be_shared:
         raise ValueError(
             f"prefix: {type(config).__name__} has no causal mask, so the states of a prefix depend on the "
             "tokens after it; pass whole texts"
         )
-    return _encode_text(config, ids, params, _check_tokens("prefix", prefix, 1))
+    return _encode_text(_static(config), ids, params, _check_tokens("prefix", prefix, 1))
 
 
 def token_embeddings(
@@ -156,7 +156,7 @@ def encode_token_embeddings(
             f"embeddings: expected a floating [texts, length, {width}] array, got {states.dtype} "
             f"{list(states.shape)}"
         )
-    return _encode_token_embeddings(config, states, params, _check_tokens("end", end, 1))
+    return _encode_token_embeddings(_static(config), states, params, _check_tokens("end", end, 1))
 
 
 def _check_pixels(config: ModelConfig, pixels: Any) -> None:
@@ -182,6 +182,16 @@ def _check_tokens(name: str, tokens: Any, ndim: int) -> jax.Array:
 
 def _is_floating(array: Any) -> bool:
     return jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def _static(config: ModelConfig) -> ModelConfig:
+    """Returns the configuration, after its class is registered as a static pytree.
+
+    The classes of this library are registered already. A class of a user may be any frozen dataclass.
+    """
+    if jax.tree.leaves(config) == [config]:
+        jax.tree_util.register_static(type(config))
+    return config
 
 
 def _apply(params: Params, config: ModelConfig, method: str, *inputs: Any) -> jax.Array:

@@ -145,6 +145,25 @@ def test_a_configuration_is_static_under_jit(tower):
         np.testing.assert_allclose(found, encode(params, config, inputs), atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_configuration_of_a_class_that_is_not_registered_is_accepted():
+    @dataclasses.dataclass(frozen=True)
+    class Sum:
+        embedding_dim: int = 2
+        prefix_can_be_shared = False
+
+        def module(self):
+            return self
+
+        def apply(self, variables, tokens, method):
+            assert method == "encode_text"
+            return variables["params"]["weight"] * jnp.sum(tokens, axis=1, keepdims=True)
+
+    params, tokens = {"weight": jnp.ones(2)}, jnp.ones((3, 4), jnp.int32)
+    found = bj.encode_text(params, Sum(), tokens)
+    np.testing.assert_array_equal(found, np.full((3, 2), 4))
+
+
 def test_a_second_eager_call_compiles_nothing(tower):
     _, params, config, pixels, tokens = tower
 
