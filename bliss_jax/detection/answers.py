@@ -1,4 +1,4 @@
-"""The queries of a fitted detector: scores, p-values, thresholds, predictions, explanations; and their export."""
+"""Methods of a fitted detector that score, judge and explain images, and its export as a program."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -178,7 +178,7 @@ class DetectorAnswers(DetectorState):
         )
         embeddings = self._known.snap(self._embeddings(images))
         why = _in_blocks(explain, embeddings)
-        # From the program of `score`: another program may round otherwise, and ties would be lost.
+        # Scores come from the program of `score`. Another program may round differently and lose ties.
         scores = self._scores(embeddings)
         scored = self.p_values(scores) if len(self.calibration_labels) else None
         return tuple(
@@ -214,7 +214,7 @@ class DetectorAnswers(DetectorState):
             inputs: "images": uint8 RGB [n, size, size, 3] as `resize_on_host` returns them, for any n. The file
                 then contains the image tower. "embeddings": unit-norm float32 [n, dim].
             platforms: Platforms on which the program runs: "cpu", "cuda", "rocm", "tpu".
-            batch_size: Inputs that are computed at once, which bounds the memory. None for that of the detector.
+            batch_size: Number of inputs that are computed at once, which bounds the memory. None for the detector's.
 
         Raises:
             ValueError, OSError: The detector has no `Model` for images, an option is unknown, or the file cannot be
@@ -277,11 +277,11 @@ class DetectorAnswers(DetectorState):
 
     @cached_property
     def _known(self) -> KnownEmbeddings:
-        """The calibration embeddings, for ties up to rounding."""
+        """Calibration embeddings, with which equal images get equal scores in spite of rounding."""
         return KnownEmbeddings(self.calibration_embeddings, rounding_of(self.provenance))
 
     def _embeddings(self, images: Images) -> Float[np.ndarray, "images dim"]:
-        """Returns the embeddings of images; checks and returns embeddings."""
+        """Returns the embeddings of images. Embeddings are checked and returned."""
         if are_embeddings(images):
             embeddings = float32("embeddings", images)
             if embeddings.shape[1] != self.embedding_dim:
@@ -328,7 +328,7 @@ class DetectorAnswers(DetectorState):
 def _in_blocks(function: Callable[[np.ndarray], Any], rows: Float[np.ndarray, "images ..."]) -> Any:
     """Returns function(rows), a pytree of NumPy arrays with one row per input row.
 
-    The function sees padded blocks of one shape. It is therefore compiled once, whatever the number of rows.
+    The function sees padded blocks of one shape. It is therefore compiled once for all numbers of rows.
     """
     check_process()
     blocks = []

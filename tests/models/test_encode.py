@@ -159,7 +159,7 @@ def test_a_configuration_of_a_class_that_is_not_registered_is_accepted():
             assert method == "encode_text"
             return variables["params"]["weight"] * jnp.sum(tokens, axis=1, keepdims=True)
 
-    params, tokens = {"weight": jnp.ones(2)}, jnp.ones((3, 4), jnp.int32)
+    params, tokens = {"weight": jnp.ones(2, jnp.int32)}, jnp.ones((3, 4), jnp.int32)
     found = bj.encode_text(params, Sum(), tokens)
     np.testing.assert_array_equal(found, np.full((3, 2), 4))
 
