@@ -157,7 +157,7 @@ def test_a_configuration_of_a_class_that_is_not_registered_is_accepted():
 
         def apply(self, variables, tokens, method):
             assert method == "encode_text"
-            return variables["params"]["weight"] * jnp.sum(tokens, axis=1, keepdims=True)
+            return jnp.outer(jnp.sum(tokens, axis=1), variables["params"]["weight"])
 
     params, tokens = {"weight": jnp.ones(2, jnp.int32)}, jnp.ones((3, 4), jnp.int32)
     found = bj.encode_text(params, Sum(), tokens)
