@@ -213,9 +213,10 @@ def _quadratic_form(
 
 
 def standard_deviation(variance: Float[jax.Array, "..."]) -> Float[jax.Array, "..."]:
-    """Returns sqrt(variance) + 1e-8, with the gradient 0 (not infinity) if the variance is 0."""
+    """Returns sqrt(variance) + 1e-8, with the gradient 0 (not infinity) if the variance is 0; NaN stays NaN."""
     positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0) + EPSILON
+    rest = jnp.where(jnp.isnan(variance), variance, 0)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), rest) + EPSILON
 
 
 def pooling_weights(
@@ -298,11 +299,14 @@ def dictionary_pooling(
 ) -> Pooling:
     """Computes the statistics of the normal classes and of the whole dictionary that shrinkage needs.
 
-    The mean over the texts of t^T C t is the trace of C times their second moment.
+    The mean over the texts of t^T C t is the trace of C times their second moment. Texts that are not finite, which
+    are never chosen, do not count.
     """
     dtype = moments.mean.dtype
-    counted = texts if where is None else jnp.where(where[:, None], texts, 0)
-    number = jnp.asarray(len(texts), dtype) if where is None else where.sum(dtype=dtype)
+    counts = jnp.isfinite(texts).all(axis=1)
+    counts = counts if where is None else counts & where
+    counted = jnp.where(counts[:, None], texts, 0)
+    number = counts.sum(dtype=dtype)
     second_moment = lax.dot_general(
         counted, counted, (((0,), (0,)), ((), ())), precision=_HIGHEST, preferred_element_type=dtype
     )

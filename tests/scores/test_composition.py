@@ -240,8 +240,14 @@ def test_a_text_that_is_not_finite_is_never_chosen(value, context):
     _, nearest = jax.jit(bj.top_k_similar, static_argnums=2)(X, texts, 10)
     assert not np.isin(np.asarray(nearest), [11, 12]).any()
     kept = np.delete(np.arange(TEXTS), [11, 12])
-    found = jax.jit(bj.external_text_score)(X, texts, context.moments)
-    close(found, bj.external_text_score(X, context.texts[kept], context.moments))
+    for shrinkage in (0.0, 5.0):
+        score = partial(bj.external_text_score, shrinkage=shrinkage)
+        found = jax.jit(score)(X, texts, context.moments)
+        close(found, score(X, context.texts[kept], context.moments))
+        prepare = partial(bj.prepare_bliss, shrinkage=shrinkage)
+        prepared = jax.jit(prepare)(context.labels, texts, context.moments)
+        of_kept = prepare(context.labels, context.texts[kept], context.moments)
+        close(jax.jit(bj.bliss_score_prepared)(X, prepared), bj.bliss_score_prepared(X, of_kept))
 
 
 HALVES = [jnp.bfloat16, jnp.float16]
