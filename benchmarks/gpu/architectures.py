@@ -255,11 +255,15 @@ def encode(params: Any, config: Any, pixels: jax.Array) -> jax.Array:
 
 
 def image_encoder(config: Any) -> Any:
-    """Returns a newly jitted `encode_image` of this configuration.
+    """Returns a newly jitted image encoder of this configuration.
 
-    It is traced anew, so that replaced functions of `bliss_jax.models.layers` take effect.
+    It is traced anew, so that replaced functions of `bliss_jax.models.layers` take effect. `encode_image` would
+    reuse its own trace.
     """
-    return jax.jit(lambda params, pixels: encode_image(params, config, pixels))
+    module = config.module()
+    return jax.jit(
+        lambda params, pixels: module.apply({"params": params}, pixels, method="encode_image")
+    )
 
 
 def time_untrained(name: str, batch: int, quick: bool = False) -> Timing:
