@@ -218,6 +218,15 @@ class Interrupting(io.BytesIO):
         return b""
 
 
+@pytest.fixture
+def interruptible():
+    """Python's handler of SIGINT, which processes in the background of a shell ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_an_interrupted_run_keeps_its_rows_and_resumes(fitted, photos, tmp_path, name, code):
     detector = fitted[1]
