@@ -84,7 +84,8 @@ def start_commands(output: Path, of: int, arguments: list[str]) -> list[Started]
 
 
 def _start(output: Path, of: int, index: int, port: int, job: tuple) -> Started:
-    environment = {"XLA_FLAGS": "", "BLISS_JAX_COMPILATION_CACHE": "off"}
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    environment = {"XLA_FLAGS": " ".join(flags), "BLISS_JAX_COMPILATION_CACHE": "off"}
     if of > 1:
         environment |= {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
