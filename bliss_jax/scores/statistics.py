@@ -11,6 +11,7 @@ For a text of the dictionary, v_pooled is itself moved toward its mean over the 
 images, because one class with two images has nothing else to pool with.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,6 @@ from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.blocks import fold_chunks, zeros_varying
 from bliss_jax.scores.moments import ClassMoments, check_moments
-from bliss_jax.scores.reductions import zero_like_inputs
 from bliss_jax.scores.shapes import row_mask
 from bliss_jax.scores.top_k import Axis, check_chunk_size
 
@@ -302,16 +302,31 @@ def dictionary_pooling(
     The mean over the texts of t^T C t is the trace of C times their second moment. Texts that are not finite, which
     are never chosen, do not count.
     """
-    dtype = moments.mean.dtype
-    counts = jnp.isfinite(texts).all(axis=1)
-    counts = counts if where is None else counts & where
-    counted = jnp.where(counts[:, None], texts, 0)
-    number = counts.sum(dtype=dtype)
-    second_moment = lax.dot_general(
-        counted, counted, (((0,), (0,)), ((), ())), precision=_HIGHEST, preferred_element_type=dtype
-    )
+    dtype, dim = moments.mean.dtype, texts.shape[1]
+
+    # Chunk by chunk, because the texts with zeros in place of those that do not count would be a copy.
+    @partial(jax.checkpoint, static_argnums=2)
+    def add_chunk(sums: tuple, start: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        chunk = lax.dynamic_slice_in_dim(texts, start, size)
+        counts = jnp.isfinite(chunk).all(axis=1)
+        if where is not None:
+            counts &= lax.dynamic_slice_in_dim(where, start, size)
+        counted = jnp.where(counts[:, None], chunk, 0)
+        products = lax.dot_general(
+            counted,
+            counted,
+            (((0,), (0,)), ((), ())),
+            precision=_HIGHEST,
+            preferred_element_type=dtype,
+        )
+        return sums[0] + products, sums[1] + counts.sum(dtype=dtype)
+
+    varying = texts, *(() if where is None else (where,))
+    empty = zeros_varying((dim, dim), dtype, *varying), zeros_varying((), dtype, *varying)
+    size = max(1, min(VARIANCE_CHUNK, len(texts)))
+    second_moment, number = fold_chunks(add_chunk, empty, len(texts), size)
     if dictionary_axis is not None:
-        number = lax.psum(number + zero_like_inputs(texts).astype(dtype), dictionary_axis)
+        number = lax.psum(number, dictionary_axis)
         second_moment = lax.psum(second_moment, dictionary_axis)
     cov = pooled_covariance(moments, mask)
     return Pooling(
