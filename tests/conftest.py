@@ -28,7 +28,9 @@ os.environ["BLISS_JAX_COMPILATION_CACHE"] = "off"
 os.environ["BLISS_JAX_WEIGHT_HASHES"] = "off"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="bliss-jax-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    # A folder that several test runs share, if the environment names one.
+    programs = os.environ.get("BLISS_JAX_TEST_PROGRAMS", _compiled.name)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     # With a bound JAX also locks the folder, so that no process reads what another has half written.
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 32)
