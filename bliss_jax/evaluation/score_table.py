@@ -134,9 +134,10 @@ def _on_all_splits(
     score: Score, n0: float, inputs: _Inputs, normal: Bool[jax.Array, "splits classes"], images: int
 ) -> Float[jax.Array, "splits test"]:
     """Maps a score over the masks of the splits' normal classes."""
-    own = {"shrinkage": n0}
     fixed = {
-        name: own[name] if name in own else inputs[name] for name in score.needs if name != "normal"
+        name: n0 if name == "shrinkage" else inputs[name]
+        for name in score.needs
+        if name != "normal"
     }
 
     def of_split(mask: Bool[jax.Array, " classes"]) -> Float[jax.Array, " test"]:

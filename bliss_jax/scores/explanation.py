@@ -32,12 +32,7 @@ from bliss_jax.scores.parts import (
 )
 from bliss_jax.scores.prepared import PreparedBliss, check_prepared, prepared_parts
 from bliss_jax.scores.reductions import nan_unless_finite, smallest_class
-from bliss_jax.scores.statistics import (
-    TextStatistics,
-    dictionary_pooling,
-    in_dtype,
-    shrinkage_is_on,
-)
+from bliss_jax.scores.statistics import TextStatistics, in_dtype, shrinkage_is_on
 from bliss_jax.scores.top_k import Axis, Nearest, check_chunk_size, local_rows
 
 
@@ -180,16 +175,6 @@ def _explain(
     nearest_class = smallest_class(both, mask)
     cosines, positions = found.cosines[:, :named], found.texts[:, :named]
     chosen = chosen_texts(positions, len(texts), dictionary_axis=dictionary_axis)
-    pooling = None
-    if shrunk:
-        pooling = dictionary_pooling(
-            texts,
-            moments,
-            mask=mask,
-            shrinkage=shrinkage,
-            where=counted,
-            dictionary_axis=dictionary_axis,
-        )
 
     def add_classes(z: jax.Array, first: jax.Array, statistics: TextStatistics) -> jax.Array:
         column = nearest_class - first
@@ -206,7 +191,7 @@ def _explain(
         chosen,
         texts,
         moments,
-        pooling,
+        found.pooling,
         chunk_size=chunk_size,
         precision=precision,
     )

@@ -17,7 +17,12 @@ from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks, sum_of_z_scores
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.reductions import min_over_classes
-from bliss_jax.scores.statistics import TextStatistics, dictionary_pooling, label_statistics
+from bliss_jax.scores.statistics import (
+    Pooling,
+    TextStatistics,
+    dictionary_pooling,
+    label_statistics,
+)
 from bliss_jax.scores.top_k import Axis, check_search, nearest_texts, similarity
 
 
@@ -82,11 +87,12 @@ def internal_scores(
 
 
 class External(NamedTuple):
-    """The external score of every class, and the nearest texts from which it is computed."""
+    """The external score of every class, and the nearest texts and the shrinkage from which it is computed."""
 
     external: Float[jax.Array, "images classes"]
     cosines: Float[jax.Array, "images k"]
     texts: Int[jax.Array, "images k"]
+    pooling: Pooling | None
 
 
 def external_scores(
@@ -120,16 +126,9 @@ def external_scores(
     )
     cosines = nan_if_missing(cosines.astype(dtype))
     chosen = chosen_texts(positions[:, :k], len(texts), dictionary_axis=dictionary_axis)
-    pooling = None
-    if shrunk:
-        pooling = dictionary_pooling(
-            texts,
-            moments,
-            mask=mask,
-            shrinkage=shrinkage,
-            where=counted,
-            dictionary_axis=dictionary_axis,
-        )
+    pooling = dictionary_pooling(
+        texts, moments, mask, shrinkage, counted, shrunk=shrunk, dictionary_axis=dictionary_axis
+    )
 
     def add_classes(total: jax.Array, first: jax.Array, statistics: TextStatistics) -> jax.Array:
         z = sum_of_z_scores(cosines[:, :k], chosen.row, chosen.inside, statistics)
@@ -149,7 +148,7 @@ def external_scores(
     )
     if dictionary_axis is not None:
         total = lax.psum(total, dictionary_axis)
-    return External(total / k, cosines, positions)
+    return External(total / k, cosines, positions, pooling)
 
 
 def combine(

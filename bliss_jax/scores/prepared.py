@@ -177,16 +177,9 @@ def _prepare(
 ) -> PreparedBliss:
     moments = in_dtype(moments, labels, texts)
     dtype = moments.mean.dtype
-    pooling = None
-    if shrunk:
-        pooling = dictionary_pooling(
-            texts,
-            moments,
-            mask=mask,
-            shrinkage=shrinkage,
-            where=counted,
-            dictionary_axis=dictionary_axis,
-        )
+    pooling = dictionary_pooling(
+        texts, moments, mask, shrinkage, counted, shrunk=shrunk, dictionary_axis=dictionary_axis
+    )
     mean, deviation = all_text_statistics(texts, moments, pooling, chunk_size, precision)
     label_mean, label_deviation = label_statistics(
         labels, moments, mask=mask, shrinkage=shrinkage, shrunk=shrunk, precision=precision
@@ -343,7 +336,7 @@ def _check_nearest(
     _checks.top_k_size(k, cosines.shape[1], "the places of `nearest`")
     texts = texts.astype(jnp.int32)
     if dictionary_axis is None and all(
-        map(_checks.is_concrete, (x, cosines, texts, *prepared[3:4]))
+        map(_checks.is_concrete, (x, cosines, texts, prepared.dictionary_embeddings))
     ):
         valid = _is_nearest(x, prepared, (cosines, texts))
         checks.add(

@@ -120,16 +120,9 @@ def _text_statistics(
     precision: Precision,
 ) -> TextStatistics:
     moments = in_dtype(moments, texts)
-    pooling = None
-    if shrunk:
-        pooling = dictionary_pooling(
-            texts,
-            moments,
-            mask=mask,
-            shrinkage=shrinkage,
-            where=counted,
-            dictionary_axis=dictionary_axis,
-        )
+    pooling = dictionary_pooling(
+        texts, moments, mask, shrinkage, counted, shrunk=shrunk, dictionary_axis=dictionary_axis
+    )
     return all_text_statistics(texts, moments, pooling, chunk_size, precision)
 
 
@@ -291,17 +284,22 @@ class Pooling(NamedTuple):
 def dictionary_pooling(
     texts: Float[jax.Array, "texts dim"],
     moments: ClassMoments,
-    *,
     mask: Bool[jax.Array, " classes"],
     shrinkage: float | Float[Array, ""],
     where: Bool[jax.Array, " texts"] | None = None,
+    *,
+    shrunk: bool,
     dictionary_axis: Axis | None = None,
-) -> Pooling:
+) -> Pooling | None:
     """Computes the statistics of the normal classes and of the whole dictionary that shrinkage needs.
+
+    They are None without shrinkage (`shrunk` is False).
 
     The mean over the texts of t^T C t is the trace of C times their second moment. Texts that are not finite, which
     are never chosen, do not count.
     """
+    if not shrunk:
+        return None
     dtype, dim = moments.mean.dtype, texts.shape[1]
 
     # Chunk by chunk, because the texts with zeros in place of those that do not count would be a copy.

@@ -29,9 +29,9 @@ from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.mahalanobis import one_image_per_class
 from bliss_jax.scores.moments import ClassMoments
-from bliss_jax.scores.parts import check_bliss, nan_if_normal_is_empty
+from bliss_jax.scores.parts import check_bliss, combine, nan_if_normal_is_empty
 from bliss_jax.scores.record import Score
-from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
+from bliss_jax.scores.reductions import nan_unless_finite
 from bliss_jax.scores.statistics import in_dtype, standard_deviation
 from bliss_jax.scores.top_k import Axis, check_chunk_size, local_rows, nearest_texts
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
@@ -141,8 +141,7 @@ def _whitened(
 
     internal = jnp.sum(label * means, axis=1)[None, :] - product(images, label)
     external = jnp.sum(word * images, axis=1)[:, None] - product(word, means)
-    per_class = internal + jnp.asarray(weight).astype(dtype) * external
-    score = min_over_classes(per_class, normal=mask)
+    score = combine(internal, external, weight, normal=mask)
     return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
 
 
