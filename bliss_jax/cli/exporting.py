@@ -13,10 +13,8 @@ from bliss_jax.cli.options import (
     load_detector,
 )
 from bliss_jax.cli.terminal import notes
+from bliss_jax.detection import DEFAULT_PLATFORMS, PLATFORMS
 from bliss_jax.storage import check_writable
-
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-_DEFAULT = ("cpu", "cuda", "tpu")
 
 
 @click.command(epilog="Example:  bliss-jax export det.safetensors -o det.npz")
@@ -41,7 +39,7 @@ _DEFAULT = ("cpu", "cuda", "tpu")
     "platforms",
     type=click.Choice(PLATFORMS),
     multiple=True,
-    default=_DEFAULT,
+    default=DEFAULT_PLATFORMS,
     show_default=True,
     help="Platform on which the program runs. May be repeated.",
 )

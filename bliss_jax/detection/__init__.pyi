@@ -7,6 +7,8 @@ from bliss_jax.detection.fit_checks import check_fit as check_fit
 from bliss_jax.detection.inputs import with_present_classes as with_present_classes
 from bliss_jax.detection.labelled_files import label_images as label_images
 from bliss_jax.detection.partial_rows import PartialRows as PartialRows
+from bliss_jax.detection.platforms import DEFAULT_PLATFORMS as DEFAULT_PLATFORMS
+from bliss_jax.detection.platforms import PLATFORMS as PLATFORMS
 from bliss_jax.detection.score_tables import open_table as open_table
 from bliss_jax.detection.score_tables import table_columns as table_columns
 from bliss_jax.detection.scored_files import ScoredFile as ScoredFile

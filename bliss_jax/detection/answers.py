@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax.datasets import AUTO, Decoding
 from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
-from bliss_jax.detection.export import DEFAULT_PLATFORMS, Inputs, export_detector
+from bliss_jax.detection.export import Inputs, export_detector
 from bliss_jax.detection.inputs import (
     Images,
     are_embeddings,
@@ -22,6 +22,7 @@ from bliss_jax.detection.inputs import (
     unlabelled,
     unreadable_error,
 )
+from bliss_jax.detection.platforms import DEFAULT_PLATFORMS
 from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
 from bliss_jax.detection.ties import KnownEmbeddings, rounding_of

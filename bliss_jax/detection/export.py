@@ -36,6 +36,7 @@ import numpy as np
 
 from bliss_jax import _require
 from bliss_jax.detection.file_format import encode_detector
+from bliss_jax.detection.platforms import PLATFORMS
 from bliss_jax.detection.ties import rounding_of
 from bliss_jax.embedding import is_model
 from bliss_jax.scores import (
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
 Inputs = Literal["images", "embeddings"]
 
 FORMAT = 1
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 ALPHAS = (0.1, 0.05, 0.01, 0.001)
 """False-alarm rates whose thresholds are in the metadata."""
 

@@ -98,7 +98,7 @@ def encoder_key(encoder: AnyEncoder) -> dict[str, Any]:
     """Returns the part of a cache's key that identifies the encoder."""
     if is_model(encoder):
         return {"weights_sha256": encoder.weights_hash, "config": repr(encoder.config)}
-    return {"name": encoder.name, "fingerprint": encoder.fingerprint}
+    return encoder_facts(encoder)
 
 
 def encoder_facts(encoder: AnyEncoder) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import jax
 from flax import traverse_util
 
 from bliss_jax.models.encode import encode_image
-from bliss_jax.models.model import Model
+from bliss_jax.models.model import Model, to_pixels
 from bliss_jax.models.naflex import NaflexPreprocessing
-from bliss_jax.models.preprocessing import apply_preprocessing
 from bliss_jax.models.tensors import flatten
 
 _TEXT = ("text_model", "text_projection")
@@ -42,9 +41,7 @@ def image_tower(model: Model, preprocess: str | None = None) -> ImageTower:
 
     def encode(params: Mapping[str, Any], images: Any) -> jax.Array:
         tree = traverse_util.unflatten_dict(dict(params), sep="/")
-        if isinstance(preprocessing, NaflexPreprocessing):
-            return encode_image(tree, config, preprocessing.unpack(images))
-        return encode_image(tree, config, apply_preprocessing(images, preprocessing))
+        return encode_image(tree, config, to_pixels(images, preprocessing))
 
     image_shape = (preprocessing.size, preprocessing.size, 3)
     if isinstance(preprocessing, NaflexPreprocessing):

@@ -35,16 +35,17 @@ TEXT_BATCH = 256
 _TINY_DIRECTORY = Path(__file__).parent / "tiny"
 
 
-def _prepare(
-    images: UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"], preprocessing: Preprocessing
+def to_pixels(
+    images: Images, preprocessing: Preprocessing
 ) -> Float[Array, "n size size 3"] | Patches:
+    """Returns the input of `encode_image` from uint8 images; for NaFlex, from packed patches."""
     if isinstance(preprocessing, NaflexPreprocessing):
         return preprocessing.unpack(images)
     return apply_preprocessing(images, preprocessing)
 
 
 # Jitted once for all models, so models of one configuration share their compilations.
-_preprocess = jax.jit(_prepare, static_argnums=1)
+_preprocess = jax.jit(to_pixels, static_argnums=1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

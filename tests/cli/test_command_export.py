@@ -11,8 +11,8 @@ from jax import export
 import bliss_jax as bj
 from bliss_jax.cli import main
 from bliss_jax.cli.exporting import PLATFORMS
-from bliss_jax.detection.export import DEFAULT_PLATFORMS
-from bliss_jax.detection.export import PLATFORMS as OF_LIBRARY
+from bliss_jax.detection import DEFAULT_PLATFORMS
+from bliss_jax.detection import PLATFORMS as OF_LIBRARY
 
 
 def run(*arguments: object):
