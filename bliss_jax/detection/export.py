@@ -8,10 +8,8 @@ The file is an uncompressed zip archive that `numpy.load` reads. It contains no 
     metadata.json    class names, shapes, settings and provenance
     arrays/*.npy     parameters of the image tower, tables of the score, calibration images
 
-The arrays are arguments of the program and not constants in it. The encoder of a ViT-B/32 with its 88 million
-parameters as constants took five times as long to compile (10.3 s instead of 2.2 s on two CPU cores) and five times the
-memory (3.9 GB instead of 0.73 GB after calls with 5, 1 and 0 images, each of which compiled the constants again).
-Serialized programs also cannot exceed the 2 GiB of flatbuffers.
+The arrays are arguments of the program and not constants in it, because constants are slow to compile and are compiled
+again for each n (`benchmarks/README.md`, "Attempts"). Serialized programs also cannot exceed the 2 GiB of flatbuffers.
 
 The program handles `batch_size` images at once in a loop. Its memory is that of the arrays, of twice the input, and
 of the activations of `batch_size` images, for any n. The last batch is padded, so the encoder's shapes are the same for
