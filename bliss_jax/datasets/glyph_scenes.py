@@ -48,7 +48,7 @@ COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "cyan": ((0, 160, 170), (90, 230, 240)),
 }
 SHADES = 16
-_SHADES_OF = {"train": range(12), "validation": range(12, 14), "test": range(14, 16)}
+SHADES_OF = {"train": range(12), "validation": range(12, 14), "test": range(14, 16)}
 PLACES = (
     ("upper left corner", "top", "upper right corner"),
     ("left side", "middle", "right side"),
@@ -56,7 +56,7 @@ PLACES = (
 )
 # Number of candidate colours per scene, from which glyph, background and texture take one each, and the
 # least difference in luma (0 to 255) between glyph and background if the candidates allow it.
-_CANDIDATES, _FAR = 18, 70
+_CANDIDATES, FAR = 18, 70
 _PART = 512
 """Number of scenes that are rendered at once."""
 TEXTURES = ("plain", "gradient", "striped", "checked", "dotted")
@@ -156,7 +156,7 @@ def draw_scenes(
 
 
 def _shade(choose, split: str, count: int) -> Int[np.ndarray, "n count"]:
-    shades = _SHADES_OF[split]
+    shades = SHADES_OF[split]
     return shades.start + choose(len(shades), count)
 
 
@@ -169,7 +169,7 @@ def _contrasting(colours: Int[np.ndarray, "n candidates"], shades: Int[np.ndarra
     values = palette()[colours, shades].astype(np.float64)
     luma = values @ np.array([0.299, 0.587, 0.114])
     distance = np.abs(luma - luma[:, :1])[:, :-1]
-    far = distance > _FAR
+    far = distance > FAR
     ground = np.where(far.any(axis=1), far.argmax(axis=1), distance.argmax(axis=1))
     last = np.full_like(ground, colours.shape[1] - 1)
     chosen = np.stack([np.zeros_like(ground), ground, last], axis=1)
@@ -194,8 +194,7 @@ def render(
     small: UInt8[np.ndarray, "small 12 12"],
 ) -> UInt8[np.ndarray, "n 32 32 3"]:
     """Renders scenes from the masks that `glyph_masks` makes."""
-    gradient = _along(scenes.direction, *_CORNERS)
-    extent = gradient.min(), gradient.max()
+    extent = gradient_extent(scenes.direction, SIZE)
     # A part fits in the processor's cache. NumPy releases the GIL, so the threads run in parallel.
     parts = (scenes[start : start + _PART] for start in range(0, len(scenes), _PART))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -211,32 +210,54 @@ def _render(
 ) -> UInt8[np.ndarray, "n 32 32 3"]:
     """Renders one part. `extent` holds the positions at which the gradients start and end."""
     colours = palette().astype(np.float32)
-    image = _ground(scenes, colours[scenes.colour[:, 1:], scenes.shade[:, 1:]], extent)
+    image = draw_ground(
+        scenes.texture,
+        scenes.period,
+        scenes.direction,
+        colours[scenes.colour[:, 1:], scenes.shade[:, 1:]],
+        extent,
+        SIZE,
+    )
     for i in range(MAX_CLUTTER):
         there = np.flatnonzero(scenes.clutter[:, i] >= 0)
-        cover = _placed(
+        cover = place_masks(
             small[scenes.clutter[there, i]],
             scenes.clutter_size[there, i],
             scenes.clutter_centre[there, i],
             scenes.clutter_angle[there, i],
+            SIZE,
         )
         paint = colours[scenes.clutter_colour[there, i], scenes.clutter_shade[there, i]]
         image[there] += 0.8 * cover[..., None] * (paint[:, None, None] - image[there])
     masks = large[scenes.symbol, scenes.face, scenes.stroke]
-    cover = _placed(masks, scenes.size, scenes.centre, scenes.angle)
+    cover = place_masks(masks, scenes.size, scenes.centre, scenes.angle, SIZE)
     paint = colours[scenes.colour[:, 0], scenes.shade[:, 0]]
     image += cover[..., None] * (paint[:, None, None] - image)
     return np.clip(np.round(image + scenes.noise), 0, 255).astype(np.uint8)
 
 
-def _ground(
-    scenes: Scenes, pair: Float[np.ndarray, "n 2 3"], extent: tuple[float, float]
-) -> Float[np.ndarray, "n 32 32 3"]:
-    """Returns the background: its colour, blended by up to 35 % with the texture's colour."""
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    along, across = _along(scenes.direction, x, y), _along(scenes.direction, y, -x)
+def draw_ground(
+    texture: Int[np.ndarray, " n"],
+    period: Float[np.ndarray, " n"],
+    direction: Float[np.ndarray, " n"],
+    pair: Float[np.ndarray, "n 2 3"],
+    extent: tuple[float, float],
+    side: int,
+) -> Float[np.ndarray, "n side side 3"]:
+    """Draws backgrounds: the first colour of each pair, blended by up to 35 % with the second in a texture.
+
+    Args:
+        texture: Position in `TEXTURES`.
+        period: Period of the texture in pixels.
+        direction: Direction of the texture in radians.
+        pair: RGB values of both colours.
+        extent: Positions along the directions at which gradients start and end (`gradient_extent`).
+        side: Height and width of the images.
+    """
+    y, x = np.mgrid[:side, :side].astype(np.float32)
+    along, across = _along(direction, x, y), _along(direction, y, -x)
     first_end, last_end = extent
-    period = scenes.period[:, None, None]
+    period = period[:, None, None]
     phase, other = (np.mod(z / period, 1) for z in (along, across))
     kinds = np.stack(
         [
@@ -247,16 +268,20 @@ def _ground(
             (phase - 0.5) ** 2 + (other - 0.5) ** 2 < 0.09,
         ]
     )
-    amount = 0.35 * kinds[scenes.texture, np.arange(len(scenes))][..., None]
+    amount = 0.35 * kinds[texture, np.arange(len(texture))][..., None]
     first, second = pair[:, 0, None, None], pair[:, 1, None, None]
     return (first + amount * (second - first)).astype(np.float32)
 
 
-_CORNERS = (
-    np.array([[0, SIZE - 1], [0, SIZE - 1]], np.float32),
-    np.array([[0, 0], [SIZE - 1, SIZE - 1]], np.float32),
-)
-"""x and y coordinates of the corners of an image."""
+def gradient_extent(direction: Float[np.ndarray, " n"], side: int) -> tuple[float, float]:
+    """Returns the smallest and largest coordinate of the images' corners along all directions."""
+    last = side - 1
+    corners = _along(
+        direction,
+        np.array([[0, last], [0, last]], np.float32),
+        np.array([[0, 0], [last, last]], np.float32),
+    )
+    return corners.min(), corners.max()
 
 
 def _along(
@@ -267,19 +292,20 @@ def _along(
     return x * cos + y * sin
 
 
-def _placed(
+def place_masks(
     masks: UInt8[np.ndarray, "n side side"],
     size: Float[np.ndarray, " n"],
     centre: Float[np.ndarray, "n 2"],
     angle: Float[np.ndarray, " n"],
-) -> Float[np.ndarray, "n 32 32"]:
+    canvas: int,
+) -> Float[np.ndarray, "n canvas canvas"]:
     """Scales masks to `size`, rotates and translates them with bilinear interpolation.
 
     Returns:
-        Coverage in [0, 1]; 0 outside the masks.
+        Coverage of the pixels of canvases of `canvas` x `canvas` pixels, in [0, 1]; 0 outside the masks.
     """
     n, side = masks.shape[:2]
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
+    y, x = np.mgrid[:canvas, :canvas].astype(np.float32) + 0.5
     dx = x - centre[:, 0, None, None].astype(np.float32)
     dy = y - centre[:, 1, None, None].astype(np.float32)
     scale = (side / size).astype(np.float32)
@@ -291,7 +317,7 @@ def _placed(
     v = np.clip(cos * dy - sin * dx + side / 2 + 0.5, 0, side + 0.999)
     left, top = u.astype(np.int32), v.astype(np.int32)
     u, v = u - left, v - top
-    at = (top * (side + 2) + left).reshape(n, SIZE**2)
+    at = (top * (side + 2) + left).reshape(n, canvas**2)
 
     def corner(offset: int) -> np.ndarray:
         return np.take_along_axis(padded, at + offset, axis=1).reshape(u.shape)

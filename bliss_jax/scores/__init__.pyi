@@ -8,11 +8,16 @@ from bliss_jax.scores.conformal import check_calibration_size as check_calibrati
 from bliss_jax.scores.conformal import conformal_p_values as conformal_p_values
 from bliss_jax.scores.conformal import conformal_threshold as conformal_threshold
 from bliss_jax.scores.conformal import images_needed as images_needed
+from bliss_jax.scores.dense_bliss import dense_bliss_score as dense_bliss_score
+from bliss_jax.scores.dense_bliss import fit_patch_moments as fit_patch_moments
+from bliss_jax.scores.directions import BlissDirections as BlissDirections
+from bliss_jax.scores.directions import bliss_directions as bliss_directions
 from bliss_jax.scores.energy import energy_score as energy_score
 from bliss_jax.scores.entropy import entropy_score as entropy_score
 from bliss_jax.scores.explanation import BlissExplanation as BlissExplanation
 from bliss_jax.scores.explanation import explain_bliss as explain_bliss
 from bliss_jax.scores.explanation import explain_bliss_prepared as explain_bliss_prepared
+from bliss_jax.scores.gl_mcm import gl_mcm_score as gl_mcm_score
 from bliss_jax.scores.knn import knn_score as knn_score
 from bliss_jax.scores.knn import knn_score_from_nearest as knn_score_from_nearest
 from bliss_jax.scores.knn import nearest_of_class as nearest_of_class

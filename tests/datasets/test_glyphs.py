@@ -56,17 +56,19 @@ def test_the_test_split_has_twenty_images_of_each_class():
 
 def test_a_mask_placed_at_its_own_size_is_unchanged():
     mask = np.random.default_rng(0).integers(0, 256, (1, 32, 32), dtype=np.uint8)
-    there = gs._placed(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.zeros(1))
+    there = gs.place_masks(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.zeros(1), 32)
     np.testing.assert_allclose(there, mask / 255, atol=1e-5)
 
 
 def test_a_mask_is_translated_and_rotated():
     mask = np.zeros((1, 32, 32), np.uint8)
     mask[0, 4, 20] = 255
-    moved = gs._placed(mask, np.array([32.0]), np.array([[18.0, 17.0]]), np.zeros(1))
+    moved = gs.place_masks(mask, np.array([32.0]), np.array([[18.0, 17.0]]), np.zeros(1), 32)
     assert np.unravel_index(moved[0].argmax(), (32, 32)) == (5, 22)
     # A quarter turn clockwise (y points down) moves a point from right of the centre to below it.
-    turned = gs._placed(mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.array([np.pi / 2]))
+    turned = gs.place_masks(
+        mask, np.array([32.0]), np.array([[16.0, 16.0]]), np.array([np.pi / 2]), 32
+    )
     assert np.unravel_index(turned[0].argmax(), (32, 32)) == (20, 27)
 
 
