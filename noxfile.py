@@ -18,7 +18,7 @@ WITHOUT_TORCH = (
     "tests/scores",
     "tests/detection/test_detector.py",
     "tests/detection/test_sklearn.py",
-    "tests/test_metrics.py",
+    "tests/metrics",
     "tests/test_package.py",
     "tests/cli/test_command_detect.py",
 )

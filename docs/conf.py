@@ -42,7 +42,14 @@ extensions = [
     "sphinx_design",
 ]
 # These files are included by other pages.
-exclude_patterns = ["_build", "figures", "calibration-table.md", "fuzz-table.md", "soak-table.md"]
+exclude_patterns = [
+    "_build",
+    "figures",
+    "calibration-table.md",
+    "fuzz-table.md",
+    "soak-table.md",
+    "metric-conventions-table.md",
+]
 nitpicky = True
 # Types in signatures belong to other projects, whose inventories would have to be downloaded, and a word in
 # single backticks is not always a name. References of the pages themselves must exist.
