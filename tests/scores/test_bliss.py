@@ -87,7 +87,10 @@ def test_agrees_with_the_equations_on_real_clip_embeddings(shared):
         assert abs(area - roc_auc_score(anomalous, expected)) < 1e-5
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 10, 64, 229, 230, 1000])
+@pytest.mark.parametrize(
+    "chunk_size",
+    [7, 64, *(pytest.param(size, marks=pytest.mark.slow) for size in (1, 10, 229, 230, 1000))],
+)
 @pytest.mark.parametrize("shrinkage", [0.0, 5.0])
 def test_the_chunk_size_does_not_change_the_score(problem, chunk_size, shrinkage):
     options = {"normal": MASK, "shrinkage": shrinkage}
@@ -240,7 +243,7 @@ def test_shrinkage_tends_to_the_pooled_variance(problem):
     assert all((later <= earlier + 1e-6).all() for earlier, later in pairwise(steps))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_embeddings_give_float32_scores(problem, dtype):
     """The scores equal those of the same values in float32."""
     half = lambda a: jnp.asarray(a).astype(dtype)
@@ -254,7 +257,14 @@ def test_half_precision_embeddings_give_float32_scores(problem, dtype):
     np.testing.assert_allclose(score, traced, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("argument", ["embeddings", "labels", "words", "train"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "embeddings",
+        "train",
+        *(pytest.param(a, marks=pytest.mark.slow) for a in ("labels", "words")),
+    ],
+)
 def test_gradients_agree_with_finite_differences(problem, argument):
     """Gradients are compared with a central difference along a random direction, in float64."""
     with reference.x64():
@@ -424,7 +434,7 @@ def test_top_k_is_a_stable_sort(chunk_size):
     np.testing.assert_array_equal(values, np.take_along_axis(x @ texts.T, expected, axis=1))
 
 
-@pytest.mark.parametrize("images", [512, 513, 1031])
+@pytest.mark.parametrize("images", [512, 1031, pytest.param(513, marks=pytest.mark.slow)])
 def test_blocks_of_images_do_not_change_the_score(problem, images):
     """One block, several equal blocks, and blocks with a rest (1031 is prime) choose the same texts."""
     x = np.resize(problem.test, (images, D))
@@ -453,12 +463,12 @@ def test_blocks_of_classes_do_not_change_the_score(problem, shrinkage):
     ("images", "texts", "classes", "dim", "k", "chunk_size"),
     [
         (10_000, 1_860, 10, 512, 10, 4096),
-        (10_000, 80_000, 10, 512, 10, 4096),
-        (10_000, 1_000_000, 10, 512, 10, 4096),
-        (1_000, 80_000, 1_000, 512, 10, 4096),
-        (9_999, 1_860, 10, 512, 10, 1_000),
+        pytest.param(10_000, 80_000, 10, 512, 10, 4096, marks=pytest.mark.slow),
+        pytest.param(10_000, 1_000_000, 10, 512, 10, 4096, marks=pytest.mark.slow),
+        pytest.param(1_000, 80_000, 1_000, 512, 10, 4096, marks=pytest.mark.slow),
+        pytest.param(9_999, 1_860, 10, 512, 10, 1_000, marks=pytest.mark.slow),
         (700, 50_000, 30, 64, 3, 256),
-        (1_000, 3_000, 10, 64, 40, 4096),
+        pytest.param(1_000, 3_000, 10, 64, 40, 4096, marks=pytest.mark.slow),
     ],
 )
 def test_memory_is_within_the_documented_bound(

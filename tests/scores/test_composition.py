@@ -76,11 +76,18 @@ FUNCTIONS: dict[str, Callable[[Any, Context], Any]] = {
     "top_k": lambda x, c: bj.top_k_similar(x, c.texts, 5),
 }
 SCORES = [name for name in FUNCTIONS if name not in ("explain", "explain prepared", "top_k")]
-QUICK = ("bliss", "prepared", "top_k", "mahalanobis", "entropy")
-every_function = pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS],
-)
+QUICK = ("bliss", "top_k", "entropy")
+
+
+def some_quick(*names: str) -> Any:
+    """Runs a test for each name. The test is slow unless the name is in `QUICK`."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "name", [name if name in QUICK else pytest.param(name, marks=slow) for name in names]
+    )
+
+
+every_function = some_quick(*FUNCTIONS)
 every_score = pytest.mark.parametrize("name", SCORES)
 
 
@@ -185,7 +192,7 @@ def test_shard_map_accepts_values_that_are_passed_or_closed_over(name, context):
         close(jax.jit(partly)(x, context), expected)
 
 
-@pytest.mark.parametrize("name", ["bliss", "prepared", "top_k", "knn", "mahalanobis", "whitened"])
+@some_quick("bliss", "prepared", "top_k", "knn", "mahalanobis", "whitened")
 def test_sharded_images_need_no_communication_between_devices(name, context):
     """The compiled program of sharded images gathers, exchanges and permutes nothing."""
     mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -364,9 +371,7 @@ MASKED = np.array([True, True, False, True])
 
 
 @pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
-@pytest.mark.parametrize(
-    "name", ["bliss", "shrunk", "explain", "mahalanobis", "whitened", "entropy"]
-)
+@some_quick("bliss", "shrunk", "explain", "mahalanobis", "whitened", "entropy")
 def test_debug_flags_find_no_nan_for_a_masked_class_without_images(name, flag, context):
     labels = np.where(np.arange(320) % CLASSES == 2, 1, np.arange(320) % CLASSES)
     moments = bj.fit_moments(unit(3, 320, DIM), labels, num_classes=CLASSES)
