@@ -28,7 +28,7 @@ from bliss_jax.models import Model, Preprocessing, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.export import save_checkpoint
 from bliss_jax.models.layers import Dtype
-from bliss_jax.models.model import TEXT_BATCH, ModelConfig
+from bliss_jax.models.model import ModelConfig, text_batch_size
 from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer
 from bliss_jax.models.untrained import untrained_params
@@ -253,7 +253,7 @@ def _in_batches(
     lengths = model.config.used_lengths(tokens)
     assert shared_prefix(tokens, lengths) == len(PROMPT)
     found = np.empty((len(tokens), model.embedding_dim), np.float32)
-    for batch in text_batches(tokens, lengths, 0, TEXT_BATCH):
+    for batch in text_batches(tokens, lengths, 0, text_batch_size()):
         encoded = _text_step(model.params, model.config, jnp.asarray(batch.tokens))
         found[batch.rows] = np.asarray(encoded)[: len(batch.rows)]
     return found

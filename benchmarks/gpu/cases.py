@@ -11,6 +11,7 @@ from benchmarks.gpu.measuring import Context
 from benchmarks.gpu.peers import torch_encoder
 from benchmarks.gpu.roofline import XLA_FLAGS, flags, profile, roofline
 from benchmarks.gpu.scores import scores, selectors
+from benchmarks.gpu.transformations import transformations
 from benchmarks.gpu.variants import aurocs, variant
 
 
@@ -54,38 +55,31 @@ def cases() -> dict[str, Case]:
         "cifar10": Case(cifar10, 60),
         "prompts B/32": Case(partial(prompts, "B/32"), 30),
         "from uint8 B/32": Case(partial(from_uint8, "B/32"), 12),
+        "transformations": Case(transformations, 40),
         "torch L/14": Case(partial(torch_encoder, "L/14"), 50, "torch"),
         "torch B/32": Case(partial(torch_encoder, "B/32"), 30, "torch"),
         "torch B/16": Case(partial(torch_encoder, "B/16"), 30, "torch"),
         "torch L/14-336": Case(partial(torch_encoder, "L/14-336"), 50, "torch"),
-        **{
-            f"L/14, {kind}": Case(partial(variant, "L/14", kind), 45)
-            for kind in ("bfloat16 results and cuDNN attention", "fp8 and cuDNN attention")
-        },
+        "L/14, float32 results and XLA's attention": Case(
+            partial(variant, "L/14", "float32 results and XLA's attention"), 30
+        ),
         "scores 1860": Case(partial(scores, 1_860), 20),
         "from uint8 L/14": Case(partial(from_uint8, "L/14"), 15),
         "top k of 1000000": Case(partial(selectors, 1_000_000), 40),
         **{
-            f"L/14, {kind}": Case(partial(variant, "L/14", kind), 45)
-            for kind in ("cuDNN attention", "bfloat16 results", "fp8")
+            f"L/14, {kind}": Case(partial(variant, "L/14", kind), 30)
+            for kind in ("XLA's attention", "float32 results", "fp8")
         },
         "prompts in full B/32": Case(partial(prompts_in_full, "B/32"), 30),
         "scores 80000": Case(partial(scores, 80_000), 20),
         **{
-            f"{name}, fp8 and cuDNN attention": Case(
-                partial(variant, name, "fp8 and cuDNN attention"), 35
+            f"{name}, float32 results and XLA's attention": Case(
+                partial(variant, name, "float32 results and XLA's attention"), 25
             )
             for name in ARCHITECTURES
             if name != "L/14"
         },
         "prompts L/14": Case(partial(prompts, "L/14"), 30),
-        **{
-            f"{name}, bfloat16 results and cuDNN attention": Case(
-                partial(variant, name, "bfloat16 results and cuDNN attention"), 35
-            )
-            for name in ARCHITECTURES
-            if name != "L/14"
-        },
         "profile B/32": Case(partial(profile, "B/32"), 10),
         "roofline L/14": Case(partial(roofline, "L/14"), 40),
         **{f"flags {name}": Case(partial(flags, "L/14"), 50, f"jax {name}") for name in XLA_FLAGS},

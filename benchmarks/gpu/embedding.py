@@ -23,7 +23,7 @@ from benchmarks.gpu.measuring import Context, clock
 from bliss_jax.datasets import ImageDataset, Protocol, load_protocol
 from bliss_jax.embedding import embed_dataset, embed_images
 from bliss_jax.evaluation import Settings, evaluate
-from bliss_jax.models.model import TEXT_BATCH
+from bliss_jax.models.model import text_batch_size
 from bliss_jax.models.text_batches import shared_prefix, text_batches
 from bliss_jax.models.tokenize import Tokenizer
 from bliss_jax.text import PROMPT, fill_prompt
@@ -179,4 +179,4 @@ def prompt_batches(tokens: np.ndarray, config: Any) -> Sequence[np.ndarray]:
     """Returns the batches of token ids that `Model.encode_texts` sends through the tower."""
     lengths = config.used_lengths(tokens)
     prefix = shared_prefix(tokens, lengths)
-    return [batch.tokens for batch in text_batches(tokens, lengths, prefix, TEXT_BATCH)]
+    return [batch.tokens for batch in text_batches(tokens, lengths, prefix, text_batch_size())]

@@ -76,16 +76,14 @@ def works() -> dict[str, Work]:
         own = Work(moved=moved, units=batch)
         tower = own._replace(bfloat16=flops)
         found |= {
-            f"encoder {name}": tower._replace(between=between(config, batch, *_FLOAT32)),
+            f"encoder {name}": tower._replace(between=between(config, batch, *_BFLOAT16_RESULTS)),
             f"torch {name}": own._replace(
                 bfloat16=batch * vision_flops(config), between=between(config, batch, *_TORCH)
             ),
-            f"{name}, bfloat16 results and cuDNN attention": tower._replace(
-                between=between(config, batch, *_BFLOAT16_RESULTS)
+            f"{name}, float32 results and XLA's attention": tower._replace(
+                between=between(config, batch, *_FLOAT32)
             ),
-            f"{name}, fp8 and cuDNN attention": own._replace(
-                float8=flops, between=between(config, batch, *_FP8)
-            ),
+            f"{name}, fp8": own._replace(float8=flops, between=between(config, batch, *_FP8)),
         }
     b32, b16 = (ARCHITECTURES[name].config for name in ("B/32", "B/16"))
     for size, number in ((32, 128 * 1024), (224, 24 * 1024)):

@@ -1,10 +1,10 @@
-"""Cases: vision towers with the library's attention or products replaced, e.g. by products in fp8."""
+"""Cases: vision towers in which functions of the library are replaced, e.g. products by products in fp8."""
 
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,37 +41,14 @@ def patched(**replacements: Callable) -> Iterator[None]:
             setattr(layers, name, function)
 
 
-def attention_by(implementation: Literal["xla", "cudnn"]) -> Callable:
-    """Returns a replacement of `layers.attend` that uses `jax.nn.dot_product_attention` in bfloat16."""
-
-    def attend(query, key, value, mask, dtype):
-        query, key, value = (x.astype(jnp.bfloat16) for x in (query, key, value))
-        mask = None if mask is None else mask[None, None]
-        # The last layer has one query per image, for which cuDNN has no advantage and may have no kernel.
-        by = implementation if query.shape[1] == key.shape[1] else "xla"
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=by)
-        return mixed.astype(jnp.float32)
-
-    return attend
-
-
-def contract_to_bfloat16(equation: str, x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """Replaces `layers.contract`: the product is written in bfloat16, which halves the bytes.
-
-    Products are still accumulated in float32, and what follows them is still computed in float32.
-    """
-    result = jnp.bfloat16 if dtype == "bfloat16" else jnp.float32
-    product = jnp.einsum(equation, x.astype(dtype), y.astype(dtype), preferred_element_type=result)
-    return product.astype(jnp.float32)
-
-
 class Fp8Contract:
     """A replacement of `layers.contract` with e4m3 operands if the right operand is a weight matrix.
 
         x y  ~  (x / s_x) (y / s_y) s_x s_y,    s = max |.| / 448
 
     Each tensor has one scale. The scale of the weights is computed in every call, like that of the
-    activations, which reads the weights once more. Products of activations with activations are unchanged.
+    activations, which reads the weights once more. The product is written in bfloat16. Products of activations with
+    activations are unchanged.
     """
 
     def __init__(self) -> None:
@@ -84,7 +61,8 @@ class Fp8Contract:
             return self._otherwise(equation, x, y, dtype)
         self.products += 1
         (x, x_scale), (y, y_scale) = quantised(x), quantised(y)
-        return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32) * (x_scale * y_scale)
+        product = jnp.einsum(equation, x, y, preferred_element_type=jnp.bfloat16)
+        return product.astype(jnp.float32) * (x_scale * y_scale)
 
 
 def quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -95,19 +73,20 @@ def quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (x / scale).astype(_FP8), scale
 
 
-def replacements(attention: Literal["xla", "cudnn"]) -> dict[str, dict[str, Callable]]:
-    """Returns the functions that each variant replaces.
+def by_definition(fast: Callable, definition: Callable, *arrays: jax.Array) -> jax.Array:
+    """Replaces `layers.on_cuda`: products are written in float32 on all devices."""
+    return definition(*arrays)
 
-    Args:
-        attention: "cudnn", or "xla" on a backend without cuDNN, so that the case runs there too.
-    """
-    cudnn = {"attend": attention_by(attention)}
+
+def replacements() -> dict[str, dict[str, Callable]]:
+    """Returns the functions that each variant replaces. The library has neither of the first three on a CPU."""
+    float32_results = {"on_cuda": by_definition}
+    xla_attention = {"can_fuse_attention": lambda query, keys: False}
     return {
-        "cuDNN attention": cudnn,
-        "bfloat16 results": {"contract": contract_to_bfloat16},
-        "bfloat16 results and cuDNN attention": {"contract": contract_to_bfloat16, **cudnn},
+        "float32 results and XLA's attention": {**float32_results, **xla_attention},
+        "float32 results": float32_results,
+        "XLA's attention": xla_attention,
         "fp8": {"contract": Fp8Contract()},
-        "fp8 and cuDNN attention": {"contract": Fp8Contract(), **cudnn},
     }
 
 
@@ -127,13 +106,8 @@ def variant(name: str, kind: str, context: Context) -> Iterator[dict[str, Any]]:
     if kept.exists():
         reference = np.load(kept)
     as_it_is = clock(lambda: usual_encode(model.params, model.config, pixels), context.quick).median
-    attention = "cudnn" if jax.default_backend() == "gpu" else "xla"
-    yield {
-        "as_it_is_images_per_s": len(pixels) / as_it_is,
-        "compared_with": against,
-        "attention": attention,
-    }
-    functions = replacements(attention)[kind]
+    yield {"as_it_is_images_per_s": len(pixels) / as_it_is, "compared_with": against}
+    functions = replacements()[kind]
     encode = image_encoder(model.config)
     with patched(**functions):
         embeddings, seconds = first_call(lambda: encode(model.params, pixels))

@@ -194,7 +194,8 @@ def _static(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def _apply(params: Params, config: ModelConfig, method: str, *inputs: Any) -> jax.Array:
+def apply_module(params: Params, config: ModelConfig, method: str, *inputs: Any) -> jax.Array:
+    """Calls a method of the Flax module, without checks and without a jitted function of its own."""
     return cast(jax.Array, config.module().apply({"params": params}, *inputs, method=method))
 
 
@@ -204,17 +205,19 @@ def _rows_of_images(config: ModelConfig, params: Params, pixels: Any) -> Any:
 
 @compiled(static=(), out=_rows_of_images)
 def _encode_image(config: ModelConfig, params: Params, pixels: Any) -> jax.Array:
-    return _apply(params, config, "encode_image", pixels)
+    return apply_module(params, config, "encode_image", pixels)
 
 
 @compiled(static=(), out=_rows_of_images)
 def _encode_patches(config: ModelConfig, params: Params, pixels: Any) -> jax.Array:
-    return _apply(params, config, "encode_patches", pixels)
+    return apply_module(params, config, "encode_patches", pixels)
 
 
 @compiled(static=(), out=lambda config, tokens, *_: rows(tokens))
 def _encode_text(config: ModelConfig, tokens: Array, params: Params, prefix: Any) -> jax.Array:
-    return _apply(params, config, "encode_text", tokens, *(() if prefix is None else (prefix,)))
+    return apply_module(
+        params, config, "encode_text", tokens, *(() if prefix is None else (prefix,))
+    )
 
 
 @compiled(static=(), out=lambda tokens, *_: rows(tokens))
@@ -227,4 +230,4 @@ def _look_up(tokens: Array, table: Array) -> jax.Array:
 def _encode_token_embeddings(
     config: ModelConfig, states: Array, params: Params, end: Array
 ) -> jax.Array:
-    return _apply(params, config, "encode_token_embeddings", states, end)
+    return apply_module(params, config, "encode_token_embeddings", states, end)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import traverse_util
 
-from bliss_jax.models.encode import encode_image
+from bliss_jax.models.cuda import portable
+from bliss_jax.models.encode import apply_module
 from bliss_jax.models.model import Model, to_pixels
 from bliss_jax.models.naflex import NaflexPreprocessing
 from bliss_jax.models.tensors import flatten
@@ -22,7 +23,7 @@ class ImageTower(NamedTuple):
     """Parameters by name, e.g. `vision_model/embeddings/...`."""
     encode: Callable[[Mapping[str, Any], Any], jax.Array]
     """Pure function of the parameters and of images uint8 [n, *image_shape]. It returns unit-norm float32 embeddings
-    [n, dim]."""
+    [n, dim]. It can be exported for several kinds of devices at once."""
     image_shape: tuple[int, int, int]
     """Shape of an image, as `resize_on_host` returns it."""
 
@@ -41,7 +42,8 @@ def image_tower(model: Model, preprocess: str | None = None) -> ImageTower:
 
     def encode(params: Mapping[str, Any], images: Any) -> jax.Array:
         tree = traverse_util.unflatten_dict(dict(params), sep="/")
-        return encode_image(tree, config, to_pixels(images, preprocessing))
+        with portable():
+            return apply_module(tree, config, "encode_image", to_pixels(images, preprocessing))
 
     image_shape = (preprocessing.size, preprocessing.size, 3)
     if isinstance(preprocessing, NaflexPreprocessing):

@@ -12,7 +12,8 @@ The option `dtype` sets the precision of the matrix products and of nothing else
 - `"float32"` is the reference: float32 operands and `precision=HIGHEST` on every kind of device.
 - `"bfloat16"` is faster: both operands are bfloat16, accumulation and result are float32.
 
-Layer norms, softmax, activations and the residual stream are float32 with either option.
+Layer norms, softmax, activations and the residual stream are float32 with either option. On NVIDIA GPUs, results of
+bfloat16 products are written in bfloat16, and attention without a mask is computed by cuDNN (`cuda.py`).
 """
 
 # ruff: noqa: D102 (the docstring of a Flax module's class describes `setup` and `__call__`)
@@ -26,6 +27,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from bliss_jax.models.cuda import can_fuse_attention, fused_attention, on_cuda
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -104,15 +107,20 @@ def read_fields(kind: type[Config], config: Any) -> Config:
 
 
 def contract(equation: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: Dtype):
-    """Computes `einsum(equation, x, y)` with operands in `dtype`, accumulated and returned in float32."""
-    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
-    return jnp.einsum(
-        equation,
-        x.astype(dtype),
-        y.astype(dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
+    """Computes `einsum(equation, x, y)` with operands in `dtype`, accumulated and returned in float32.
+
+    With `dtype` "bfloat16", NVIDIA GPUs write the result in bfloat16, and it is read as float32 by the next operation.
+    """
+
+    def product(result: Any, x: Array, y: Array) -> Array:
+        precision = jax.lax.Precision.HIGHEST if dtype == "float32" else jax.lax.Precision.DEFAULT
+        product = jnp.einsum(equation, x, y, precision=precision, preferred_element_type=result)
+        return product.astype(jnp.float32)
+
+    x, y = x.astype(dtype), y.astype(dtype)
+    if dtype == "float32":
+        return product(jnp.float32, x, y)
+    return on_cuda(partial(product, jnp.bfloat16), partial(product, jnp.float32), x, y)
 
 
 def unit_norm(x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
@@ -157,14 +165,20 @@ def attend(
 
     Source: Vaswani et al. 2017, section 3.2.1. A query does not attend to keys whose `mask` is False.
     """
-    # With heads before positions, both products are batches of plain matrices. Without this transposition
-    # XLA's CPU backend takes more than twice as long for small products.
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    logits = contract("nhqd,nhkd->nhqk", query, key, dtype) * query.shape[-1] ** -0.5
-    if mask is not None:
-        logits = jnp.where(mask[:, None], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1)
-    return contract("nhqk,nhkd->nhqd", weights, value, dtype).transpose(0, 2, 1, 3)
+
+    def definition(query: Array, key: Array, value: Array) -> Array:
+        # With heads before positions, both products are batches of plain matrices. Without this transposition
+        # XLA's CPU backend takes more than twice as long for small products.
+        query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+        logits = contract("nhqd,nhkd->nhqk", query, key, dtype) * query.shape[-1] ** -0.5
+        if mask is not None:
+            logits = jnp.where(mask[:, None], logits, -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1)
+        return contract("nhqk,nhkd->nhqd", weights, value, dtype).transpose(0, 2, 1, 3)
+
+    if dtype == "bfloat16" and mask is None and can_fuse_attention(query, key.shape[1]):
+        return fused_attention(definition, query, key, value)
+    return definition(query, key, value)
 
 
 class Attention(nn.Module):

@@ -30,8 +30,9 @@ from bliss_jax.models.weights import Params, as_params, fingerprint, flatten, lo
 
 Images = UInt8[Array, "n h w 3"] | UInt8[np.ndarray, "n h w 3"]
 
-# Texts per call of the text tower. It bounds the memory and the number of shapes that are compiled.
-TEXT_BATCH = 256
+# Texts per call of the text tower on a CPU and on an accelerator. It bounds the memory and the number of shapes that
+# are compiled. An accelerator takes as long to start the kernels of a small batch as to compute a large one.
+_CPU_TEXTS, _ACCELERATOR_TEXTS = 256, 1024
 _TINY_DIRECTORY = Path(__file__).parent / "tiny"
 
 
@@ -42,6 +43,11 @@ def to_pixels(
     if isinstance(preprocessing, NaflexPreprocessing):
         return preprocessing.unpack(images)
     return apply_preprocessing(images, preprocessing)
+
+
+def text_batch_size() -> int:
+    """Returns the number of texts per call of the text tower."""
+    return _CPU_TEXTS if jax.default_backend() == "cpu" else _ACCELERATOR_TEXTS
 
 
 # Jitted once for all models, so models of one configuration share their compilations.
@@ -123,7 +129,7 @@ class Model:
     def encode_texts(
         self, texts: Sequence[str], *, truncate: bool = False
     ) -> Float[Array, "m dim"]:
-        """Computes unit-norm float32 embeddings of texts, `TEXT_BATCH` at a time.
+        """Computes unit-norm float32 embeddings of texts, `text_batch_size()` at a time.
 
         For CLIP the padding is dropped, texts are batched by length, and a shared prefix is encoded once;
         see `bliss_jax.models.text_batches`.
@@ -142,7 +148,7 @@ class Model:
         lengths = self.config.used_lengths(tokens)
         start = shared_prefix(tokens, lengths) if self.config.prefix_can_be_shared else 0
         prefix = jnp.asarray(tokens[0, :start]) if start else None
-        batches = list(text_batches(tokens, lengths, start, TEXT_BATCH))
+        batches = list(text_batches(tokens, lengths, start, text_batch_size()))
         # Dispatch all batches before waiting for the first.
         encoded = [
             encode_text(self.params, self.config, jnp.asarray(batch.tokens), prefix)

@@ -139,7 +139,7 @@ def test_batching_texts_changes_no_embedding(untrained, monkeypatch):
     texts = [f"a photo of {i} {'very ' * (i % 3)}small cats" for i in range(20)]
     one_by_one = np.concatenate([untrained.encode_texts([text]) for text in texts])
     np.testing.assert_allclose(untrained.encode_texts(texts), one_by_one, atol=ROUNDING)
-    monkeypatch.setattr(model, "TEXT_BATCH", 4)
+    monkeypatch.setattr(model, "text_batch_size", lambda: 4)
     np.testing.assert_allclose(untrained.encode_texts(["!", *texts])[1:], one_by_one, atol=ROUNDING)
 
 

@@ -1,0 +1,98 @@
+"""Faster forms of matrix products and attention on NVIDIA GPUs, for encoders in bfloat16.
+
+Both forms return the numbers of their definitions up to rounding, and they compose under the same transformations.
+They are part of a program if it is traced on a machine that has such a GPU. The program uses them on the GPU alone:
+the same program on a CPU computes the definition.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
+from jaxtyping import Array, Float
+
+_AMPERE = 8.0
+"""Compute capability of the first GPUs for which cuDNN has an attention that keeps no table of logits."""
+
+_WIDEST_HEAD = 128
+"""Largest dimension of a head in cuDNN's attention on all of these GPUs; it is a multiple of 8."""
+
+
+_portable = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Traces programs for several kinds of devices inside the `with` block: cuDNN's attention exists for GPUs only.
+
+    JAX does not trace a jitted function again inside the block, so the block contains calls of plain functions.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+@cache
+def has_cuda() -> bool:
+    """Returns whether JAX has NVIDIA GPUs on this machine, all of generation Ampere or later."""
+    try:
+        devices = jax.local_devices(backend="cuda")
+    except RuntimeError:  # JAX knows no such platform here
+        return False
+    return all(float(device.compute_capability) >= _AMPERE for device in devices)
+
+
+def on_cuda(
+    fast: Callable[..., Array], definition: Callable[..., Array], *arrays: Array
+) -> Float[Array, "..."]:
+    """Computes `fast(*arrays)` on an NVIDIA GPU and `definition(*arrays)` on other devices."""
+    if not has_cuda():
+        return definition(*arrays)
+    return lax.platform_dependent(*arrays, cuda=fast, default=definition)
+
+
+def can_fuse_attention(query: Float[Array, "n queries heads head_dim"], keys: int) -> bool:
+    """Returns whether `fused_attention` can compute the attention of these queries to as many keys.
+
+    A single query per image, as in the last layer of CLIP, gains nothing. Meshes with explicit or manual axes need
+    rules that cuDNN's call does not have. Neither does it exist in programs for several kinds of devices (`portable`).
+    """
+    _, queries, _, head_dim = query.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    return (
+        queries == keys
+        and not _portable.get()
+        and head_dim % 8 == 0
+        and head_dim <= _WIDEST_HEAD
+        and all(kind == AxisType.Auto for kind in mesh.axis_types)
+        and has_cuda()
+    )
+
+
+def fused_attention(
+    definition: Callable[..., Array],
+    query: Float[Array, "n length heads head_dim"],
+    key: Float[Array, "n length heads head_dim"],
+    value: Float[Array, "n length heads head_dim"],
+) -> Float[Array, "n length heads head_dim"]:
+    """Computes `definition(query, key, value)`, attention in bfloat16, without a table of logits in memory.
+
+    The computation is that of cuDNN (Dao et al., "FlashAttention", NeurIPS 2022, describes the algorithm).
+    Derivatives of any order are those of the definition, because cuDNN has none in forward mode.
+    """
+
+    @jax.custom_jvp
+    def fused(query: Array, key: Array, value: Array) -> Array:
+        half = (x.astype(jnp.bfloat16) for x in (query, key, value))
+        mixed = jax.nn.dot_product_attention(*half, implementation="cudnn")
+        return mixed.astype(jnp.float32)
+
+    fused.defjvp(lambda primals, tangents: jax.jvp(definition, primals, tangents))
+    return on_cuda(fused, definition, query, key, value)
