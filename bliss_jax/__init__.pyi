@@ -54,12 +54,14 @@ from bliss_jax.scores import bliss_directions as bliss_directions
 from bliss_jax.scores import bliss_score as bliss_score
 from bliss_jax.scores import bliss_score_prepared as bliss_score_prepared
 from bliss_jax.scores import clip_ad_score as clip_ad_score
+from bliss_jax.scores import cma_score as cma_score
 from bliss_jax.scores import combine as combine
 from bliss_jax.scores import conformal_p_values as conformal_p_values
 from bliss_jax.scores import conformal_threshold as conformal_threshold
 from bliss_jax.scores import dense_bliss_score as dense_bliss_score
 from bliss_jax.scores import energy_score as energy_score
 from bliss_jax.scores import entropy_score as entropy_score
+from bliss_jax.scores import eoe_score as eoe_score
 from bliss_jax.scores import explain_bliss as explain_bliss
 from bliss_jax.scores import explain_bliss_prepared as explain_bliss_prepared
 from bliss_jax.scores import external_text_score as external_text_score
@@ -85,6 +87,7 @@ from bliss_jax.scores import pad_dictionary as pad_dictionary
 from bliss_jax.scores import prepare_bliss as prepare_bliss
 from bliss_jax.scores import psum_moments as psum_moments
 from bliss_jax.scores import similarity as similarity
+from bliss_jax.scores import text_bliss_score as text_bliss_score
 from bliss_jax.scores import text_statistics as text_statistics
 from bliss_jax.scores import top_k_similar as top_k_similar
 from bliss_jax.scores import update_moments as update_moments

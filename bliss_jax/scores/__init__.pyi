@@ -3,6 +3,7 @@ from bliss_jax.scores.bliss import external_text_score as external_text_score
 from bliss_jax.scores.bliss import internal_class_score as internal_class_score
 from bliss_jax.scores.blocks import block_map as block_map
 from bliss_jax.scores.clip_ad import clip_ad_score as clip_ad_score
+from bliss_jax.scores.cma import cma_score as cma_score
 from bliss_jax.scores.conformal import benjamini_hochberg as benjamini_hochberg
 from bliss_jax.scores.conformal import check_calibration_size as check_calibration_size
 from bliss_jax.scores.conformal import conformal_p_values as conformal_p_values
@@ -14,6 +15,7 @@ from bliss_jax.scores.directions import BlissDirections as BlissDirections
 from bliss_jax.scores.directions import bliss_directions as bliss_directions
 from bliss_jax.scores.energy import energy_score as energy_score
 from bliss_jax.scores.entropy import entropy_score as entropy_score
+from bliss_jax.scores.eoe import eoe_score as eoe_score
 from bliss_jax.scores.explanation import BlissExplanation as BlissExplanation
 from bliss_jax.scores.explanation import explain_bliss as explain_bliss
 from bliss_jax.scores.explanation import explain_bliss_prepared as explain_bliss_prepared
@@ -55,6 +57,7 @@ from bliss_jax.scores.statistics import shrinkage_share as shrinkage_share
 from bliss_jax.scores.statistics import standard_deviation as standard_deviation
 from bliss_jax.scores.statistics import text_moments as text_moments
 from bliss_jax.scores.statistics import text_statistics as text_statistics
+from bliss_jax.scores.text_bliss import text_bliss_score as text_bliss_score
 from bliss_jax.scores.top_k import pad_dictionary as pad_dictionary
 from bliss_jax.scores.top_k import similarity as similarity
 from bliss_jax.scores.top_k import top_k_similar as top_k_similar

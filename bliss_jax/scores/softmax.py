@@ -27,6 +27,15 @@ class LabelArguments(NamedTuple):
     temperature: Any
 
 
+class LabelAndTextArguments(NamedTuple):
+    """Checked arguments of a score of images, labels and a dictionary."""
+
+    x: jax.Array
+    labels: jax.Array
+    texts: jax.Array
+    mask: jax.Array
+
+
 def check_labels(
     embeddings: Any, label_embeddings: Any, normal: Any, temperature: Any = 1.0
 ) -> LabelArguments:
@@ -44,6 +53,25 @@ def check_labels(
     mask = checks.normal_mask(normal, len(labels))
     checks.run()
     return LabelArguments(x, labels, mask, temperature)
+
+
+def check_labels_and_texts(
+    checks: _checks.ValueChecks,
+    embeddings: Any,
+    label_embeddings: Any,
+    dictionary_embeddings: Any,
+    normal: Any,
+) -> LabelAndTextArguments:
+    """Adds the checks of images, labels, a dictionary and the mask, and returns these arrays.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
+    """
+    x = checks.embeddings("embeddings", embeddings)
+    labels = checks.embeddings("label_embeddings", label_embeddings)
+    texts = checks.embeddings("dictionary_embeddings", dictionary_embeddings)
+    same_dim(embeddings=x, label_embeddings=labels, dictionary_embeddings=texts)
+    return LabelAndTextArguments(x, labels, texts, checks.normal_mask(normal, len(labels)))
 
 
 def label_logits(

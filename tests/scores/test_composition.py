@@ -73,6 +73,9 @@ FUNCTIONS: dict[str, Callable[[Any, Context], Any]] = {
     "mahalanobis": lambda x, c: bj.mahalanobis_score(x, c.moments),
     "knn": lambda x, c: bj.knn_score(x, c.bank),
     "neglabel": lambda x, c: bj.neglabel_score(x, c.labels, c.texts, jax.random.key(KEY)),
+    "text_bliss": lambda x, c: bj.text_bliss_score(x, c.labels, c.texts),
+    "cma": lambda x, c: bj.cma_score(x, c.labels, c.texts),
+    "eoe": lambda x, c: bj.eoe_score(x, c.labels, c.texts),
     "top_k": lambda x, c: bj.top_k_similar(x, c.texts, 5),
 }
 SCORES = [name for name in FUNCTIONS if name not in ("explain", "explain prepared", "top_k")]
