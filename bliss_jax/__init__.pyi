@@ -92,8 +92,11 @@ from bliss_jax.scores import text_statistics as text_statistics
 from bliss_jax.scores import top_k_similar as top_k_similar
 from bliss_jax.scores import update_moments as update_moments
 from bliss_jax.scores import whitened_bliss_score as whitened_bliss_score
+from bliss_jax.text import Lexicon as Lexicon
+from bliss_jax.text import conjugated_lexicon as conjugated_lexicon
 from bliss_jax.text import fill_prompt as fill_prompt
 from bliss_jax.text import load_dictionary as load_dictionary
+from bliss_jax.text import neglabel_lexicon as neglabel_lexicon
 
 def _command() -> None: ...
 def _require(module: str, extra: str) -> None: ...

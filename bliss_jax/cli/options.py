@@ -164,7 +164,8 @@ def model_options(command: Callable, batch_default: str = BATCH_OF_DETECTOR) -> 
         click.option(
             "--dictionary",
             metavar="NAME|FILE",
-            help="imagenet1k, wordnet-nouns, unicode-names, or a text file with one phrase per line.  "
+            help="imagenet1k, wordnet-nouns, wordnet-adjectives, unicode-names, or a text file with one "
+            "phrase per line.  "
             "[default: imagenet1k; unicode-names for glyphs]",
         ),
         click.option(

@@ -212,6 +212,11 @@ def standard_deviation(variance: Float[jax.Array, "..."]) -> Float[jax.Array, ".
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), rest) + EPSILON
 
 
+def unit(vectors: Float[jax.Array, "rows dim"]) -> Float[jax.Array, "rows dim"]:
+    """Returns the rows divided by their length, with a finite gradient if a row is 0 (texts that cancel out)."""
+    return vectors / standard_deviation(jnp.sum(vectors**2, axis=1))[:, None]
+
+
 def pooling_weights(
     count: Float[jax.Array, " classes"], mask: Bool[jax.Array, " classes"]
 ) -> Float[jax.Array, " classes"]:

@@ -32,7 +32,7 @@ from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.parts import check_bliss, combine, nan_if_normal_is_empty
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import nan_unless_finite
-from bliss_jax.scores.statistics import in_dtype, standard_deviation
+from bliss_jax.scores.statistics import in_dtype, unit
 from bliss_jax.scores.top_k import Axis, check_chunk_size, local_rows, nearest_texts
 from bliss_jax.scores.within_class import normal_centre, whiten, whitening_within_classes
 
@@ -133,8 +133,8 @@ def _whitened(
     centre = normal_centre(moments, mask)
     images = whiten(x.astype(dtype) - centre, inverse)
     means = whiten(moments.mean - centre, inverse)
-    label = _unit(whiten(labels.astype(dtype), inverse))
-    word = _unit(whiten(_mean_of_nearest(x, texts, counted, dtype, **static), inverse))
+    label = unit(whiten(labels.astype(dtype), inverse))
+    word = unit(whiten(_mean_of_nearest(x, texts, counted, dtype, **static), inverse))
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
@@ -172,11 +172,6 @@ def _mean_of_nearest(
         total = lax.psum(total, dictionary_axis)
     missing = jnp.any(jnp.isneginf(cosines), axis=1)[:, None]
     return jnp.where(missing, jnp.nan, total / k)
-
-
-def _unit(vectors: Float[jax.Array, "rows dim"]) -> Float[jax.Array, "rows dim"]:
-    """Returns the rows divided by their length, with a finite gradient if a row is 0 (texts that cancel out)."""
-    return vectors / standard_deviation(jnp.sum(vectors**2, axis=1))[:, None]
 
 
 SCORE = Score(

@@ -5,7 +5,12 @@ from bliss_jax.text.dictionaries import exclude_labels as exclude_labels
 from bliss_jax.text.dictionaries import find_overlap as find_overlap
 from bliss_jax.text.dictionaries import load_dictionary as load_dictionary
 from bliss_jax.text.html_table import html_table as html_table
+from bliss_jax.text.lexicons import Lexicon as Lexicon
+from bliss_jax.text.lexicons import conjugated_lexicon as conjugated_lexicon
+from bliss_jax.text.lexicons import neglabel_lexicon as neglabel_lexicon
 from bliss_jax.text.prompts import CLIP_AD_ANOMALY as CLIP_AD_ANOMALY
 from bliss_jax.text.prompts import MCM_PROMPT as MCM_PROMPT
+from bliss_jax.text.prompts import NEGLABEL_ADJECTIVE_PROMPT as NEGLABEL_ADJECTIVE_PROMPT
+from bliss_jax.text.prompts import NEGLABEL_PROMPT as NEGLABEL_PROMPT
 from bliss_jax.text.prompts import PROMPT as PROMPT
 from bliss_jax.text.prompts import fill_prompt as fill_prompt

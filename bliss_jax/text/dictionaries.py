@@ -4,6 +4,9 @@
                     1,860 phrases, 1,842 of them distinct, nothing removed; the dictionary of BLISS
     wordnet-nouns   all 119,034 noun lemmas of WordNet 3.0, in the order of their first occurrence in
                     `data.noun`; "China" and "china" are different lemmas
+    wordnet-adjectives
+                    all 21,538 adjective lemmas of WordNet 3.0, in the order of their first occurrence in
+                    `data.adj`; NegLabel's lexicon has nouns and adjectives
     unicode-names   the names of the 5,575 characters of DejaVu Sans that are visible on their own, in
                     lower case, in the order of their code points; the dictionary of the data set `glyphs`
     a text file     one phrase per line
@@ -28,6 +31,7 @@ from pathlib import Path
 _DESCRIPTIONS = {
     "imagenet1k": "lemmas of the 1,000 ImageNet-1k synsets in WordNet 3.0; the dictionary of BLISS",
     "wordnet-nouns": "all noun lemmas of WordNet 3.0",
+    "wordnet-adjectives": "all adjective lemmas of WordNet 3.0",
     "unicode-names": "names of the characters of DejaVu Sans; the dictionary of glyphs",
 }
 _PACKAGED = tuple(_DESCRIPTIONS)

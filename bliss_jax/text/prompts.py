@@ -16,6 +16,12 @@ MCM_PROMPT = "a photo of a {label}"
 CLIP_AD_ANOMALY = "a photo of something"
 """Text that represents "none of the labels" in CLIP-AD (Liznerski et al. 2022)."""
 
+NEGLABEL_PROMPT = "The nice {label}."
+"""Prompt of NegLabel for labels and nouns (Jiang et al. 2024)."""
+
+NEGLABEL_ADJECTIVE_PROMPT = "This is a {label} photo"
+"""Prompt of NegLabel for adjectives."""
+
 _FIELD = "{label}"
 
 

@@ -57,6 +57,9 @@ EVERY_SCORE = {
         nearest_of_class(x, TRAIN, TRAIN_LABELS, 5, num_classes=C), normal=mask
     ),
     "neglabel": lambda x, mask: neglabel_score(x, LABELS, LEXICON, KEY, normal=mask),
+    "neglabel_images": lambda x, mask: neglabel_score(
+        x, LABELS, LEXICON, KEY, moments=MOMENTS, normal=mask
+    ),
 }
 
 
@@ -123,11 +126,16 @@ def test_knn_is_correct_if_classes_have_fewer_than_k_images():
     )
 
 
-def neglabel_by_hand(groups, key):
-    """Computes NegMining and grouping in float64 with NumPy."""
-    lexicon, labels = unit(LEXICON), unit(LABELS[NORMAL])
-    quantile = np.quantile(lexicon @ labels.T, 0.95, axis=1)
-    chosen = np.argsort(quantile, kind="stable")[: int(0.15 * len(lexicon))]
+def neglabel_by_hand(groups, key, anchors=LABELS, parts=(150,)):
+    """Computes NegMining of each part and grouping in float64 with NumPy."""
+    lexicon = unit(LEXICON)
+    quantile = np.quantile(lexicon @ unit(anchors[NORMAL]).T, 0.95, axis=1)
+    chosen, first = [], 0
+    for size in parts:
+        order = np.argsort(quantile[first : first + size], kind="stable")
+        chosen.extend(first + order[: int(0.15 * size)])
+        first += size
+    chosen = np.array(chosen)
     dealt = np.asarray(jax.random.permutation(key, jnp.asarray(chosen)))
     positive = np.exp(100 * S).sum(axis=1)
     per_group = []
@@ -143,6 +151,26 @@ def test_neglabel_agrees_with_its_equation(groups):
     chosen, expected = neglabel_by_hand(groups, KEY)
     np.testing.assert_array_equal(negative_labels(LABELS, LEXICON, normal=MASK), chosen)
     got = neglabel_score(X, LABELS, LEXICON, KEY, normal=MASK, groups=groups)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_the_share_of_negatives_is_taken_of_each_part_of_the_lexicon():
+    parts = (30, 120)
+    chosen, expected = neglabel_by_hand(4, KEY, parts=parts)
+    found = negative_labels(LABELS, LEXICON, normal=MASK, parts=parts)
+    np.testing.assert_array_equal(found, chosen)
+    assert (found < 30).sum() == 4
+    got = neglabel_score(X, LABELS, LEXICON, KEY, normal=MASK, groups=4, parts=parts)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_with_moments_the_negatives_are_chosen_by_the_class_means():
+    means = np.stack([TRAIN[c == TRAIN_LABELS].astype(np.float64).mean(axis=0) for c in range(C)])
+    chosen, expected = neglabel_by_hand(4, KEY, anchors=means)
+    assert set(chosen) != set(np.asarray(negative_labels(LABELS, LEXICON, normal=MASK)))
+    got = neglabel_score(X, LABELS, LEXICON, KEY, moments=MOMENTS, normal=MASK, groups=4)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -229,6 +257,10 @@ def test_half_precision_inputs_give_float32_scores(name):
             r"fraction: expected a Python number in \(0, 1\]",
         ),
         (lambda: negative_labels(LABELS, LEXICON[:3], fraction=0.1), "less than one word"),
+        (
+            lambda: negative_labels(LABELS, LEXICON, parts=(100, 60)),
+            r"parts: expected sizes that add up to 150 words, got \(100, 60\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(call, message, unchecked):

@@ -73,6 +73,9 @@ FUNCTIONS: dict[str, Callable[[Any, Context], Any]] = {
     "mahalanobis": lambda x, c: bj.mahalanobis_score(x, c.moments),
     "knn": lambda x, c: bj.knn_score(x, c.bank),
     "neglabel": lambda x, c: bj.neglabel_score(x, c.labels, c.texts, jax.random.key(KEY)),
+    "neglabel_images": lambda x, c: bj.neglabel_score(
+        x, c.labels, c.texts, jax.random.key(KEY), moments=c.moments
+    ),
     "text_bliss": lambda x, c: bj.text_bliss_score(x, c.labels, c.texts),
     "cma": lambda x, c: bj.cma_score(x, c.labels, c.texts),
     "eoe": lambda x, c: bj.eoe_score(x, c.labels, c.texts),
@@ -91,7 +94,11 @@ def some_quick(*names: str) -> Any:
 
 
 every_function = some_quick(*FUNCTIONS)
-every_score = pytest.mark.parametrize("name", SCORES)
+ADDED = ("neglabel_images", "text_bliss", "cma", "eoe")
+every_score = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ADDED else n for n in SCORES],
+)
 
 
 def close(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
@@ -207,7 +214,7 @@ def test_sharded_images_need_no_communication_between_devices(name, context):
     assert not permuted
 
 
-@pytest.mark.parametrize("name", SCORES)
+@every_score
 def test_gradients_agree_with_finite_differences(name, context):
     function = FUNCTIONS[name]
     with jax.enable_x64(True):

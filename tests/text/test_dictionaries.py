@@ -17,7 +17,13 @@ from bliss_jax.text import (
     find_overlap,
     load_dictionary,
 )
-from bliss_jax.text.wordnet import noun_phrases, phrases_of_wnids, read_licence, read_noun_synsets
+from bliss_jax.text.wordnet import (
+    distinct_lemmas,
+    phrases_of_wnids,
+    read_adjective_synsets,
+    read_licence,
+    read_noun_synsets,
+)
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR100 = """
@@ -74,6 +80,15 @@ def test_wordnet_nouns_holds_each_noun_lemma_once():
     assert len({phrase.lower() for phrase in phrases}) == 117_798
 
 
+def test_wordnet_adjectives_holds_each_adjective_lemma_once_without_markers():
+    phrases = load_dictionary("wordnet-adjectives")
+    assert len(phrases) == len(set(phrases)) == 21_538
+    assert phrases[:4] == ("able", "unable", "abaxial", "dorsal")
+    assert not any(phrase.endswith(("(a)", "(p)", "(ip)")) for phrase in phrases)
+    # WordNet's own index of adjectives, which is in lower case, has this many entries.
+    assert len({phrase.lower() for phrase in phrases}) == 21_479
+
+
 @pytest.mark.parametrize(
     ("name", "sha256"),
     [
@@ -108,7 +123,9 @@ def test_wordnet_yields_the_packaged_dictionaries_and_licence():
     wnids = labels.read_text().split()
     assert len(wnids) == 1000
     assert phrases_of_wnids(synsets, wnids) == load_dictionary("imagenet1k")
-    assert noun_phrases(synsets) == load_dictionary("wordnet-nouns")
+    assert distinct_lemmas(synsets) == load_dictionary("wordnet-nouns")
+    adjectives = read_adjective_synsets((DATA_NOUN.parent / "data.adj").read_bytes())
+    assert distinct_lemmas(adjectives) == load_dictionary("wordnet-adjectives")
     licence = (files("bliss_jax.text") / "data" / "WORDNET_LICENSE.txt").read_text()
     assert read_licence(content) == licence
 
@@ -126,7 +143,7 @@ SYNSETS = (
 def test_synsets_and_phrases_are_read_from_data_noun():
     synsets = read_noun_synsets(SYNSETS)
     assert synsets == {16: ("ice cream", "China"), 94: (*"abcdefghij", "ice cream")}
-    assert noun_phrases(synsets) == ("ice cream", "China", *"abcdefghij")
+    assert distinct_lemmas(synsets) == ("ice cream", "China", *"abcdefghij")
     assert phrases_of_wnids(synsets, ["n00000094", "n00000016"]) == (
         *"abcdefghij",
         "ice cream",
@@ -134,6 +151,11 @@ def test_synsets_and_phrases_are_read_from_data_noun():
         "China",
     )
     assert read_licence(SYNSETS) == "Copyright\n"
+
+
+def test_syntactic_markers_of_adjectives_are_removed():
+    line = b"00000016 00 a 03 galore(ip) 0 big(a) 0 well(p) 0 000 | gloss (p)  \n"
+    assert read_adjective_synsets(LICENCE_LINE + line) == {16: ("galore", "big", "well")}
 
 
 def test_a_line_that_does_not_begin_with_its_offset_is_refused():
@@ -281,7 +303,9 @@ def test_any_bytes_give_clean_phrases_or_a_value_error(tmp_path_factory, content
 def test_an_unknown_name_is_refused_with_similar_names(tmp_path):
     with pytest.raises(ValueError, match=r"'imagenet-1k'.*did you mean 'imagenet1k'\?"):
         load_dictionary("imagenet-1k")
-    with pytest.raises(ValueError, match=r"\['imagenet1k', 'wordnet-nouns', 'unicode-names'\]"):
+    with pytest.raises(
+        ValueError, match=r"\['imagenet1k', 'wordnet-nouns', 'wordnet-adjectives', "
+    ):
         load_dictionary("unlike any name")
     with pytest.raises(ValueError, match="there is no dictionary and no file"):
         load_dictionary(tmp_path)
