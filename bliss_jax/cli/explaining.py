@@ -15,6 +15,7 @@ from bliss_jax.cli.options import (
     file_options,
     file_reader,
     load_detector,
+    own_score_option,
 )
 from bliss_jax.cli.terminal import notes, printable, tables
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @encoder_option
+@own_score_option
 @file_options
 def explain(
     detector: Path,
@@ -41,10 +43,11 @@ def explain(
     words: int,
     as_json: bool,
     model: str | None,
+    own_score: str | None,
     **options: Any,
 ) -> None:
     """Explain the scores of images: nearest normal class, both parts of the score, nearest phrases."""
-    loaded = load_detector(detector, model)
+    loaded = load_detector(detector, model, own_score=own_score)
     from bliss_jax.detection import open_table, score_files, table_columns
 
     own = loaded.decoding
@@ -84,7 +87,7 @@ def info(detector: Path, as_json: bool) -> None:
         ("calibration", f"{held_out} images, alpha at least {alpha:.3g}{_independence(made)}"
          if held_out else "none"),
         ("dictionary", f"{(made.get('dictionary') or {}).get('name')}, {facts['dictionary']} texts"),
-        ("score", f"k {facts['k']}, lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
+        ("score", f"{facts['score']}, k {facts['k']}, lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
         ("prompt", facts["prompt"]),
         ("encoder", str(model.get("name", "none: embeddings only"))),
         ("weights", str(model.get("weights_sha256", ""))[:16]),
@@ -113,9 +116,12 @@ def _print_why(row: "ScoredFile", detector: "Detector") -> None:
     if row.error is not None:
         console.print(f"  cannot be scored: {printable(row.error)}")
         return
+    named = f"{detector.score_name} {row.score:+.4g}"
+    if detector.score_name == "bliss":
+        named = f"BLISS {row.score:+.2f}"
     p = "" if row.p_value is None else f", p-value {row.p_value:.3g}"
     console.print(
-        f"  BLISS {row.score:+.2f}{p}\n"
+        f"  {named}{p}\n"
         f"  nearest normal class: {row.nearest_class}\n"
         f"  internal {row.internal:+.2f}, external {row.external:+.2f} x {detector.weight:g}"
     )

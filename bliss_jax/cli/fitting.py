@@ -16,6 +16,7 @@ from bliss_jax.cli.options import (
     model_options,
     quiet_option,
 )
+from bliss_jax.cli.own_scores import library_scores, load_scores
 from bliss_jax.cli.terminal import listed, no_progress, notes, progress
 from bliss_jax.evaluation import MODEL
 from bliss_jax.storage import check_writable
@@ -49,9 +50,8 @@ class _ShareOrFolder(click.ParamType):
 @click.option(
     "--images",
     type=click.Path(path_type=Path, file_okay=False),
-    required=True,
     metavar="DIR",
-    help="Folder of normal images.",
+    help="Folder of normal images. Without it, the detector is fitted to --labels and the dictionary alone.",
 )
 @click.option(
     "--folders",
@@ -63,7 +63,15 @@ class _ShareOrFolder(click.ParamType):
     "--labels",
     metavar="LABEL,...",
     help="Label of the images in DIR. With several labels, each image gets the label of the largest cosine, "
-    "which the provenance records.",
+    "which the provenance records.  [default: object, if DIR has no subfolders]",
+)
+@click.option(
+    "--score",
+    "scores",
+    metavar="NAME|MODULE:FUNCTION",
+    help="Score of the detector: the name of a score, or a function or `bliss_jax.Score` of one's own, as "
+    "MODULE:FUNCTION (the current directory is searched first) or FILE.py:FUNCTION.  [default: bliss; text_bliss "
+    "without --images]",
 )
 @file_options
 @model_options
@@ -128,13 +136,12 @@ class _ShareOrFolder(click.ParamType):
 )
 def fit(**options: Any) -> None:
     """Fit a detector to normal images and write it to a file."""
-    if options["folders"] == (options["labels"] is not None):
-        raise click.UsageError("expected either --folders or --labels LABEL,...")
+    _check_usage(options)
     check_writable(options["output"])
     # Everything that can be wrong with arguments and folders is checked before anything heavy is imported.
     check_texts(options)
     reader = file_reader(options)
-    dataset = _images(options, options["images"], reader)
+    dataset = None if options["images"] is None else _images(options, options["images"], reader)
     calibration = options["calibration"]
     own = file_reader(options)
     if isinstance(calibration, Path):
@@ -164,6 +171,46 @@ def fit(**options: Any) -> None:
         sys.exit(UNREADABLE)
 
 
+def _check_usage(options: dict[str, Any]) -> None:
+    """Checks which options are given, and completes --labels for a folder without subfolders.
+
+    Raises:
+        UsageError: The classes of the images are not given, or given twice.
+    """
+    from bliss_jax.datasets import UNNAMED_CLASS, is_flat_folder
+
+    library_scores([options["scores"]] if options["scores"] else [])
+    if options["images"] is None:
+        if options["folders"] or options["labels"] is None:
+            raise click.UsageError("expected --images DIR, or --labels LABEL,... without images")
+        return
+    folder = options["images"]
+    if (
+        not options["folders"]
+        and options["labels"] is None
+        and folder.is_dir()
+        and is_flat_folder(folder)
+    ):
+        options["labels"] = UNNAMED_CLASS
+        if not options["quiet"]:
+            notes.print(
+                f"{folder} has no subfolders, so all images are of one class, {UNNAMED_CLASS!r}; a name that says what "
+                "they show, --labels NAME, gives better scores"
+            )
+    if options["folders"] == (options["labels"] is not None):
+        raise click.UsageError("expected either --folders or --labels LABEL,...")
+
+
+def _labels(options: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the labels of --labels."""
+    labels = tuple(label.strip() for label in options["labels"].split(","))
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise click.UsageError(
+            f"--labels: expected different labels separated by commas, got {options['labels']!r}"
+        )
+    return labels
+
+
 def _images(options: dict[str, Any], folder: Path, reader: "FileReader") -> "ImageDataset":
     """Lists the images of a folder, with the labels of --folders, or the first one of --labels."""
     if not folder.is_dir():
@@ -174,12 +221,7 @@ def _images(options: dict[str, Any], folder: Path, reader: "FileReader") -> "Ima
         return load_dataset(folder, "train", reader=reader, strict=options["strict"])
     from bliss_jax.datasets import find_images
 
-    labels = tuple(label.strip() for label in options["labels"].split(","))
-    if not all(labels) or len(set(labels)) < len(labels):
-        raise click.UsageError(
-            f"--labels: expected different labels separated by commas, got {options['labels']!r}"
-        )
-    dataset = find_images(folder, labels, reader)
+    dataset = find_images(folder, _labels(options), reader)
     if dataset.problems and options["strict"]:
         raise ValueError(
             f"{len(dataset.problems)} files cannot be read:\n" + "\n".join(dataset.problems)
@@ -188,28 +230,31 @@ def _images(options: dict[str, Any], folder: Path, reader: "FileReader") -> "Ima
 
 
 def _check_numbers(
-    options: dict[str, Any], dataset: "ImageDataset", calibration: "float | ImageDataset"
+    options: dict[str, Any], dataset: "ImageDataset | None", calibration: "float | ImageDataset"
 ) -> None:
     """Raises ValueError for numbers that are out of range, and for groups that the names do not have."""
+    import numpy as np
+
     from bliss_jax.detection import check_fit
     from bliss_jax.text import exclude_labels, load_dictionary
 
     phrases = load_dictionary(options["dictionary"] or _DICTIONARY)
+    class_names = _labels(options) if dataset is None else dataset.class_names
     if options["exclude_labels"]:
-        phrases = exclude_labels(phrases, dataset.class_names)
+        phrases = exclude_labels(phrases, class_names)
     check_fit(
         phrases=len(phrases),
         **{name: options[name] for name in ("k", "weight", "shrinkage")},
         calibration=calibration,
         groups=options["group_by"],
         images=dataset,
-        labels=dataset.labels,
-        classes=len(dataset.class_names),
+        labels=np.empty(0, np.int32) if dataset is None else dataset.labels,
+        classes=len(class_names),
     )
 
 
 def _fitted(
-    options: dict[str, Any], dataset: "ImageDataset", calibration: "float | ImageDataset"
+    options: dict[str, Any], dataset: "ImageDataset | None", calibration: "float | ImageDataset"
 ) -> "Detector":
     """Fits the detector."""
     from bliss_jax.detection import Detector, default_images_per_device, label_images
@@ -217,6 +262,7 @@ def _fitted(
     from bliss_jax.models import load_model
     from bliss_jax.text import PROMPT
 
+    score = load_scores([options["scores"]] if options["scores"] else [])
     model = load_model(
         options["model"] or MODEL, dtype=options["dtype"], revision=options["revision"]
     )
@@ -235,7 +281,9 @@ def _fitted(
 
     return Detector.fit(
         model,
-        labelled(dataset),
+        None if dataset is None else labelled(dataset),
+        class_names=_labels(options) if dataset is None else None,
+        score=None if score is None else score[0],
         dictionary=options["dictionary"] or _DICTIONARY,
         exclude_labels=options["exclude_labels"],
         k=options["k"],
@@ -261,5 +309,7 @@ def _summary(detector: "Detector") -> str:
             f" (one of each of {groups['held_out']} held-out groups of {groups['number']}, which have "
             f"{groups['images']} images)"
         )
+    if not sum(c["fitted"] for c in facts["classes"]):
+        counts = f"none ({', '.join(detector.class_names)})"
     alpha = f"smallest alpha {facts['smallest_alpha']:.3g}" if number else "no thresholds"
-    return f"fitted images: {counts}; {held_out}, {alpha}"
+    return f"score {detector.score_name}; fitted images: {counts}; {held_out}, {alpha}"

@@ -33,6 +33,13 @@ encoder_option = click.option(
     help="Encoder, if it is not where the detector was fitted. Its weights must be the same.",
 )
 
+own_score_option = click.option(
+    "--score",
+    "own_score",
+    metavar="MODULE:FUNCTION",
+    help="Function of the detector's score, if it was fitted with a score of one's own; also FILE.py:FUNCTION.",
+)
+
 FILE_OPTIONS = ("background", "bit_depth", "follow_links", "globs")
 
 
@@ -84,12 +91,24 @@ WORDS = 5
 """Default number of phrases in an explanation."""
 
 
-def load_detector(path: Path, model: str | None, *, embeddings_only: bool = False) -> "Detector":
-    """Returns the detector in a file, with its recorded encoder or the one that --model names."""
+def load_detector(
+    path: Path, model: str | None, *, embeddings_only: bool = False, own_score: str | None = None
+) -> "Detector":
+    """Returns the detector in a file, with its recorded encoder or the one of --model, and the score of --score."""
     check_detector_file(path)
+    from bliss_jax.cli.own_scores import library_scores, load_scores
     from bliss_jax.detection import Detector
 
-    return Detector.load(path, model, embeddings_only=embeddings_only)
+    names = [own_score] if own_score else []
+    if library_scores(names):
+        raise click.UsageError(
+            f"--score: expected MODULE:FUNCTION or FILE.py:FUNCTION, got {own_score!r}; the detector's file "
+            "names scores of the library"
+        )
+    score = load_scores(names)
+    return Detector.load(
+        path, model, embeddings_only=embeddings_only, score=None if score is None else score[0]
+    )
 
 
 def check_detector_file(path: Path) -> int:

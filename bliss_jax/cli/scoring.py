@@ -22,6 +22,7 @@ from bliss_jax.cli.options import (
     file_options,
     file_reader,
     load_detector,
+    own_score_option,
     quiet_option,
 )
 from bliss_jax.cli.terminal import no_progress, notes, printable, progress
@@ -89,6 +90,7 @@ _SHOWN = 24
     help=f"Write an HTML report on the most anomalous images ({_SHOWN}, or the number of --top).",
 )
 @encoder_option
+@own_score_option
 @file_options
 @click.option(
     "--cache",
@@ -122,7 +124,11 @@ def score(**options: Any) -> None:
         _check_paths(paths, file_reader(options))
     _check_alpha(options["alpha"], held_out)
     words = WORDS if options["explain"] or options["report"] is not None else 0
-    detector = load_detector(options["detector"], options["model"])
+    detector = load_detector(options["detector"], options["model"], own_score=options["own_score"])
+    if options["report"] is not None and detector.score_name != "bliss":
+        raise ValueError(
+            f"--report: expected a detector with the score bliss, which the page explains, got {detector.score_name}"
+        )
     own = detector.decoding
     reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
     from bliss_jax.detection import PartialRows, score_files

@@ -7,7 +7,9 @@ from bliss_jax.datasets.decode import decode_image as decode_image
 from bliss_jax.datasets.decode import pixels_of as pixels_of
 from bliss_jax.datasets.decode import read_image as read_image
 from bliss_jax.datasets.folder import FileImages as FileImages
+from bliss_jax.datasets.folder import UNNAMED_CLASS as UNNAMED_CLASS
 from bliss_jax.datasets.folder import find_images as find_images
+from bliss_jax.datasets.folder import is_flat_folder as is_flat_folder
 from bliss_jax.datasets.glyph_splits import GLYPH_PROTOCOLS as GLYPH_PROTOCOLS
 from bliss_jax.datasets.image_dataset import ImageDataset as ImageDataset
 from bliss_jax.datasets.image_dataset import Images as Images

@@ -142,6 +142,20 @@ def find_images(folder: Path, labels: tuple[str, ...], reader: FileReader) -> Im
     )
 
 
+UNNAMED_CLASS = "object"
+"""Class of the images of a folder without subfolders, if it has no other name."""
+
+
+def is_flat_folder(folder: Path) -> bool:
+    """Returns whether a folder contains files and no subfolders. Hidden entries do not count.
+
+    Raises:
+        ValueError: The folder cannot be listed.
+    """
+    entries = _visible(folder)
+    return bool(entries) and not any(_is_folder(entry) for entry in entries)
+
+
 class _Listing:
     """The class folders of a folder."""
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from bliss_jax.datasets import AUTO, Decoding
+from bliss_jax.detection.chosen_score import (
+    BLISS,
+    ScoreLike,
+    check_score,
+    compute,
+    record_of,
+    why_not,
+)
 from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
 from bliss_jax.detection.export import Inputs, export_detector
 from bliss_jax.detection.inputs import (
@@ -25,10 +33,13 @@ from bliss_jax.detection.inputs import (
 from bliss_jax.detection.platforms import DEFAULT_PLATFORMS
 from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
+from bliss_jax.detection.text_explanation import explain_texts
 from bliss_jax.detection.ties import KnownEmbeddings, rounding_of
 from bliss_jax.embedding import AnyEncoder, embed_texts
+from bliss_jax.metrics import ScoreComparison, compare_scores
 from bliss_jax.scores import (
     PreparedBliss,
+    Score,
     benjamini_hochberg,
     bliss_score_prepared,
     check_calibration_size,
@@ -36,6 +47,7 @@ from bliss_jax.scores import (
     conformal_threshold,
     explain_bliss_prepared,
     prepare_bliss,
+    score_table,
 )
 from bliss_jax.text import html_table
 
@@ -53,10 +65,16 @@ _explain = jax.jit(explain_bliss_prepared, static_argnames=("k", "num_texts"))
 
 
 class Explanation(NamedTuple):
-    """The parts of an image's score."""
+    """The parts of an image's score.
+
+    The nearest class, the parts and the z-scores are those of BLISS, also if the detector uses another score. If the
+    detector was fitted without images, there are no standard deviations: the nearest class is that of the largest
+    cosine, internal is minus this cosine, external the mean of the k largest cosines to phrases, and the phrases have
+    cosines in place of z-scores.
+    """
 
     score: float
-    """BLISS score, equal to that of `Detector.score`."""
+    """Score of the detector, equal to that of `Detector.score`."""
     p_value: float | None
     """Conformal p-value as in `Detector.p_values`; None without calibration images."""
     nearest_class: str
@@ -87,9 +105,11 @@ class DetectorAnswers(DetectorState):
 
     model: AnyEncoder | None = None
     """A `Model` or another `Encoder`. A detector without one accepts embeddings only."""
+    own_score: Score | None = None
+    """The record of the score, if it is not a score of the library."""
 
     def score(self, images: Images) -> Float[np.ndarray, " images"]:
-        """Returns the BLISS score of each image, float32; higher is more anomalous.
+        """Returns the score of each image, float32; higher is more anomalous. The score is BLISS by default.
 
         The score of an image does not depend on the other images in the call, and is the same in
         `score_files` and for calibration images, to the last bit.
@@ -174,9 +194,13 @@ class DetectorAnswers(DetectorState):
         if words < 1:
             raise ValueError(f"words: expected at least 1, got {words}")
         named = min(words, len(self.dictionary))
-        explain = partial(
-            _explain, prepared=self.prepared, k=self.k, weight=self.weight, num_texts=named
-        )
+        if np.any(self.moments.count):
+            explain: Callable[..., Any] = partial(
+                _explain, prepared=self.prepared, k=self.k, weight=self.weight, num_texts=named
+            )
+        else:
+            texts = {"labels": self.label_embeddings, "dictionary": self.dictionary_embeddings}
+            explain = partial(explain_texts, **texts, k=self.k, num_texts=named)
         embeddings = self._known.snap(self._embeddings(images))
         why = _in_blocks(explain, embeddings)
         # Scores come from the program of `score`. Another program may round differently and lose ties.
@@ -196,6 +220,51 @@ class DetectorAnswers(DetectorState):
             )
             for i in range(len(scores))
         )
+
+    def compare(
+        self,
+        images: Images,
+        is_anomaly: Sequence[bool] | np.ndarray | jax.Array,
+        scores: Sequence[ScoreLike] | None = None,
+        *,
+        reference: str | None = None,
+        confidence: float = 0.95,
+    ) -> ScoreComparison:
+        """Ranks scores by their AUROC on a labelled sample, with DeLong's paired tests, as in `compare_scores`.
+
+        All scores are computed from the state of this detector. The sample must be new: images of the fit look more
+        normal than they are.
+
+        Args:
+            images: Images or embeddings, as in `score`.
+            is_anomaly: True for anomalous images [images].
+            scores: Scores to compare. None for the score of this detector and the default scores of an evaluation.
+                Those that cannot be computed from this detector are left out, and a note below the table says why.
+            reference: Name of the score to compare with. None for the best.
+            confidence: Coverage of the intervals.
+
+        Raises:
+            ValueError: A given score cannot be computed, or one of the reasons listed in `score` and `compare_scores`.
+        """
+        embeddings = self._known.snap(self._embeddings(images))
+        if scores is None:
+            records = {self._record.name: self._record} | {
+                name: record for name, record in score_table().items() if record.default
+            }
+        else:
+            records = {record.name: record for record in map(record_of, scores)}
+        computed, notes = {}, []
+        for name, record in records.items():
+            if scores is not None:
+                check_score(record, self)
+            elif (reason := why_not(record, self)) is not None:
+                notes.append(f"{name} is left out: {reason}.")
+                continue
+            computed[name] = self._scores(embeddings, record)
+        found = compare_scores(
+            computed, np.asarray(is_anomaly, bool), reference=reference, confidence=confidence
+        )
+        return replace(found, notes=tuple(notes))
 
     def export(
         self,
@@ -218,10 +287,15 @@ class DetectorAnswers(DetectorState):
             batch_size: Number of inputs that are computed at once, which bounds the memory. None for the detector's.
 
         Raises:
-            ValueError, OSError: The detector has no `Model` for images, an option is unknown, or the file cannot be
-                written.
+            ValueError, OSError: The score is not BLISS, the detector has no `Model` for images, an option is unknown,
+                or the file cannot be written.
             ModuleNotFoundError: The package flatbuffers is missing.
         """
+        if self.score_name != BLISS:
+            raise ValueError(
+                f"expected a detector with the score {BLISS!r}, because only BLISS can be exported, got "
+                f"{self.score_name!r}"
+            )
         export_detector(self, Path(path), inputs=inputs, platforms=platforms, batch_size=batch_size)
 
     @cached_property
@@ -272,9 +346,29 @@ class DetectorAnswers(DetectorState):
         except ValueError:
             return Decoding()
 
-    def _scores(self, embeddings: Float[np.ndarray, "images dim"]) -> Float[np.ndarray, " images"]:
-        score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
+    def _scores(
+        self, embeddings: Float[np.ndarray, "images dim"], record: Score | None = None
+    ) -> Float[np.ndarray, " images"]:
+        """Returns scores of embeddings: those of the detector, or of another record."""
+        record = record or self._record
+        if record.name == BLISS:
+            score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
+        else:
+            score = compute(record, self)
         return _in_blocks(score, embeddings)
+
+    @property
+    def _record(self) -> Score:
+        """The record of the detector's score.
+
+        Raises:
+            ValueError: It is a user's own score that was not passed to `load`.
+        """
+        if self.own_score is not None:
+            return self.own_score
+        if self.score_name not in score_table():
+            raise own_score_error(self)
+        return score_table()[self.score_name]
 
     @cached_property
     def _known(self) -> KnownEmbeddings:
@@ -324,6 +418,17 @@ class DetectorAnswers(DetectorState):
             )
         if alpha is not None:
             check_calibration_size(m, alpha)
+
+
+def own_score_error(state: DetectorState) -> ValueError:
+    """Returns the error for a detector whose score is a user's own and was not passed to `load`."""
+    facts = state.provenance.get("score")
+    place = facts.get("function") if isinstance(facts, dict) else None
+    return ValueError(
+        f"the score of this detector, {state.score_name!r}, is not a score of this library: pass its function"
+        + (f" ({place})" if place else "")
+        + " to Detector.load(path, score=...), or --score MODULE:FUNCTION on the command line"
+    )
 
 
 def _in_blocks(function: Callable[[np.ndarray], Any], rows: Float[np.ndarray, "images ..."]) -> Any:

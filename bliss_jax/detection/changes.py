@@ -14,6 +14,14 @@ from jaxtyping import Float
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.detection.answers import DetectorAnswers
 from bliss_jax.detection.calibration import split_for_calibration
+from bliss_jax.detection.chosen_score import (
+    ScoreLike,
+    check_score,
+    is_of_library,
+    record_of,
+    score_arrays,
+    texts_of,
+)
 from bliss_jax.detection.inputs import (
     Images,
     Phrases,
@@ -25,7 +33,7 @@ from bliss_jax.detection.inputs import (
 )
 from bliss_jax.embedding import AnyEncoder, encoder_facts, preprocessing_facts
 from bliss_jax.scores import fit_moments, merge_moments
-from bliss_jax.text import dictionary_hash, fill_prompt
+from bliss_jax.text import MCM_PROMPT, dictionary_hash, fill_prompt
 
 Changed = TypeVar("Changed", bound="DetectorChanges")
 """Type of the returned detector, equal to the type of the original."""
@@ -55,8 +63,11 @@ class DetectorChanges(DetectorAnswers):
         """
         embeddings, labels, source = self._of_own_classes(images, labels)
         more = fit_moments(embeddings, labels, num_classes=self.num_classes)
+        moments = merge_moments(self.moments, more)
+        self._check_every_class_has_images(moments.count)
         change = {"update": image_counts(labels, self.class_names), "source": source}
-        return self._changed(change, moments=merge_moments(self.moments, more))
+        arrays = self._with_fitted(embeddings, labels)
+        return self._changed(change, moments=moments, score_arrays=arrays)
 
     def calibrate(
         self: Changed, images: Source, labels: np.ndarray | Sequence[int] | None = None
@@ -110,9 +121,12 @@ class DetectorChanges(DetectorAnswers):
         held_out, fitted = split.calibration, embeddings[split.fitted]
         new = fit_moments(fitted, np.zeros(len(fitted), np.int32), num_classes=1)
         own = np.full(int(held_out.sum()), self.num_classes, np.int32)
+        arrays = self._with_fitted(fitted, np.full(len(fitted), self.num_classes, np.int32))
+        names = (*self.class_names, name)
         detector = self._changed(
             {"add_class": name, "fitted": int(new.count[0]), "calibration": len(own)},
-            class_names=(*self.class_names, name),
+            class_names=names,
+            score_arrays=arrays | self._texts_of_score(names),
             moments=jax.tree.map(lambda a, b: jnp.concatenate([a, b]), self.moments, new),
             label_embeddings=np.concatenate([self.label_embeddings, labels]),
             calibration_embeddings=np.concatenate(
@@ -137,8 +151,16 @@ class DetectorChanges(DetectorAnswers):
         kept = np.arange(self.num_classes) != c
         calibration = self.calibration_labels != c
         labels = self.calibration_labels[calibration]
+        arrays = dict(self.score_arrays)
+        if (fitted := arrays.get("train_labels")) is not None:
+            own = fitted != c
+            arrays["train_embeddings"] = arrays["train_embeddings"][own]
+            arrays["train_labels"] = (fitted[own] - (fitted[own] > c)).astype(np.int32)
+        if (prompts_of_mcm := arrays.get("mcm_label_embeddings")) is not None:
+            arrays["mcm_label_embeddings"] = prompts_of_mcm[kept]
         return self._changed(
             {"remove_class": name},
+            score_arrays=arrays,
             class_names=tuple(other for other in self.class_names if other != name),
             moments=jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], self.moments),
             label_embeddings=self.label_embeddings[kept],
@@ -197,6 +219,7 @@ class DetectorChanges(DetectorAnswers):
         return self._changed(
             {"with_labels": list(class_names)},
             class_names=tuple(class_names),
+            score_arrays={**self.score_arrays} | self._texts_of_score(tuple(class_names)),
             label_embeddings=embedded,
         )
 
@@ -216,6 +239,38 @@ class DetectorChanges(DetectorAnswers):
         given = {name: value for name, value in given.items() if value is not None}
         return self._changed({"with_settings": given}, **given)
 
+    def with_score(self: Changed, score: ScoreLike) -> Changed:
+        """Returns a detector with another score, without a new fit.
+
+        Args:
+            score: Name of a score of the library, a `Score`, or a function whose parameters are names of
+                `bliss_jax.scores.INPUTS`.
+
+        Raises:
+            ValueError: The score is unknown, or cannot be computed from this detector. Scores that need the embeddings
+                of the fitted images must be chosen in `fit`.
+        """
+        record = record_of(score)
+        known = self.score_arrays
+        texts = {
+            name: known[name] for name in known if name.endswith(("_embedding", "label_embeddings"))
+        }
+        if self.model is not None:
+            texts |= {
+                name: self._embed_texts(own)
+                for name, own in texts_of(record, self.class_names).items()
+            }
+        changed = self._changed(
+            {"with_score": record.name},
+            score_name=record.name,
+            score_arrays=score_arrays(
+                record, texts, known.get("train_embeddings"), known.get("train_labels")
+            ),
+            own_score=None if is_of_library(record) else record,
+        )
+        check_score(record, changed)
+        return changed
+
     def with_model(self: Changed, model: AnyEncoder) -> Changed:
         """Returns a detector with an encoder, which must be the encoder of the fit.
 
@@ -228,6 +283,41 @@ class DetectorChanges(DetectorAnswers):
     def _changed(self: Changed, change: dict[str, Any], **fields: Any) -> Changed:
         changes = [*self.provenance.get("changes", []), change]
         return replace(self, provenance={**self.provenance, "changes": changes}, **fields)
+
+    def _with_fitted(
+        self, embeddings: Float[np.ndarray, "images dim"], labels: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns the arrays of the score with more fitted images, if the score keeps them."""
+        arrays = dict(self.score_arrays)
+        if "train_labels" in arrays:
+            arrays["train_embeddings"] = np.concatenate([arrays["train_embeddings"], embeddings])
+            arrays["train_labels"] = np.concatenate(
+                [arrays["train_labels"], labels.astype(np.int32)]
+            )
+        return arrays
+
+    def _texts_of_score(self, class_names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Returns the embeddings of MCM's prompts of other class names, if the score keeps them.
+
+        Raises:
+            ValueError: It does, and the detector has no encoder.
+        """
+        if "mcm_label_embeddings" not in self.score_arrays:
+            return {}
+        prompts = fill_prompt(MCM_PROMPT, class_names)
+        return {"mcm_label_embeddings": self._embed_texts(prompts)}
+
+    def _check_every_class_has_images(self, count: jax.Array) -> None:
+        missing = [
+            n
+            for n, of_class in zip(self.class_names, np.asarray(count), strict=True)
+            if not of_class
+        ]
+        if missing:
+            raise ValueError(
+                "this detector was fitted without images, so the first update needs images of every class, got none "
+                f"of {', '.join(missing)}"
+            )
 
     def _of_own_classes(
         self, images: Source, labels: np.ndarray | Sequence[int] | None

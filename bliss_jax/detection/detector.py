@@ -1,7 +1,8 @@
 """The detector: fit, score, threshold, explain, save, load.
 
     det = Detector.fit(model, images, labels, class_names)    normal images; a fifth is held out
-    det.score(images)                   BLISS, higher = more anomalous (equation in `scores/bliss.py`)
+    det.score(images)                   BLISS, higher = more anomalous (equation in `scores/bliss.py`); `fit` takes
+                                        score=NAME for another score
     det.predict(images, alpha=0.05)     at most 5 % of normal images are flagged (`scores/conformal.py`)
     det.explain(images)                 nearest normal class, both parts of the score, nearest phrases
     det.save("det.safetensors")         one file (`file_format.py`)
@@ -16,7 +17,7 @@ Every method that takes images also takes embeddings by the same model: a floati
 
 import os
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,29 +27,46 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from bliss_jax.datasets import AUTO, Decoding, ImageDataset, decoding_of
+from bliss_jax.datasets import AUTO, Decoding, ImageDataset
 from bliss_jax.detection.calibration import (
     near_duplicate_warning,
     near_duplicates,
     split_for_calibration,
 )
 from bliss_jax.detection.changes import CALIBRATION, DetectorChanges, image_counts, model_facts
-from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
+from bliss_jax.detection.chosen_score import (
+    BLISS,
+    WITHOUT_IMAGES,
+    ScoreLike,
+    check_score,
+    is_of_library,
+    needs_images,
+    record_of,
+    score_arrays,
+    texts_of,
+)
+from bliss_jax.detection.encoding import default_images_per_device
 from bliss_jax.detection.file_format import decode_detector, encode_detector, state_of
 from bliss_jax.detection.fit_checks import check_fit
+from bliss_jax.detection.fit_images import (
+    check_every_class,
+    decoding_of_fit,
+    embed_labelled,
+    with_class_names,
+)
 from bliss_jax.detection.inputs import (
     Labelled,
     Phrases,
     Source,
-    are_embeddings,
     float32,
     labelled,
     phrases_of,
     prompts,
-    unreadable_error,
+    without_images,
 )
+from bliss_jax.detection.state import DetectorState
 from bliss_jax.embedding import AnyEncoder, Track, embed_texts
-from bliss_jax.scores import fit_moments
+from bliss_jax.scores import Score, as_score, fit_moments
 from bliss_jax.storage import package_versions, replacing
 from bliss_jax.text import PROMPT, dictionary_hash, fill_prompt, find_overlap
 from bliss_jax.text import exclude_labels as without_labels
@@ -66,7 +84,8 @@ class Detector(DetectorChanges):
         encoder = "no encoder" if self.model is None else f"encoder {self.model.name!r}"
         return (
             f"Detector({self.num_classes} classes ({names}), {int(np.sum(self.moments.count)):,} fitted and "
-            f"{len(self.calibration_labels):,} calibration images, {len(self.dictionary):,} phrases, k={self.k}, "
+            f"{len(self.calibration_labels):,} calibration images, {len(self.dictionary):,} phrases, "
+            f"score {self.score_name!r}, k={self.k}, "
             f"weight={self.weight:g}, shrinkage={self.shrinkage:g}, {encoder})"
         )
 
@@ -74,10 +93,11 @@ class Detector(DetectorChanges):
     def fit(
         cls,
         model: AnyEncoder,
-        images: Source,
+        images: Source | None,
         labels: np.ndarray | Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
         *,
+        score: ScoreLike | None = None,
         dictionary: Phrases = "imagenet1k",
         prompt: str = PROMPT,
         preprocess: str | None = None,
@@ -99,9 +119,12 @@ class Detector(DetectorChanges):
 
         Args:
             model: A `Model` or another `Encoder`.
-            images: Normal images; see `Source`. A data set or folder has its own labels and class names.
+            images: Normal images; see `Source`. A data set or folder has its own labels and class names. None fits a
+                detector from texts alone, with a score that needs no images.
             labels: Class of each image, a position in `class_names`. Optional for a single class.
             class_names: Names of the classes, as the prompt spells them.
+            score: Name of a score of the library, a `Score`, or a function whose parameters are names of
+                `bliss_jax.scores.INPUTS`. None for "bliss", or "text_bliss" without images.
             dictionary: Phrases that represent text in general; see `Phrases`.
             prompt: Template with `{label}`, for class names and phrases.
             preprocess: Name of the preprocessing statistics, as in `Model.encode_images`.
@@ -112,7 +135,8 @@ class Detector(DetectorChanges):
             calibration: Share of the images that is held out of the fit, chosen at random, to calibrate
                 thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them.
                 Alternatively, normal images that are not in `images`: a data set or a folder with classes of the
-                same names, or, for a single class, images of any kind.
+                same names, or, for a single class, images of any kind. Without images there is no share to hold out,
+                so thresholds and p-values need such images, or a later call of `calibrate`.
             groups: Group of each image, e.g. its scene, camera or patient; "folder" for the folder of its
                 file; or a regular expression that finds the group in its file name. Groups are held out as a
                 whole, and one image of each held-out group calibrates. Without groups, near-duplicates such
@@ -135,13 +159,21 @@ class Detector(DetectorChanges):
             UserWarning: 1 % or more of the calibration images are near-duplicates of fitted images.
 
         Raises:
-            ValueError: The images are of an unknown kind; labels or names do not match them; a class has no
+            ValueError: The score is unknown or cannot be computed from these images; the images are of an unknown
+                kind; labels or names do not match them; a class has no
                 images; k is larger than the dictionary; or images cannot be read and `skip_unreadable` is
                 false (the message names all of them).
         """
         decoding = Decoding(background, bit_depth)
-        known = labelled(
-            images, labels, class_names, decoding=decoding, skip_unreadable=skip_unreadable
+        known = (
+            without_images(class_names)
+            if images is None
+            else labelled(
+                images, labels, class_names, decoding=decoding, skip_unreadable=skip_unreadable
+            )
+        )
+        record = record_of(
+            score or (WITHOUT_IMAGES if images is None else BLISS), images=len(known.labels) > 0
         )
         phrases, dictionary_name = phrases_of(dictionary)
         overlap = sorted(find_overlap(phrases, known.class_names))
@@ -160,29 +192,25 @@ class Detector(DetectorChanges):
         )
         # Texts first, so that a prompt that is too long is an error before the images are embedded.
         texts = (*fill_prompt(prompt, known.class_names), *prompts(prompt, phrases))
+        of_score = texts_of(record, known.class_names)
         with track("texts", len(texts)) as progress:
             embedded_texts = embed_texts(model, texts, cache=cache, progress=progress)
+        further_texts = {name: embed_texts(model, own) for name, own in of_score.items()}
         number = default_images_per_device() if batch_size is None else batch_size
         if number < 1:
             raise ValueError(f"batch_size: expected at least 1, got {number}")
 
         def embed(of: Labelled, what: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-            if are_embeddings(of.images):
-                return float32("images", of.images), np.arange(len(of.images)), []
-            with track(what, len(of.labels)) as progress:
-                embedded = embed_dataset_images(
-                    model,
-                    of.images,
-                    preprocess=preprocess,
-                    images_per_device=number,
-                    cache=cache,
-                    progress=progress,
-                )
-            unreadable = [*of.problems, *embedded.unreadable]
-            if unreadable and not skip_unreadable:
-                raise unreadable_error(unreadable)
-            _check_lost_classes(of, embedded.rows, embedded.unreadable)
-            return embedded.embeddings, embedded.rows, unreadable
+            return embed_labelled(
+                model,
+                of,
+                what,
+                preprocess=preprocess,
+                images_per_device=number,
+                skip_unreadable=skip_unreadable,
+                cache=cache,
+                track=track,
+            )
 
         embeddings, rows, unreadable = embed(known, "images")
         classes = len(known.class_names)
@@ -198,7 +226,7 @@ class Detector(DetectorChanges):
             other = labelled(
                 calibration, None, own, decoding=decoding, skip_unreadable=skip_unreadable
             )
-            other = _with_class_names(other, known.class_names)
+            other = with_class_names(other, known.class_names)
             calibrating, positions, failed = embed(other, "calibration images")
             unreadable += failed
             share_or_images = calibrating, other.labels[positions], other.source
@@ -208,6 +236,8 @@ class Detector(DetectorChanges):
             calibration=share_or_images,
             groups=None if groups is None else [groups[i] for i in rows],
             seed=seed,
+            record=record,
+            texts=further_texts,
             made_with={
                 "model": model_facts(model, preprocess),
                 "embedding": {"images_per_device": number, "platform": jax.default_backend()},
@@ -219,7 +249,7 @@ class Detector(DetectorChanges):
                 },
                 "images": {
                     "source": known.source,
-                    "decoding": _decoding_of(known.images, decoding).describe(),
+                    "decoding": decoding_of_fit(known.images, decoding).describe(),
                     "unreadable": unreadable,
                 },
             },
@@ -245,6 +275,7 @@ class Detector(DetectorChanges):
         dictionary: Phrases,
         dictionary_embeddings: Float[np.ndarray | jax.Array, "texts dim"],
         *,
+        score: ScoreLike = BLISS,
         prompt: str = PROMPT,
         k: int = 10,
         weight: float = 0.5,
@@ -263,6 +294,7 @@ class Detector(DetectorChanges):
             label_embeddings: Embedding of each class's prompt [classes, dim].
             dictionary: Phrases, as explanations print them.
             dictionary_embeddings: Embedding of each phrase's prompt [texts, dim].
+            score: Score, as in `fit`. 0 embeddings are allowed if it needs no images.
             prompt: Template of the prompts, for the provenance.
             k: Number of dictionary phrases per image.
             weight: lambda, the weight of the external score.
@@ -276,6 +308,7 @@ class Detector(DetectorChanges):
             ValueError: Embeddings are not finite or not of unit norm, or one of the reasons listed in `fit`.
         """
         known = labelled(embeddings, labels, class_names)
+        record = record_of(score, images=len(known.labels) > 0)
         phrases, dictionary_name = phrases_of(dictionary)
         return cls._fitted(
             float32("embeddings", embeddings),
@@ -283,6 +316,7 @@ class Detector(DetectorChanges):
             calibration=calibration,
             groups=groups,
             seed=seed,
+            record=record,
             made_with={
                 "model": None,
                 "dictionary": {"name": dictionary_name, "sha256": dictionary_hash(phrases)},
@@ -308,11 +342,14 @@ class Detector(DetectorChanges):
         calibration: "float | _HeldOut",
         groups: Sequence[Hashable] | None,
         seed: int,
+        record: Score,
         made_with: dict[str, Any],
+        texts: Mapping[str, np.ndarray] | None = None,
         **fields: Any,
     ) -> "Detector":
         names = fields["class_names"]
-        _check_every_class(labels, names)
+        if len(labels):
+            check_every_class(labels, names)
         if isinstance(calibration, tuple):
             held_out, held_out_labels, source = calibration
             fitted = np.ones(len(labels), bool)
@@ -325,6 +362,9 @@ class Detector(DetectorChanges):
         spread = np.trace(np.asarray(moments.cov), axis1=1, axis2=2)
         facts |= {"images": len(held_out)}
         facts |= near_duplicates(held_out, held_out_labels, embeddings[fitted], spread)
+        if not is_of_library(record):
+            made_with = made_with | {"score": {"name": record.name, "function": record.place}}
+            fields["own_score"] = record
         made_with = made_with | {
             "fitted": image_counts(labels[fitted], names),
             "calibration": facts,
@@ -335,10 +375,14 @@ class Detector(DetectorChanges):
             moments=moments,
             calibration_embeddings=held_out,
             calibration_labels=held_out_labels,
+            score_name=record.name,
+            score_arrays=score_arrays(record, texts or {}, embeddings[fitted], labels[fitted]),
             provenance=made_with,
             **fields,
         )
-        detector._warn_of_no_spread()
+        check_score(record, detector)
+        if needs_images(record):
+            detector._warn_of_no_spread()
         if (warning := near_duplicate_warning(facts)) is not None:
             warnings.warn(warning, NearDuplicateWarning, stacklevel=3)
         return detector
@@ -359,6 +403,7 @@ class Detector(DetectorChanges):
         model: AnyEncoder | str | Path | None = None,
         *,
         embeddings_only: bool = False,
+        score: Score | Callable[..., Any] | None = None,
     ) -> "Detector":
         """Reads a detector's file and loads its encoder.
 
@@ -367,15 +412,19 @@ class Detector(DetectorChanges):
             model: The encoder, or the name or directory to load it from. None loads the encoder that the
                 file names.
             embeddings_only: Whether to load no encoder; the detector then accepts embeddings only.
+            score: The function or record of the score, if it is not a score of the library. The file contains its
+                name only, because reading a file must not run code that the file names.
 
         Raises:
             ValueError: The file is damaged or is not a detector; or the encoder cannot be found or is not
-                the encoder of the fit (the message says what differs).
+                the encoder of the fit (the message says what differs); or the score is not the score of the fit.
             OSError: The file cannot be read.
         """
         state = decode_detector(Path(path).read_bytes(), os.fspath(path))
-        detector = cls(**state_of(state))
+        detector = cls(**state_of(state), own_score=_given_score(state, score))
         facts = state.provenance.get("model")
+        if not embeddings_only:
+            _ = detector._record  # raises for a score that is neither given nor of the library
         if embeddings_only or (model is None and not isinstance(facts, dict)):
             return detector
         if model is None or isinstance(model, str | Path):
@@ -403,6 +452,7 @@ class Detector(DetectorChanges):
                 {"name": name, "fitted": int(n), "calibration": calibrated[name]}
                 for name, n in zip(self.class_names, np.asarray(self.moments.count), strict=True)
             ],
+            "score": self.score_name,
             "dictionary": len(self.dictionary),
             "embedding_dim": self.embedding_dim,
             "k": self.k,
@@ -419,47 +469,17 @@ class NearDuplicateWarning(UserWarning):
     """Warning that calibration images are near-duplicates of fitted images."""
 
 
-def _with_class_names(images: Labelled, class_names: tuple[str, ...]) -> Labelled:
-    """Returns calibration images with labels as positions in the class names of the fit."""
-    if images.class_names == class_names:
-        return images
-    used = sorted(set(images.labels.tolist()))
-    unknown = [images.class_names[c] for c in used if images.class_names[c] not in class_names]
-    if unknown:
+def _given_score(state: DetectorState, score: Score | Callable[..., Any] | None) -> Score | None:
+    """Returns the record of a user's own score that is passed to `load`.
+
+    Raises:
+        ValueError: It is not the score of the detector.
+    """
+    if score is None:
+        return None
+    record = as_score(score)
+    if record.name != state.score_name:
         raise ValueError(
-            f"calibration: expected images of the classes {', '.join(class_names)}, got images of "
-            f"{', '.join(unknown)}"
+            f"score: expected the score {state.score_name!r} of the fit, got {record.name!r}"
         )
-    position = {c: class_names.index(images.class_names[c]) for c in used}
-    mapped = np.array([position[c] for c in images.labels.tolist()], np.int32)
-    return images._replace(labels=mapped, class_names=class_names)
-
-
-def _decoding_of(images: Any, default: Decoding) -> Decoding:
-    """Returns the decoding of a data set's own reader, or the default for other images."""
-    own = decoding_of(images.images) if isinstance(images, ImageDataset) else None
-    return own or default
-
-
-def _check_lost_classes(
-    images: Labelled, rows: np.ndarray, unreadable: Sequence[str], listed: int = 10
-) -> None:
-    """Raises ValueError, with the reasons, if no image of a class can be read."""
-    lost = np.setdiff1d(np.unique(images.labels), images.labels[rows])
-    if not len(lost):
-        return
-    missing = np.setdiff1d(np.arange(len(images.labels)), rows)
-    reasons = dict(zip(missing.tolist(), unreadable, strict=False))
-    of_class = [reason for row, reason in reasons.items() if images.labels[row] == lost[0]]
-    more = f"\n... and {len(of_class) - listed} more" if len(of_class) > listed else ""
-    raise ValueError(
-        f"none of the {len(of_class)} images of class {images.class_names[lost[0]]!r} can be read:\n"
-        + "\n".join(of_class[:listed])
-        + more
-    )
-
-
-def _check_every_class(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    empty = [name for name, n in image_counts(labels, class_names).items() if not n]
-    if empty:
-        raise ValueError(f"expected images of every normal class, got none of {', '.join(empty)}")
+    return None if is_of_library(record) else record

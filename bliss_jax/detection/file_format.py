@@ -4,8 +4,12 @@
     label_embeddings [C, d]          dictionary_embeddings [M, d]
     calibration_embeddings [m, d]    calibration_labels int32 [m]
 
+    and the arrays of `chosen_score.STORED` that the score needs, if it is not BLISS
+
 The header's entry "bliss_jax.detector" holds a description, a JSON object with `format` (a number),
-`class_names`, `dictionary`, `k`, `weight`, `shrinkage`, `prompt`, `preprocess` and `provenance`.
+`class_names`, `dictionary`, `k`, `weight`, `shrinkage`, `prompt`, `preprocess` and `provenance`. A detector with BLISS
+has format 1. One with another score has format 2 and the further entry `score`, the score's name. The function of a
+score is never in the file; the provenance names the module and the function of a user's own score.
 
 The file does not contain the encoder. The provenance holds its name and the SHA-256 of its weights, which
 `Detector.load` checks. The tests keep a file of every released format, and all of them stay readable. A file
@@ -18,12 +22,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from bliss_jax.detection.chosen_score import BLISS, STORED
 from bliss_jax.detection.state import DetectorState
 from bliss_jax.scores import ClassMoments
 from bliss_jax.storage import seal, unseal
 
 KIND = "bliss_jax.detector"
-FORMAT = 1
+FORMAT = 2
 _ARRAYS = (
     "label_embeddings",
     "dictionary_embeddings",
@@ -52,7 +57,10 @@ def encode_detector(state: DetectorState) -> bytes:
     }
     description = {name: getattr(state, name) for name in _DESCRIBED}
     description["provenance"] = dict(state.provenance)
-    return seal(KIND, {"format": FORMAT, **description}, arrays)
+    if state.score_name == BLISS:
+        return seal(KIND, {"format": 1, **description}, arrays)
+    arrays |= {name: np.asarray(array) for name, array in state.score_arrays.items()}
+    return seal(KIND, {"format": 2, **description, "score": state.score_name}, arrays)
 
 
 def decode_detector(content: bytes, name: str) -> DetectorState:
@@ -68,16 +76,21 @@ def decode_detector(content: bytes, name: str) -> DetectorState:
     try:
         description, arrays = unseal(KIND, content)
         found = description.pop("format", None)
-        if found != FORMAT:
+        if isinstance(found, bool) or found not in range(1, FORMAT + 1):
             raise ValueError(
                 f"its format is {found!r}, but this version of bliss_jax reads formats 1 to {FORMAT}; "
                 "update bliss_jax"
             )
-        if arrays.keys() != {*_ARRAYS, *_MOMENTS} or description.keys() != set(_DESCRIBED):
+        of_score = {name: arrays.pop(name) for name in STORED if found > 1 and name in arrays}
+        described = (*_DESCRIBED, "score") if found > 1 else _DESCRIBED
+        if arrays.keys() != {*_ARRAYS, *_MOMENTS} or description.keys() != set(described):
             raise ValueError(
                 f"it holds {sorted(arrays)} and {sorted(description)}, expected "
-                f"{sorted((*_ARRAYS, *_MOMENTS))} and {sorted(_DESCRIBED)}"
+                f"{sorted((*_ARRAYS, *_MOMENTS))} and {sorted(described)}"
             )
+        score = description.pop("score", BLISS)
+        if not isinstance(score, str):
+            raise ValueError(f"score is {type(score).__name__}, expected a name")
         # Before the conversion to JAX arrays, which would narrow 64-bit numbers.
         for name, dtype in _MOMENTS.items():
             if arrays[name].dtype != dtype:
@@ -86,6 +99,7 @@ def decode_detector(content: bytes, name: str) -> DetectorState:
         moments = ClassMoments(
             *(jnp.asarray(arrays[part]).astype(jnp.float32) for part in _MOMENTS)
         )
+        fields |= {"score_name": score, "score_arrays": of_score}
         return DetectorState(**_typed(description), **fields, moments=moments)
     except ValueError as error:
         raise ValueError(f"{name} is not a usable detector: {error}") from error

@@ -1,6 +1,7 @@
 """Conversion of a detector's arguments: images or embeddings, with or without labels, and dictionaries."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bliss_jax import _checks
-from bliss_jax.datasets import Decoding, FileReader, ImageDataset, has_image_suffix, load_dataset
+from bliss_jax.datasets import (
+    UNNAMED_CLASS,
+    Decoding,
+    FileReader,
+    ImageDataset,
+    find_images,
+    has_image_suffix,
+    is_flat_folder,
+    load_dataset,
+)
 from bliss_jax.detection.encoding import MixedImages, is_pillow_image
 from bliss_jax.text import PROMPT, fill_prompt, load_dictionary
 
@@ -37,7 +47,8 @@ contents of image files (bytes) and images of Pillow; a single path or image of 
 embeddings [n, dim]."""
 
 Source = Images
-"""Labelled images; a string or path is the name of a data set, or a folder with one subfolder per class."""
+"""Labelled images; a string or path is the name of a data set, a folder with one subfolder per class, or a folder
+without subfolders, whose images are of one class."""
 
 Phrases = str | os.PathLike[str] | Sequence[str]
 """A dictionary: its name, a text file, or the phrases themselves."""
@@ -69,7 +80,10 @@ def labelled(
     if isinstance(images, str | os.PathLike):
         reader = FileReader(background=decoding.background, bit_depth=decoding.bit_depth)
         name = images if isinstance(images, str) else Path(images)
-        images = with_present_classes(
+        flat = _flat_folder(images, class_names, reader)
+        if flat is not None:
+            class_names = None
+        images = flat or with_present_classes(
             load_dataset(name, "train", reader=reader, strict=not skip_unreadable)
         )
     if isinstance(images, ImageDataset):
@@ -100,6 +114,42 @@ def labelled(
     items = _items(given, decoding)
     dataset = ImageDataset("images", items, known, tuple(names), f"{what} in memory")
     return Labelled(dataset, known, tuple(names), f"{len(given)} {what} in memory")
+
+
+def _flat_folder(
+    path: str | os.PathLike[str], class_names: Sequence[str] | None, reader: FileReader
+) -> ImageDataset | None:
+    """Returns the images of a folder without subfolders as one class; None for other folders and data sets."""
+    folder = Path(path)
+    if not folder.is_dir() or not is_flat_folder(folder):
+        return None
+    if class_names is None:
+        warnings.warn(
+            f"{folder} has no subfolders, so all of its images are of one class, {UNNAMED_CLASS!r}; a name that says "
+            "what they show, e.g. class_names=['screw'], gives better scores",
+            stacklevel=4,
+        )
+        class_names = (UNNAMED_CLASS,)
+    if isinstance(class_names, str) or len(class_names) != 1:
+        raise ValueError(
+            f"class_names: expected one name, because {folder} has no subfolders, got {class_names!r}"
+        )
+    return find_images(folder, tuple(class_names), reader)
+
+
+def without_images(class_names: Sequence[str] | None) -> Labelled:
+    """Returns no images of the given classes.
+
+    Raises:
+        ValueError: There are no class names.
+    """
+    if class_names is None:
+        raise ValueError(
+            "class_names: expected the names of the classes, because there are no images"
+        )
+    names = tuple(class_names) if not isinstance(class_names, str) else class_names
+    fill_prompt(PROMPT, names)
+    return Labelled(np.empty((0, 0), np.float32), np.empty(0, np.int32), tuple(names), "no images")
 
 
 def with_present_classes(dataset: ImageDataset) -> ImageDataset:

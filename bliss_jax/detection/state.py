@@ -1,4 +1,4 @@
-"""The state of a fitted detector: moments, texts, calibration images, settings and provenance."""
+"""The state of a fitted detector: moments, texts, calibration images, score, settings and provenance."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bliss_jax import _checks
-from bliss_jax.scores import ClassMoments, check_moments
+from bliss_jax.detection.chosen_score import BLISS, STORED, needs_images
+from bliss_jax.scores import ClassMoments, check_moments, score_table
 from bliss_jax.text import PROMPT, fill_prompt
 
 
@@ -16,7 +17,8 @@ from bliss_jax.text import PROMPT, fill_prompt
 class DetectorState:
     """All fields of a detector except its encoder, checked on construction.
 
-    Every class is normal and has images. Embeddings are float32 rows of unit norm.
+    Every class is normal. Every class has fitted images, or, with a score that needs none, no class has any.
+    Embeddings are float32 rows of unit norm.
 
     Raises:
         ValueError: Shapes or dtypes of the fields do not match, embeddings are not finite or not of unit
@@ -47,6 +49,10 @@ class DetectorState:
     """Prompt template of class names and phrases."""
     preprocess: str | None = None
     """Name of the preprocessing statistics, as in `Model.encode_images`; None for the model's own."""
+    score_name: str = BLISS
+    """Name of the score."""
+    score_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further arrays that the score needs, by the names of `chosen_score.STORED`. Empty for BLISS."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Encoder, dictionary, images, settings and versions of the fit, and later changes; JSON values."""
 
@@ -74,6 +80,7 @@ class DetectorState:
             ),
             "calibration_labels": ((held_out,), self.calibration_labels, "int32"),
         }
+        shapes |= self._shapes_of_score(classes, dim)
         for name, (shape, array, dtype) in shapes.items():
             if np.shape(array) != shape or array.dtype != dtype:
                 raise ValueError(
@@ -82,22 +89,57 @@ class DetectorState:
         labels = _checks.embeddings_as_float("label_embeddings", self.label_embeddings)
         for name in ("dictionary_embeddings", "calibration_embeddings"):
             _checks.embeddings_as_float(name, getattr(self, name))
+        for name, array in self.score_arrays.items():
+            if name != "train_labels":
+                _checks.embeddings_as_float(name, np.atleast_2d(array))
+        if (fitted := self.score_arrays.get("train_labels")) is not None:
+            _checks.class_labels("train_labels", fitted, len(fitted), classes)
         _checks.class_labels(
             "calibration_labels", self.calibration_labels, len(self.calibration_labels), classes
         )
         count = np.asarray(self.moments.count)
-        if count.min() < 1:
+        if count.min() < 1 and (count.any() or self._needs_images()):
             empty = self.class_names[int(count.argmin())]
             raise ValueError(f"moments: expected images of every class, got none of {empty!r}")
         for name in ("mean", "cov"):
             if not np.isfinite(np.asarray(getattr(self.moments, name))).all():
                 raise ValueError(f"moments.{name}: holds NaN or infinite values")
         checks = _checks.ValueChecks()
-        check_moments(checks, self.moments, embeddings=labels, labels=labels)
+        if count.any():
+            check_moments(checks, self.moments, embeddings=labels, labels=labels)
         checks.run()
         _checks.top_k_size(self.k, len(self.dictionary), "the dictionary's texts")
         _checks.scalar("weight", self.weight)
         _checks.scalar("shrinkage", self.shrinkage, minimum=0.0)
+
+    def _shapes_of_score(
+        self, classes: int, dim: int
+    ) -> dict[str, tuple[tuple[int, ...], Any, str]]:
+        """Returns the expected shape, the array and the expected dtype of each array of the score.
+
+        Raises:
+            ValueError: There is an unknown array, or images without labels or labels without images.
+        """
+        arrays = self.score_arrays
+        if unknown := sorted({*arrays} - {*STORED}):
+            raise ValueError(
+                f"score_arrays: expected names among {', '.join(STORED)}, got {', '.join(unknown)}"
+            )
+        fitted = next(iter(np.shape(arrays.get("train_labels", ()))), 0)
+        shapes = {
+            "train_embeddings": (fitted, dim),
+            "train_labels": (fitted,),
+            "mcm_label_embeddings": (classes, dim),
+            "something_embedding": (dim,),
+        }
+        return {
+            name: (shapes[name], array, "int32" if name == "train_labels" else "float32")
+            for name, array in arrays.items()
+        }
+
+    def _needs_images(self) -> bool:
+        known = score_table().get(self.score_name)
+        return known is not None and needs_images(known)
 
     @property
     def num_classes(self) -> int:

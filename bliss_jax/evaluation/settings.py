@@ -86,14 +86,8 @@ def describe_settings(settings: Settings) -> dict[str, Any]:
         "seed": settings.seed,
         "neglabel_lexicon": "the dictionary",
         "own_scores": {
-            score.name: _place_of(score.function)
+            score.name: score.place
             for score in settings.records
             if score_table().get(score.name) is not score
         },
     }
-
-
-def _place_of(function: Callable[..., Any]) -> str:
-    """Returns MODULE:NAME of a function, or of the class of another callable object, e.g. a `functools.partial`."""
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"

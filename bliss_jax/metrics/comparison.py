@@ -165,6 +165,8 @@ class ScoreComparison:
     tests: int
     """Number of tests that Holm's correction counts."""
     confidence: float
+    notes: tuple[str, ...] = ()
+    """Further sentences below the table."""
 
     @property
     def best(self) -> str:
@@ -210,12 +212,12 @@ class ScoreComparison:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, self._note()])
+        return "\n".join([*lines, self._note(), *self.notes])
 
     def _repr_html_(self) -> str:
         from bliss_jax.text import html_table
 
-        return html_table(self._headings(), self._cells(), notes=[self._note()])
+        return html_table(self._headings(), self._cells(), notes=[self._note(), *self.notes])
 
 
 def compare_scores(

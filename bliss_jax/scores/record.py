@@ -105,6 +105,12 @@ class Score:
         parameters = inspect.signature(self.function).parameters
         return tuple(name for name in parameters if name in INPUTS)
 
+    @property
+    def place(self) -> str:
+        """MODULE:NAME of the function, or of the class of another callable object, e.g. a `functools.partial`."""
+        named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
+        return f"{named.__module__}:{named.__qualname__}"
+
 
 @cache
 def score_table() -> Mapping[str, Score]:

@@ -299,3 +299,61 @@ def test_a_missing_file_gets_a_row_with_the_reason(detector, tmp_path):
     result = run("score", detector, tmp_path / "none.png", "--quiet")
     assert result.exit_code == 3
     assert rows_of(result.stdout)[0]["error"] == "No such file or directory"
+
+
+def test_a_detector_of_another_score_is_fitted_described_and_used(own, tmp_path):
+    words, file = own / "words.txt", tmp_path / "det.safetensors"
+    (tmp_path / "mine.py").write_text(
+        "def plain(embeddings, label_embeddings):\n    return -(embeddings @ label_embeddings.T).max(axis=1)\n"
+    )
+    place = f"{tmp_path / 'mine.py'}:plain"
+    flat = own / "normal" / "red"
+    result = run(
+        "fit", "--images", flat, "--score", place, "--dictionary", words, *UNTRAINED, "-o", file
+    )
+    assert result.exit_code == 0, result.output
+    facts = json.loads(run("info", file, "--json").stdout)
+    assert (facts["score"], facts["classes"][0]["name"]) == ("plain", "object")
+    assert facts["provenance"]["score"]["function"] == place
+    refused = run("score", file, flat, "--quiet")
+    assert refused.exit_code != 0
+    assert "--score MODULE:FUNCTION on the command line" in refused.output
+    own_rows = rows_of(run("score", file, flat, "--quiet", "--score", place).stdout)
+    assert len(own_rows) == 10
+    result = run(
+        "fit",
+        "--images",
+        flat,
+        "--score",
+        "max_cosine",
+        "--dictionary",
+        words,
+        *UNTRAINED,
+        "-o",
+        file,
+    )
+    assert result.exit_code == 0, result.output
+    same_rows = rows_of(run("score", file, flat, "--quiet").stdout)
+    assert [float(row["score"]) for row in own_rows] == pytest.approx(
+        [float(row["score"]) for row in same_rows], abs=1e-6
+    )
+    assert "max_cosine -" in run("explain", file, flat / "00.png").stdout
+    assert "expected a detector with the score bliss" in run(
+        "score", file, flat, "--report", tmp_path / "r"
+    ).output  # fmt: skip
+
+
+def test_a_detector_is_fitted_to_labels_without_images(own, tmp_path):
+    file = tmp_path / "det.safetensors"
+    options = ["--dictionary", own / "words.txt", *UNTRAINED, "-o", file]
+    assert "expected --images DIR, or --labels" in run("fit", *options).output
+    result = run("fit", "--labels", "red,blue", *options)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(run("info", file, "--json").stdout)
+    assert [c["fitted"] for c in facts["classes"]] == [0, 0]
+    rows = rows_of(run("score", file, own / "new" / "deep", "--quiet").stdout)
+    assert all(row["score"] and row["nearest_class"] in ("red", "blue") for row in rows)
+    assert (
+        "expected either --folders or --labels"
+        in run("fit", "--images", own / "normal", *options).output
+    )

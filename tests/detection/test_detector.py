@@ -265,12 +265,11 @@ def test_a_flipped_bit_and_a_truncated_file_are_detected_and_named(problem):
             decode_detector(content[:length], "det.x")
 
 
-def test_a_newer_format_and_other_content_are_rejected(detector, monkeypatch):
-    monkeypatch.setattr("bliss_jax.detection.file_format.FORMAT", 2)
-    newer = encode_detector(detector)
-    monkeypatch.undo()
+def test_a_newer_format_and_other_content_are_rejected(detector):
+    description, arrays = unseal(KIND, encode_detector(detector))
+    newer = seal(KIND, description | {"format": 3}, arrays)
     with pytest.raises(
-        ValueError, match="format is 2, but this version of bliss_jax reads formats 1 to 1"
+        ValueError, match="format is 3, but this version of bliss_jax reads formats 1 to 2"
     ):
         decode_detector(newer, "det")
     with pytest.raises(ValueError, match="damaged"):
