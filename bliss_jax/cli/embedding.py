@@ -88,12 +88,12 @@ def load_data(options: dict[str, Any]) -> tuple[Any, Any]:
     Args:
         options: Options of the data. `reader` is set to the `FileReader` of a folder.
     """
-    from bliss_jax.datasets import dataset_names, load_dataset
+    from bliss_jax.datasets import TFDS_PREFIX, dataset_names, load_dataset
 
     name = options["dataset"] or DATASET
     own: dict[str, Any] = {"data_dir": options["data_dir"], "manual_dir": options["manual_dir"]}
     reader = file_reader(options)
-    if name not in dataset_names():
+    if name not in dataset_names() and not name.startswith(TFDS_PREFIX):
         name = Path(name)
         own |= {"reader": reader, "strict": options["strict"]}
     elif given := [option for option in FILE_OPTIONS if options[option] not in (None, False, ())]:

@@ -212,7 +212,8 @@ def model_and_data_options(command: Callable) -> Callable:
         click.option(
             "--dataset",
             metavar="NAME|DIR",
-            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, or a folder with "
+            help="cifar10, cifar100, tiny-imagenet, cifar10+cifar100, glyphs, digits, tfds:NAME[/CONFIG] for a data "
+            "set that tensorflow-datasets has prepared, or a folder with "
             f"DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg.  [default: {DATASET}]",
         ),
         partial(model_options, batch_default="64"),

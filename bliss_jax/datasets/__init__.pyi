@@ -22,6 +22,7 @@ from bliss_jax.datasets.image_files import FileReader as FileReader
 from bliss_jax.datasets.image_files import Found as Found
 from bliss_jax.datasets.image_formats import format_of as format_of
 from bliss_jax.datasets.image_formats import has_image_suffix as has_image_suffix
+from bliss_jax.datasets.load import TFDS_PREFIX as TFDS_PREFIX
 from bliss_jax.datasets.load import dataset_names as dataset_names
 from bliss_jax.datasets.load import describe_dataset as describe_dataset
 from bliss_jax.datasets.load import load_dataset as load_dataset

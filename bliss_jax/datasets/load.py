@@ -4,6 +4,7 @@ cifar10, cifar100     official training and test sets
 tiny-imagenet         official training set; the test split is the official validation set
 glyphs                symbols with their Unicode names, rendered from a seed; no download
 digits                handwritten digits from scikit-learn; no download
+tfds:NAME[/CONFIG]    any image-classification data set that tensorflow-datasets has prepared
 cifar10+cifar100      for CIFAR+10 and CIFAR+50: the training split is that of CIFAR-10; the test split
                       contains both test sets, and the fine classes of CIFAR-100 have ids 10 to 109
 """
@@ -46,6 +47,8 @@ _NAMED = {
     "digits": NamedDataset(1_198, 599, False, "digits of 8 x 8 pixels from scikit-learn"),
 }  # fmt: skip
 _NAMES = tuple(_NAMED)
+TFDS_PREFIX = "tfds:"
+"""Beginning of the names of data sets that tensorflow-datasets has prepared."""
 _LOST_CLASS = "African elephant"
 
 
@@ -76,8 +79,8 @@ def load_dataset(
     `folder.py` describes its layouts and `decode.py` the supported images.
 
     Args:
-        name_or_folder: One of `dataset_names()`, or a folder with one subfolder per class. A string that
-            equals a name selects the named data set; use a `Path`, or `./cifar10`, for a folder of the
+        name_or_folder: One of `dataset_names()`, `tfds:NAME[/CONFIG]`, or a folder with one subfolder per class. A
+            string that equals a name selects the named data set; use a `Path`, or `./cifar10`, for a folder of the
             same name.
         split: `"train"` or `"test"`; for folders also `"val"`.
         data_dir: Folder of prepared data sets; by default that of tensorflow-datasets (`TFDS_DATA_DIR`,
@@ -108,12 +111,23 @@ def load_dataset(
             )
         return _load_named(name_or_folder, split, data_dir, manual_dir, reference_quirks)
 
+    if isinstance(name_or_folder, str) and name_or_folder.startswith(TFDS_PREFIX):
+        if manual_dir is not None:
+            raise ValueError(
+                f"manual_dir: expected None, because {name_or_folder} is not prepared here"
+            )
+        _require("tensorflow_datasets", "datasets")
+        from bliss_jax.datasets.tfds_records import load_tfds
+
+        return load_tfds(name_or_folder.removeprefix(TFDS_PREFIX), split, data_dir)
+
     folder = Path(name_or_folder)
     if not name_or_folder or not folder.is_dir():
         near = difflib.get_close_matches(str(name_or_folder).lower(), _NAMES, n=2, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(
-            f"{str(name_or_folder)!r} is neither a folder nor one of the data sets {', '.join(_NAMES)}{hint}"
+            f"{str(name_or_folder)!r} is neither a folder, nor tfds:NAME, nor one of the data sets "
+            f"{', '.join(_NAMES)}{hint}"
         )
     if data_dir is not None or manual_dir is not None:
         raise ValueError(

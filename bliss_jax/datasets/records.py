@@ -39,15 +39,18 @@ _SHARDS = 16
 """Number of files per split. array_record needs longer to read a record from a file with more records: 61 us
 with 50,000 records, 10 us with 3,000. (tfds ignores the limits on the size of a file that it accepts.)"""
 
-_INDEXED_AT_ONCE = 1000
+INDEXED_AT_ONCE = 1000
 """Number of records that are in memory at once while their ids and labels are read."""
 
 
 class RecordImages(LazyImages):
     """Images of a prepared split. The underlying readers are thread-safe."""
 
-    def __init__(self, records: Any, order: Int[np.ndarray, " images"], name: str):
+    def __init__(
+        self, records: Any, order: Int[np.ndarray, " images"], name: str, key: str = "image"
+    ):
         self._records = records
+        self._key = key
         self._order = order
         self._name = name
 
@@ -56,7 +59,7 @@ class RecordImages(LazyImages):
 
     def read(self, position: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decodes the image of one record."""
-        content = self._records[int(self._order[position])]["image"]
+        content = self._records[int(self._order[position])][self._key]
         return decode_image(content, f"{self._name} {position}")
 
     def identity(self) -> Iterator[bytes | memoryview]:
@@ -143,8 +146,8 @@ def _prepare(
 def _index(records: Any) -> tuple[Int[np.ndarray, " images"], Int[np.ndarray, " images"]]:
     """Returns the positions of the records in the order of their ids, and the labels in that order."""
     ids, labels = [], []
-    for start in range(0, len(records), _INDEXED_AT_ONCE):
-        keys = range(start, min(start + _INDEXED_AT_ONCE, len(records)))
+    for start in range(0, len(records), INDEXED_AT_ONCE):
+        keys = range(start, min(start + INDEXED_AT_ONCE, len(records)))
         for example in records.__getitems__(keys):
             ids.append(example["id"])
             labels.append(example["label"])
