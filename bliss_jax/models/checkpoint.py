@@ -1,18 +1,19 @@
 """The configuration and the preprocessing that a checkpoint's files state.
 
-transformers reads `config.json` and fills in its defaults. Code in a repository is never run
-(`trust_remote_code=False`).
+transformers reads `config.json` and fills in its defaults, unless the file states all fields of a CLIP model. Code in
+a repository is never run (`trust_remote_code=False`).
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bliss_jax.models import open_clip
-from bliss_jax.models.clip import CLIPConfig
+from bliss_jax.models.clip import CLIPConfig, CLIPTextConfig
 from bliss_jax.models.families import ModelConfig
-from bliss_jax.models.layers import Dtype
+from bliss_jax.models.layers import Dtype, VisionConfig
 from bliss_jax.models.layout import (
     CONFIG,
     FAMILIES,
@@ -51,17 +52,44 @@ def read_config(directory: Path, dtype: Dtype) -> ModelConfig:
     check_architecture(directory)
     if uses_open_clip(directory):
         return open_clip.read_config(directory, dtype)
+    family = _CONFIGS[config_fields(directory / CONFIG)["model_type"]]
+    if (stated := _stated_config(directory)) is not None:
+        return family.from_transformers(stated, dtype)
     auto = import_transformers().AutoConfig
     try:
         config = auto.from_pretrained(directory, trust_remote_code=False)
     # transformers 5 checks fields with errors of its own, which are plain Exceptions.
     except Exception as error:
         raise ValueError(f"{directory / CONFIG} is not valid: {error}") from error
-    if config.model_type in ("clip", "metaclip_2"):
-        return CLIPConfig.from_transformers(config, dtype)
-    if config.model_type == "siglip":
-        return SiglipConfig.from_transformers(config, dtype)
-    return NaflexConfig.from_transformers(config, dtype)
+    return family.from_transformers(config, dtype)
+
+
+_CONFIGS: dict[str, type[CLIPConfig] | type[SiglipConfig] | type[NaflexConfig]] = {
+    "clip": CLIPConfig,
+    "metaclip_2": CLIPConfig,
+    "siglip": SiglipConfig,
+    "siglip2": NaflexConfig,
+}
+"""The configuration of each model type, as FAMILIES lists them."""
+
+
+def _stated_config(directory: Path) -> SimpleNamespace | None:
+    """Returns the fields of a CLIP model in `config.json`, or None if the file omits one or has one of a wrong type.
+
+    transformers fills in omitted fields and explains wrong ones, but importing it takes a second.
+    """
+    given = config_fields(directory / CONFIG)
+    parts = {}
+    for name, kind in (("vision", VisionConfig), ("text", CLIPTextConfig)):
+        part = given.get(f"{name}_config")
+        if not isinstance(part, dict) or given.get(f"{name}_config_dict") is not None:
+            return None
+        parts[f"{name}_config"] = SimpleNamespace(**part)
+        expected = {field.name: field.type for field in dataclasses.fields(kind)}
+        if any(type(part.get(field)) is not wanted for field, wanted in expected.items()):
+            return None
+    clip = given["model_type"] == "clip" and type(given.get("projection_dim")) is int
+    return SimpleNamespace(**{**given, **parts}) if clip else None
 
 
 def read_preprocessing(directory: Path, config: ModelConfig) -> Preprocessing:

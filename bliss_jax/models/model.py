@@ -198,7 +198,7 @@ def load_model(
     revision: str | None = None,
     image_size: int | None = None,
 ) -> Model:
-    """Loads an encoder with its tokenizer and preprocessing.
+    """Loads an encoder with its tokenizer and preprocessing. CLIP's tokenizer is read at the first text.
 
     Args:
         name_or_path: A directory in the layout of transformers or OpenCLIP; a name in `model_names()`; or

@@ -20,6 +20,7 @@ import html
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -185,18 +186,52 @@ def load_tokenizer(directory: Path, config: ModelConfig) -> Tokenizer:
         raise ValueError(
             f"no tokenizer in {directory}: expected {' or '.join(map(' and '.join, TOKENIZER_FILES))}"
         )
-    auto = import_transformers().AutoTokenizer
-    try:
-        backend = auto.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:
-        # transformers' readers pass on every error of their parsers, including a bare Exception.
-        raise ValueError(f"no tokenizer can be read from {directory}: {error}") from error
+    # A detector that scores images needs no tokenizer, and importing transformers takes a second.
+    clip = isinstance(config, CLIPConfig)
+    backend = DeferredBackend(directory) if clip else _read_backend(directory)
     return Tokenizer(
         backend=backend,
         context_length=config.text.max_position_embeddings,
         vocab_size=config.text.vocab_size,
         clean=CLEANINGS[cleaning] if cleaning else _cleaning(config, backend),
     )
+
+
+def _read_backend(directory: Path) -> Any:
+    """Reads the tokenizer of transformers in a directory.
+
+    Raises:
+        ValueError: The tokenizer cannot be read.
+    """
+    auto = import_transformers().AutoTokenizer
+    try:
+        return auto.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        # transformers' readers pass on every error of their parsers, including a bare Exception.
+        raise ValueError(f"no tokenizer can be read from {directory}: {error}") from error
+
+
+class DeferredBackend:
+    """The tokenizer of transformers in a directory, which is read when it is first used.
+
+    Its first use raises ValueError if the tokenizer cannot be read.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    @cached_property
+    def _backend(self) -> Any:
+        return _read_backend(self._directory)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # pickle and copy look up methods that this class does not have
+            raise AttributeError(name)
+        return getattr(self._backend, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        """Tokenizes texts."""
+        return self._backend(*texts, **options)
 
 
 def _cleaning(config: ModelConfig, backend: Any) -> Callable[[str], str]:

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from random_checkpoints import clip_config, naflex_config, save_preprocessor, siglip_config
 
-from bliss_jax.models import Preprocessing
+from bliss_jax.models import Preprocessing, checkpoint, load_model, tokenize
 from bliss_jax.models.checkpoint import read_config, read_preprocessing
 from bliss_jax.models.layout import PickleOnlyError, find_layout
 from bliss_jax.models.naflex import NaflexPreprocessing
@@ -47,6 +48,24 @@ def test_missing_fields_have_the_defaults_of_transformers(tmp_path):
     assert (config.embedding_dim, config.text.max_position_embeddings) == (768, 64)
     assert (config.vision.hidden_act, config.vision.layer_norm_eps) == ("gelu_pytorch_tanh", 1e-6)
     hash(config)
+
+
+def test_a_file_that_states_all_fields_is_read_as_transformers_reads_it(clip, monkeypatch):
+    directory, config = clip
+    monkeypatch.setattr(checkpoint, "_stated_config", lambda directory: None)
+    assert read_config(directory, "float32") == config
+
+
+def test_images_are_embedded_without_importing_transformers(monkeypatch):
+    def refuse():
+        raise ImportError("transformers")
+
+    for module in (checkpoint, tokenize):
+        monkeypatch.setattr(module, "import_transformers", refuse)
+    model = load_model("bliss-jax/tiny")
+    assert model.encode_images(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 64)
+    with pytest.raises(ImportError):
+        model.encode_texts(["a cat"])
 
 
 def test_the_config_json_of_openai_is_read(tmp_path):
