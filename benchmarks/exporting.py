@@ -16,55 +16,24 @@ import resource
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
 from benchmarks.measure import in_fresh_process, median
+from benchmarks.random_detector import random_detector, random_encoder
 
 ENCODERS = (("untrained", "float32"), ("B/32", "float32"), ("B/32", "bfloat16"))
-CLASSES, PHRASES, CALIBRATION, IMAGES = 10, 1_860, 400, 4
-
-
-def _encoder(name: str, dtype: Any) -> Any:
-    from benchmarks.gpu.architectures import ARCHITECTURES
-    from bliss_jax.models import Preprocessing, load_model
-    from bliss_jax.models.untrained import untrained_params
-    from bliss_jax.models.weights import as_params, flatten
-
-    model = load_model("bliss-jax/untrained", dtype=dtype)
-    if name == "untrained":
-        return model
-    config = replace(ARCHITECTURES[name].config, dtype=dtype)
-    tensors = flatten(untrained_params(replace(config, dtype="float32")))
-    params = as_params({key: np.asarray(leaf) for key, leaf in tensors.items()}, dtype)
-    return replace(
-        model, config=config, params=params, preprocessing=Preprocessing(config.vision.image_size)
-    )
+IMAGES = 4
 
 
 def _export(name: str, dtype: str, folder: Path) -> dict[str, float]:
     """Exports a detector, and writes images and their scores beside it."""
-    import bliss_jax as bj
-
-    model = _encoder(name, dtype)
-    rng = np.random.default_rng(0)
-
-    def unit(number: int) -> np.ndarray:
-        x = rng.normal(size=(number, model.embedding_dim)).astype(np.float32)
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    normal = 2 * CALIBRATION
-    detector = bj.Detector.fit_embeddings(
-        unit(normal), np.arange(normal) % CLASSES, [f"class {i}" for i in range(CLASSES)],
-        unit(CLASSES), [f"word {i}" for i in range(PHRASES)], unit(PHRASES), calibration=0.5,
-        shrinkage=20.0,
-    ).with_model(model)  # fmt: skip
+    model = random_encoder(name, dtype)
+    detector = random_detector(model)
     size = model.image_size
-    images = rng.integers(0, 256, (IMAGES, size, size, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3)).astype(np.uint8)
     np.save(folder / "images.npy", images)
     np.save(folder / "scores.npy", detector.score(images))
     start = time.perf_counter()

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "prompts": "benchmarks.encoders:prompts_benchmark",
     "pipeline": "benchmarks.pipeline:throughput",
     "startup": "benchmarks.pipeline:startup",
+    "latency": "benchmarks.latency:latency",
     "cifar10": "benchmarks.scores:cifar10",
     "ask": "benchmarks.scores:ask",
     "scale": "benchmarks.scale:scale",
