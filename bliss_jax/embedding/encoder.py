@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -183,12 +184,28 @@ Map: TypeAlias = Callable[[Callable[[Image], Image], Iterable[Image]], Iterable[
 """A function like `map`, e.g. that of a pool of threads."""
 
 
+_REPLICATED: WeakKeyDictionary["Model", tuple[Mesh, "Model"]] = WeakKeyDictionary()
+"""Model to the mesh on which it embedded last, and its copy there."""
+
+
+def _replicated(model: "Model", mesh: Mesh) -> "Model":
+    """Returns the model with its parameters on every device of the mesh.
+
+    The copy is kept as long as the model: to place hundreds of arrays takes longer than to embed one small image. On a
+    single device the parameters of both are the same.
+    """
+    kept = _REPLICATED.get(model)
+    if kept is None or kept[0] != mesh:
+        params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+        kept = _REPLICATED[model] = mesh, replace(model, params=params)
+    return kept[1]
+
+
 class ModelCalls:
     """Calls of a `Model`: batches are arrays on the devices, which preprocess and encode them."""
 
     def __init__(self, model: "Model", preprocess: str | None, batch_size: int, mesh: Mesh):
-        replicated = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
-        self._model = replace(model, params=replicated)
+        self._model = _replicated(model, mesh)
         self._preprocess, self._batch_size, self._mesh = preprocess, batch_size, mesh
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
         self.resize = resizer(model)

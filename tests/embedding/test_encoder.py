@@ -1,12 +1,19 @@
 """Tests of encoders that are not a `Model`: embedding, evaluation, detector, refused results."""
 
+import gc
+import weakref
+from dataclasses import replace
+
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from PIL import Image
 
 import bliss_jax as bj
 from bliss_jax.datasets import ImageDataset
+from bliss_jax.embedding.encoder import ModelCalls
 
 CLASSES = ("red", "green")
 WORDS = tuple(f"word {i}" for i in range(20))
@@ -167,3 +174,16 @@ def test_a_model_is_an_encoder_with_a_fingerprint_of_weights_and_settings():
     embedded = model.encode_images(images)
     assert embedded.shape == (2, model.embedding_dim)
     assert model.encode_texts(["a", "b"]).shape == (2, model.embedding_dim)
+
+
+def test_parameters_are_placed_once_for_each_mesh_and_freed_with_the_model():
+    model = replace(bj.load_model("bliss-jax/untrained"))
+    one, two = (Mesh(np.array(jax.devices()[:n]), ("data",)) for n in (1, 2))
+    placed = ModelCalls(model, None, 4, one)._model
+    assert ModelCalls(model, None, 8, Mesh(one.devices, ("data",)))._model is placed
+    moved = ModelCalls(model, None, 4, two)._model
+    assert all(len(leaf.devices()) == 2 for leaf in jax.tree.leaves(moved.params))
+    gone = weakref.ref(moved)
+    del model, placed, moved
+    gc.collect()
+    assert gone() is None
