@@ -1,8 +1,8 @@
 """The encoders beside their alternatives, with the same random weights, inputs and batch, in turn.
 
 The alternatives are transformers' PyTorch `CLIPModel`, eager and through `torch.compile`, in float32 and
-bfloat16; `FlaxCLIPModel` under jit if transformers has it (4.57); and open_clip if it is installed. An
-alternative that cannot be imported is missing from the table, and a note says so. The embeddings of each
+bfloat16; `FlaxCLIPModel` under jit if transformers has it (4.57); and open_clip, OpenVINO and ONNX Runtime if they are
+installed. An alternative that cannot be imported is missing from the table, and a note says so. The embeddings of each
 contender are compared with the library's float32 embeddings before it is timed.
 """
 
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int32
 from benchmarks.gpu.architectures import ARCHITECTURES, computed_flops
 from benchmarks.gpu.measuring import agreement
 from benchmarks.measure import Table, compiled, cpus, median, repeat, seconds, spread
+from benchmarks.runtimes import RUNTIMES, image_runtimes
 from bliss_jax.models import Model, Preprocessing, encode_image, encode_text
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.export import save_checkpoint
@@ -284,6 +285,8 @@ def _image_contenders(
             quick,
         )
         found += _open_clip_contenders(checkpoint.torch_model, "image", channels_first)
+        runtimes = image_runtimes(checkpoint.torch_model, channels_first, cpus())
+        found += [Contender(name, "float32", encode) for name, encode in runtimes]
     return found + _flax_contenders(checkpoint.directory, "image", images)
 
 
@@ -467,7 +470,7 @@ def _absent() -> list[str]:
     """Returns a note that names the peers that are not installed, or no note."""
     import transformers
 
-    absent = [name for name in ("torch", "open_clip") if not _has(name)]
+    absent = [name for name in ("torch", "open_clip", *RUNTIMES) if not _has(name)]
     if not hasattr(transformers, "FlaxCLIPModel"):
         absent.append(f"FlaxCLIPModel (transformers {transformers.__version__} has none)")
     return [f"not installed: {', '.join(absent)}"] if absent else []
