@@ -3,7 +3,9 @@ from typing import Any
 
 from bliss_jax.datasets import ImageDataset as ImageDataset
 from bliss_jax.datasets import load_dataset as load_dataset
+from bliss_jax.datasets import load_imglist as load_imglist
 from bliss_jax.datasets import load_protocol as load_protocol
+from bliss_jax.datasets import load_suite as load_suite
 from bliss_jax.datasets import read_image as read_image
 from bliss_jax.detection import BlissOutlierDetector as BlissOutlierDetector
 from bliss_jax.detection import Detector as Detector
@@ -17,9 +19,11 @@ from bliss_jax.embedding import embed_images as embed_images
 from bliss_jax.embedding import embed_texts as embed_texts
 from bliss_jax.embedding import load_embeddings as load_embeddings
 from bliss_jax.embedding import save_embeddings as save_embeddings
+from bliss_jax.evaluation import OodSet as OodSet
 from bliss_jax.evaluation import Settings as Settings
 from bliss_jax.evaluation import class_masks as class_masks
 from bliss_jax.evaluation import evaluate as evaluate
+from bliss_jax.evaluation import evaluate_ood as evaluate_ood
 from bliss_jax.metrics import ScoreComparison as ScoreComparison
 from bliss_jax.metrics import aupr as aupr
 from bliss_jax.metrics import auroc as auroc

@@ -106,29 +106,62 @@ def load_data(options: dict[str, Any]) -> tuple[Any, Any]:
     )
 
 
-def embed_data(options: dict[str, Any], train: Any, test: Any, **classes: Any) -> Any:
+def load_encoder(options: dict[str, Any]) -> Any:
+    """Returns the encoder that the options name."""
+    from bliss_jax.models import load_model
+
+    dtype, revision = options["dtype"], options["revision"]
+    return jointly(
+        options, lambda: load_model(options["model"] or MODEL, dtype=dtype, revision=revision)
+    )
+
+
+def embed_only(options: dict[str, Any], model: Any, dataset: Any) -> Any:
+    """Returns the embeddings of the images of a data set that can be read. The others are listed.
+
+    Raises:
+        ValueError: Images cannot be read, with --strict.
+    """
+    from bliss_jax.embedding import BATCH_SIZE, embed_images
+
+    track = no_progress if options["quiet"] else progress
+    with track(dataset.name, len(dataset)) as advance:
+        embedded = embed_images(
+            model,
+            dataset,
+            preprocess=options["preprocess"],
+            batch_size=options["batch_size"] or BATCH_SIZE,
+            cache=options["cache"],
+            progress=advance,
+        )
+    if embedded.unreadable and options["strict"]:
+        raise ValueError(
+            f"{len(embedded.unreadable)} images cannot be read:\n" + "\n".join(embedded.unreadable)
+        )
+    for problem in embedded.unreadable:
+        notes.print(f"skipped: {problem}")
+    return embedded.embeddings
+
+
+def embed_data(
+    options: dict[str, Any], train: Any, test: Any, *, model: Any = None, **classes: Any
+) -> Any:
     """Embeds both sets and the texts. Unreadable images are listed; with --strict they are an error.
 
     Args:
         options: Options of the model and the data.
         train: Training set.
         test: Test set.
+        model: The encoder; None loads it.
         **classes: `train_classes` and `test_classes` of `embed_dataset`.
     """
     from bliss_jax.embedding import BATCH_SIZE, embed_dataset
-    from bliss_jax.models import load_model
     from bliss_jax.text import PROMPT, find_overlap, load_dictionary
 
     quiet = options["quiet"]
     dictionary_name = options["dictionary"] or dataset_defaults(train.name).dictionary
-    dtype, revision = options["dtype"], options["revision"]
-    model, dictionary = jointly(
-        options,
-        lambda: (
-            load_model(options["model"] or MODEL, dtype=dtype, revision=revision),
-            load_dictionary(dictionary_name),
-        ),
-    )
+    model = model or load_encoder(options)
+    dictionary = jointly(options, lambda: load_dictionary(dictionary_name))
     overlap = find_overlap(dictionary, train.class_names)
     if not quiet:
         notes.print(

@@ -16,6 +16,7 @@ from bliss_jax.cli.embedding import (
     load_data,
     processes,
 )
+from bliss_jax.cli.ood import ood_options, run_ood
 from bliss_jax.cli.options import ENVIRONMENT, model_and_data_options
 from bliss_jax.cli.own_scores import library_scores, load_scores
 from bliss_jax.cli.terminal import no_progress, notes, progress, tables, write
@@ -124,6 +125,7 @@ Example:
     "--seed", type=int, default=0, show_default=True, help="Seed of the draws and of NegLabel."
 )
 @click.option("--per-split", is_flag=True, help="Print one column per split.")
+@ood_options
 @json_file_option
 @click.option(
     "--report",
@@ -175,6 +177,16 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         ]
 
     settings_of("")  # raises for values that are invalid for every data set
+    if options["ood"] or options["suite"]:
+        for option, name in (
+            ("--protocol", "protocols"), ("--normal", "own_splits"), ("--report", "report"),
+            ("--per-split", "per_split"),
+        ):  # fmt: skip
+            if options[name]:
+                raise click.UsageError(f"{option} cannot be combined with --ood or --suite")
+        scores = load_scores(options["scores"])
+        run_ood(options, settings_of, outputs)
+        return
     if options["embeddings"] is not None:
         given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
         if given:

@@ -22,6 +22,8 @@ from bliss_jax.datasets.image_files import FileReader as FileReader
 from bliss_jax.datasets.image_files import Found as Found
 from bliss_jax.datasets.image_formats import format_of as format_of
 from bliss_jax.datasets.image_formats import has_image_suffix as has_image_suffix
+from bliss_jax.datasets.imglist import OOD_CLASS as OOD_CLASS
+from bliss_jax.datasets.imglist import load_imglist as load_imglist
 from bliss_jax.datasets.load import TFDS_PREFIX as TFDS_PREFIX
 from bliss_jax.datasets.load import dataset_names as dataset_names
 from bliss_jax.datasets.load import describe_dataset as describe_dataset
@@ -33,4 +35,8 @@ from bliss_jax.datasets.splits import load_protocol as load_protocol
 from bliss_jax.datasets.splits import normal_against_rest as normal_against_rest
 from bliss_jax.datasets.splits import protocol_names as protocol_names
 from bliss_jax.datasets.splits import protocols_of as protocols_of
+from bliss_jax.datasets.suites import LoadedSuite as LoadedSuite
+from bliss_jax.datasets.suites import SUITES as SUITES
+from bliss_jax.datasets.suites import load_suite as load_suite
+from bliss_jax.datasets.tfds_records import load_tfds as load_tfds
 from bliss_jax.datasets.pillow_warnings import ImageWarning as ImageWarning

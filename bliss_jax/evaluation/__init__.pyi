@@ -3,6 +3,8 @@ from bliss_jax.evaluation.bias import similarity_bias as similarity_bias
 from bliss_jax.evaluation.defaults import DATASET as DATASET
 from bliss_jax.evaluation.defaults import MODEL as MODEL
 from bliss_jax.evaluation.defaults import dataset_defaults as dataset_defaults
+from bliss_jax.evaluation.ood import OodSet as OodSet
+from bliss_jax.evaluation.ood import evaluate_ood as evaluate_ood
 from bliss_jax.evaluation.recognition import dataset_of as dataset_of
 from bliss_jax.evaluation.recognition import has_own_order as has_own_order
 from bliss_jax.evaluation.results import Evaluation as Evaluation
@@ -25,6 +27,8 @@ from bliss_jax.evaluation.studies import dictionary_study as dictionary_study
 from bliss_jax.evaluation.studies import few_shot_study as few_shot_study
 from bliss_jax.evaluation.studies import grid_studies as grid_studies
 from bliss_jax.evaluation.study import Study as Study
+from bliss_jax.evaluation.tables import Table as Table
 from bliss_jax.evaluation.tables import evaluation_table as evaluation_table
+from bliss_jax.evaluation.tables import ood_tables as ood_tables
 from bliss_jax.evaluation.tables import row_name as row_name
 from bliss_jax.evaluation.tables import shots_of as shots_of

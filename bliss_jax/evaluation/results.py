@@ -26,8 +26,13 @@ class SplitResult:
     aupr_anomaly: float
     aupr_normal: float
     fpr95: float
+    """FPR at 95 % TPR: the anomaly is positive, unless the row's settings name a `convention`."""
     draws: tuple[float, ...] = ()
     """AUROC of each few-shot draw; empty if there is only one."""
+    name: str = ""
+    """Name of the out-of-distribution set whose images are the anomalies; empty for a split of the classes."""
+    group: str = ""
+    """Group of the out-of-distribution set, e.g. "near" or "far"; empty if it has none."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,13 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
     ]
     for row, provenance in rows:
         for number, split in enumerate(row.splits):
-            head = (row.protocol, row.family, row.score, json.dumps(dict(row.settings)), number)
+            head = (
+                row.protocol,
+                row.family,
+                row.score,
+                json.dumps(dict(row.settings)),
+                split.name or number,
+            )
             normal = " ".join(map(str, split.normal))
             measured = (
                 split.auroc,
@@ -138,8 +149,9 @@ def to_csv(evaluations: Sequence[Evaluation]) -> str:
 def _row(row: Row) -> dict[str, Any]:
     splits = [asdict(split) for split in row.splits]
     for split in splits:
-        if not split["draws"]:
-            del split["draws"]
+        for optional in ("draws", "name", "group"):
+            if not split[optional]:
+                del split[optional]
     summary = {"auroc": row.auroc, "auroc_std": row.auroc_std, "near_chance": row.is_near_chance}
     head = {"protocol": row.protocol, "family": row.family, "score": row.score}
     return {**head, "settings": dict(row.settings), **summary, "splits": splits}

@@ -68,7 +68,7 @@ def evaluate(
         draws=settings.draws,
         seed=settings.seed,
     )
-    choices, left_out = _choices(embeddings, normal, rows, settings)
+    choices, left_out = choices_of(embeddings, normal, rows, settings)
     measured_columns = _evaluate_draws(
         arrays_of(embeddings),
         jnp.asarray(rows),
@@ -89,7 +89,7 @@ def evaluate(
     return Evaluation(made_with, tuple(table), left_out)
 
 
-def _choices(
+def choices_of(
     embeddings: EmbeddingSet,
     normal: Bool[np.ndarray, "splits classes"],
     rows: Int[np.ndarray, "draws chosen"],
@@ -136,7 +136,7 @@ def score_split(
     settings = settings or Settings()
     normal, anomalous = class_masks(Protocol("split", "custom", None, (split,)), embeddings)
     rows = training_rows(embeddings, normal[0], shots=settings.shots, draws=1, seed=settings.seed)
-    choices, _ = _choices(embeddings, normal, rows, settings)
+    choices, _ = choices_of(embeddings, normal, rows, settings)
     counted = np.flatnonzero((normal | anomalous)[0][embeddings.test_labels])
     arrays, own = arrays_of(embeddings), np.flatnonzero(normal[0])
     # Only the normal classes are passed on, because the scores of a split do not depend on the others.

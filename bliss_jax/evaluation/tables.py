@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from bliss_jax.evaluation.defaults import UNTRAINED_MODEL
+from bliss_jax.evaluation.ood import OOD_METRICS, group_means
 from bliss_jax.evaluation.results import Evaluation, Row
 from bliss_jax.evaluation.study import Study
 from bliss_jax.text import html_table
@@ -55,6 +56,33 @@ def evaluation_table(evaluation: Evaluation, *, per_split: bool = False) -> Tabl
         )
     notes += [f"{name} was not computed: {reason}." for name, reason in evaluation.left_out.items()]
     return Table(_title(rows[0]) if rows else "no scores", headings, tuple(cells), tuple(notes))
+
+
+def ood_tables(evaluation: Evaluation) -> list[Table]:
+    """Returns one table for each metric of `evaluate_ood`: a row per score, a column per set, and means of groups."""
+    tables = []
+    for heading, field in OOD_METRICS:
+        first = evaluation.rows[0] if evaluation.rows else None
+        means = list(group_means(first, field)) if first is not None else []
+        sets = [split.name for split in first.splits] if first is not None else []
+        if len(sets) == 1:
+            means = []
+        rows = [
+            (
+                row_name(row) + shots_of(row),
+                *(_x100(getattr(split, field)) for split in row.splits),
+                *(_x100(group_means(row, field)[group]) for group in means),
+            )
+            for row in evaluation.rows
+        ]
+        columns = ("score", *sets, *(f"mean of {group}" for group in means))
+        convention = first.settings["convention"] if first is not None else ""
+        title = f"{heading} x 100 ({convention})" if field != "auroc" else f"{heading} x 100"
+        tables.append(Table(title, columns, tuple(rows)))
+    notes = [f"{name} was not computed: {reason}." for name, reason in evaluation.left_out.items()]
+    if tables:
+        tables[-1] = tables[-1]._replace(notes=tuple(notes))
+    return tables
 
 
 def row_table(row: Row) -> Table:

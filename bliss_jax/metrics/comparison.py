@@ -299,4 +299,11 @@ def compare_scores(
                 p_value=p_value,
             )
         rows.append(row)
-    return ScoreComparison(tuple(rows), best, **number, tests=len(tests), confidence=confidence)
+    return ScoreComparison(
+        tuple(rows),
+        best,
+        number["anomalous"],
+        number["normal"],
+        tests=len(tests),
+        confidence=confidence,
+    )

@@ -9,8 +9,12 @@ from bliss_jax.evaluation import (
     Evaluation,
     SimilarityBias,
     evaluation_table,
+    ood_tables,
     row_name,
     shots_of,
+)
+from bliss_jax.evaluation import (
+    Table as ContentTable,
 )
 
 
@@ -22,7 +26,21 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: boo
         console: Console to print to.
         per_split: Whether to add a column for each split.
     """
-    content = evaluation_table(evaluation, per_split=per_split)
+    _print_table(evaluation_table(evaluation, per_split=per_split), console)
+
+
+def print_ood(evaluation: Evaluation, console: Console) -> None:
+    """Prints the tables of `evaluate_ood`, one for each metric.
+
+    Args:
+        evaluation: Result of `evaluate_ood`.
+        console: Console to print to.
+    """
+    for table in ood_tables(evaluation):
+        _print_table(table, console)
+
+
+def _print_table(content: ContentTable, console: Console) -> None:
     console.print(content.title, soft_wrap=True)
     first, *others = content.headings
     table = Table()

@@ -385,7 +385,9 @@ def test_an_unknown_name_or_split_is_refused_with_similar_names():
         ValueError, match=r"'cifar-10' is neither .*did you mean cifar10 or cifar100"
     ):
         load_dataset("cifar-10")
-    with pytest.raises(ValueError, match="'' is neither a folder, nor tfds:NAME, nor one of the data sets"):
+    with pytest.raises(
+        ValueError, match="'' is neither a folder, nor tfds:NAME, nor one of the data sets"
+    ):
         load_dataset("")
     with pytest.raises(ValueError, match="'val', but cifar10 has only 'train' and 'test'"):
         load_dataset("cifar10", "val")
