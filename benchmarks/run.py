@@ -30,6 +30,7 @@ BENCHMARKS = {
     "eager": "benchmarks.composition:eager",
     "gradients": "benchmarks.composition:gradients",
     "shards": "benchmarks.composition:shards",
+    "maps": "benchmarks.maps:maps",
 }
 """Name to the function that receives `quick` and returns a `Table`."""
 

@@ -7,6 +7,7 @@ from bliss_jax.datasets import load_imglist as load_imglist
 from bliss_jax.datasets import load_protocol as load_protocol
 from bliss_jax.datasets import load_suite as load_suite
 from bliss_jax.datasets import read_image as read_image
+from bliss_jax.detection import AnomalyMaps as AnomalyMaps
 from bliss_jax.detection import BlissOutlierDetector as BlissOutlierDetector
 from bliss_jax.detection import Detector as Detector
 from bliss_jax.detection import Explanation as Explanation
@@ -38,11 +39,13 @@ from bliss_jax.metrics import ood_metrics as ood_metrics
 from bliss_jax.metrics import oscr as oscr
 from bliss_jax.models import Model as Model
 from bliss_jax.models import Preprocessing as Preprocessing
+from bliss_jax.models import attribute_patches as attribute_patches
 from bliss_jax.models import encode_image as encode_image
 from bliss_jax.models import encode_patches as encode_patches
 from bliss_jax.models import encode_text as encode_text
 from bliss_jax.models import encode_token_embeddings as encode_token_embeddings
 from bliss_jax.models import load_model as load_model
+from bliss_jax.models import maps_at_pixels as maps_at_pixels
 from bliss_jax.models import preprocess as preprocess
 from bliss_jax.models import preprocess_float as preprocess_float
 from bliss_jax.models import resize_bicubic as resize_bicubic

@@ -18,8 +18,11 @@ from bliss_jax.cli.options import (
     own_score_option,
 )
 from bliss_jax.cli.terminal import notes, printable, tables
+from bliss_jax.storage import check_writable, replacing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bliss_jax.detection import Detector, ScoredFile
 
 
@@ -33,6 +36,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of phrases per image.",
 )
+@click.option(
+    "--map",
+    "map_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Write the image under a map of the parts that raise its score, and the map as FILE.npy. Needs one image.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 @encoder_option
 @own_score_option
@@ -41,12 +51,15 @@ def explain(
     detector: Path,
     images: tuple[str, ...],
     words: int,
+    map_file: Path | None,
     as_json: bool,
     model: str | None,
     own_score: str | None,
     **options: Any,
 ) -> None:
     """Explain the scores of images: nearest normal class, both parts of the score, nearest phrases."""
+    if map_file is not None:
+        _check_map_file(map_file, images)
     loaded = load_detector(detector, model, own_score=own_score)
     from bliss_jax.detection import open_table, score_files, table_columns
 
@@ -61,10 +74,37 @@ def explain(
     else:
         for row in rows:
             _print_why(row, loaded)
+    if map_file is not None and not any(row.error for row in rows):
+        _write_map(map_file, loaded, reader.read(Path(images[0]), images[0]))
     for line in reader.lines(command_line=True):
         notes.print(line)
     if any(row.error for row in rows):
         sys.exit(UNREADABLE)
+
+
+def _check_map_file(file: Path, images: tuple[str, ...]) -> None:
+    """Raises UsageError unless there is one image and the file is a PNG that can be written."""
+    if len(images) != 1 or Path(images[0]).is_dir():
+        raise click.UsageError("--map needs exactly one image file")
+    if file.suffix.lower() != ".png":
+        raise click.UsageError(f"--map: expected a file that ends with .png, got {file}")
+    check_writable(file)
+
+
+def _write_map(file: Path, detector: "Detector", image: "np.ndarray") -> None:
+    """Writes the image under the map of its score as PNG, and the map as an array in the image's pixels."""
+    import numpy as np
+
+    from bliss_jax.report import as_png, overlay
+
+    [why] = detector.explain([image], maps=True)
+    assert why.maps is not None  # noqa: S101 (requested)
+    score = why.maps.score
+    with replacing(file) as opened:
+        opened.write(as_png(overlay(image, score)))
+    with replacing(file.with_suffix(".npy")) as opened:
+        np.save(opened, score, allow_pickle=False)
+    notes.print(f"Map: {file}, {file.with_suffix('.npy')}")
 
 
 @click.command(epilog="Example:  bliss-jax info det.safetensors")

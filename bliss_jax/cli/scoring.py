@@ -29,7 +29,7 @@ from bliss_jax.cli.terminal import no_progress, notes, printable, progress
 from bliss_jax.storage import check_writable, replacing
 
 if TYPE_CHECKING:
-    from bliss_jax.datasets import FileReader
+    from bliss_jax.datasets import Decoding, FileReader
     from bliss_jax.detection import Detector, PartialRows, ScoredFile
 
 _SHOWN = 24
@@ -88,6 +88,11 @@ _SHOWN = 24
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help=f"Write an HTML report on the most anomalous images ({_SHOWN}, or the number of --top).",
+)
+@click.option(
+    "--maps",
+    is_flag=True,
+    help="With --report: show which parts of each image raise its score, and where each phrase is seen.",
 )
 @encoder_option
 @own_score_option
@@ -164,7 +169,7 @@ def score(**options: Any) -> None:
         if partial is not None:
             partial.close(remove=True)
     if options["report"] is not None:
-        _report(options, detector, most, counted)
+        _report(options, detector, most, counted, reader.decoding)
     for row in counted.unreadable:
         notes.print(f"cannot be scored: {printable(row.path)}: {row.error}")
     if counted.errors > len(counted.unreadable):
@@ -181,6 +186,8 @@ def _check_usage(options: dict[str, Any]) -> None:
     paths: tuple[str, ...] = options["paths"]
     if options["fdr"] and options["alpha"] is None:
         raise click.UsageError("--fdr needs --alpha")
+    if options["maps"] and options["report"] is None:
+        raise click.UsageError("--maps needs --report DIR")
     if options["null"] and paths != ("-",):
         raise click.UsageError("--null needs the argument -, which reads names from standard input")
     if "-" in paths and len(paths) > 1:
@@ -267,7 +274,11 @@ def _write(rows: "Iterable[ScoredFile]", format: str, options: dict[str, Any]) -
 
 
 def _report(
-    options: dict[str, Any], detector: "Detector", most: "_Most", counted: "_Counted"
+    options: dict[str, Any],
+    detector: "Detector",
+    most: "_Most",
+    counted: "_Counted",
+    decoding: "Decoding",
 ) -> None:
     from bliss_jax.report import write_score_report
 
@@ -282,6 +293,8 @@ def _report(
         alpha=options["alpha"],
         control="fdr" if options["fdr"] else "false-alarms",
         command=shlex.join(["bliss-jax", *sys.argv[1:]]),
+        decoding=decoding,
+        maps=options["maps"],
     )
     notes.print(f"Report: {page}")
 

@@ -50,6 +50,8 @@ class OddScenes:
     """Whether a pixel belongs to the box of the odd symbol; all false in a normal scene."""
     labels: Int[np.ndarray, " n"]
     """Class of the normal symbols, a position in `NORMAL_SYMBOLS`."""
+    odd_names: tuple[str, ...]
+    """Unicode name of the odd symbol in lower case; empty in a normal scene."""
     odd_size: Int[np.ndarray, " n"]
     """Side length of the odd symbol's box; 0 in a normal scene."""
     clutter: Int[np.ndarray, " n"]
@@ -82,20 +84,23 @@ def draw_odd_scenes(split: str, number: int, *, odd: bool, seed: int | None = No
         )
     rng = np.random.default_rng([_SEED[split] if seed is None else seed, odd])
     labels = np.arange(number, dtype=np.int32) % len(NORMAL_SYMBOLS)
-    levels = np.arange(number) // len(NORMAL_SYMBOLS)
-    clutter = np.asarray(CLUTTER, np.int32)[levels % len(CLUTTER)]
-    odd_size = np.asarray(SIZES, np.int32)[levels // len(CLUTTER) % len(SIZES)] * np.int32(odd)
+    # 20 classes and 9 pairs of size and clutter have no common divisor, so 180 scenes show every combination.
+    pair = np.arange(number) % (len(SIZES) * len(CLUTTER))
+    clutter = np.asarray(CLUTTER, np.int32)[pair % len(CLUTTER)]
+    odd_size = np.asarray(SIZES, np.int32)[pair // len(CLUTTER)] * np.int32(odd)
     symbol = np.repeat(labels[:, None], SLOTS, axis=1)
     if odd:
         symbol[:, 0] = [_odd_symbol(rng, label, split) for label in labels.tolist()]
     size = rng.choice(np.asarray(SIZES, np.int32), symbol.shape)
     size[:, 0] = odd_size
     size[np.arange(SLOTS) > clutter[:, None]] = 0
-    table = symbol_masks(NORMAL_SYMBOLS + ODD_SYMBOLS.get(split, ()), split)
+    symbols = NORMAL_SYMBOLS + ODD_SYMBOLS.get(split, ())
+    table = symbol_masks(symbols, split)
     parts = [slice(start, start + _PART) for start in range(0, number, _PART)]
     drawn = [render_symbols(rng, split, table, symbol[part], size[part]) for part in parts]
     images, masks = (np.concatenate(part) for part in zip(*drawn, strict=True))
-    return OddScenes(images, masks, labels, odd_size, clutter)
+    names = tuple(glyph_name(symbols[i]) if odd else "" for i in symbol[:, 0])
+    return OddScenes(images, masks, labels, names, odd_size, clutter)
 
 
 def symbol_masks(

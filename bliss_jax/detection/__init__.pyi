@@ -6,6 +6,7 @@ from bliss_jax.detection.encoding import default_images_per_device as default_im
 from bliss_jax.detection.fit_checks import check_fit as check_fit
 from bliss_jax.detection.inputs import with_present_classes as with_present_classes
 from bliss_jax.detection.labelled_files import label_images as label_images
+from bliss_jax.detection.maps import AnomalyMaps as AnomalyMaps
 from bliss_jax.detection.partial_rows import PartialRows as PartialRows
 from bliss_jax.detection.platforms import DEFAULT_PLATFORMS as DEFAULT_PLATFORMS
 from bliss_jax.detection.platforms import PLATFORMS as PLATFORMS

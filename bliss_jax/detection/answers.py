@@ -30,6 +30,7 @@ from bliss_jax.detection.inputs import (
     unlabelled,
     unreadable_error,
 )
+from bliss_jax.detection.maps import AnomalyMaps, anomaly_maps, check_maps
 from bliss_jax.detection.platforms import DEFAULT_PLATFORMS
 from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
@@ -86,6 +87,8 @@ class Explanation(NamedTuple):
     words: tuple[tuple[str, float], ...]
     """Dictionary phrases nearest to the image, by decreasing cosine, each with its z-score: the number of
     standard deviations by which its cosine exceeds the mean over the normal images of the class."""
+    maps: AnomalyMaps | None = None
+    """Maps of the parts of the image that raise the score, its parts and the phrases; None unless requested."""
 
     def _repr_html_(self) -> str:
         parts = [("score", self.score), ("internal", self.internal), ("external", self.external)]
@@ -181,15 +184,19 @@ class DetectorAnswers(DetectorState):
             return np.asarray(benjamini_hochberg(self.p_values(scores), alpha))
         raise ValueError(f"control: expected 'false-alarms' or 'fdr', got {control!r}")
 
-    def explain(self, images: Images, words: int = 5) -> tuple[Explanation, ...]:
+    def explain(
+        self, images: Images, words: int = 5, *, maps: bool = False
+    ) -> tuple[Explanation, ...]:
         """Returns the nearest normal class, both parts of the score and the nearest phrases of each image.
 
         Args:
             images: Images or embeddings, as in `score`.
             words: Number of phrases per image; at most the size of the dictionary is used.
+            maps: Whether to compute maps of BLISS, its parts and the phrases (`AnomalyMaps`). They need images, a
+                `Model` and a detector that was fitted to images. Image files are read twice.
 
         Raises:
-            ValueError: `words` is below 1, or one of the reasons listed in `score`.
+            ValueError: `words` is below 1, maps cannot be computed, or one of the reasons listed in `score`.
         """
         if words < 1:
             raise ValueError(f"words: expected at least 1, got {words}")
@@ -201,11 +208,18 @@ class DetectorAnswers(DetectorState):
         else:
             texts = {"labels": self.label_embeddings, "dictionary": self.dictionary_embeddings}
             explain = partial(explain_texts, **texts, k=self.k, num_texts=named)
+        if maps:
+            check_maps(self, images)
         embeddings = self._known.snap(self._embeddings(images))
         why = _in_blocks(explain, embeddings)
         # Scores come from the program of `score`. Another program may round differently and lose ties.
         scores = self._scores(embeddings)
         scored = self.p_values(scores) if len(self.calibration_labels) else None
+        located = (
+            anomaly_maps(self, single_image(images), embeddings, named)
+            if maps
+            else (None,) * len(scores)
+        )
         return tuple(
             Explanation(
                 score=float(scores[i]),
@@ -217,6 +231,7 @@ class DetectorAnswers(DetectorState):
                     (self.dictionary[text], float(z))
                     for text, z in zip(why.texts[i], why.z_scores[i], strict=True)
                 ),
+                maps=located[i],
             )
             for i in range(len(scores))
         )

@@ -1,13 +1,17 @@
+from bliss_jax.models.attribution import attribute_patches as attribute_patches
 from bliss_jax.models.encode import encode_image as encode_image
 from bliss_jax.models.encode import encode_patches as encode_patches
 from bliss_jax.models.encode import encode_text as encode_text
 from bliss_jax.models.encode import encode_token_embeddings as encode_token_embeddings
 from bliss_jax.models.encode import token_embeddings as token_embeddings
+from bliss_jax.models.families import ModelConfig as ModelConfig
 from bliss_jax.models.float_preprocessing import apply_float_preprocessing as apply_float_preprocessing
 from bliss_jax.models.float_preprocessing import preprocess_float as preprocess_float
 from bliss_jax.models.image_tower import image_tower as image_tower
 from bliss_jax.models.model import Model as Model
 from bliss_jax.models.model import load_model as load_model
+from bliss_jax.models.model import to_pixels as to_pixels
+from bliss_jax.models.patch_maps import maps_at_pixels as maps_at_pixels
 from bliss_jax.models.preprocessing import Preprocessing as Preprocessing
 from bliss_jax.models.preprocessing import preprocess as preprocess
 from bliss_jax.models.preprocessing import resize_bicubic as resize_bicubic

@@ -37,8 +37,8 @@ def encode_image(
     Raises:
         ValueError: The pixels are not floating, or their size is not that of the tower.
     """
-    _check_pixels(config, pixels)
-    return _encode_image(_static(config), params, pixels)
+    check_pixels(config, pixels)
+    return _encode_image(static_config(config), params, pixels)
 
 
 def encode_patches(
@@ -64,8 +64,8 @@ def encode_patches(
     Raises:
         ValueError: One of the reasons listed in `encode_image`.
     """
-    _check_pixels(config, pixels)
-    return _encode_patches(_static(config), params, pixels)
+    check_pixels(config, pixels)
+    return _encode_patches(static_config(config), params, pixels)
 
 
 def encode_text(
@@ -95,13 +95,13 @@ def encode_text(
     """
     ids = _check_tokens("tokens", tokens, 2)
     if prefix is None:
-        return _encode_text(_static(config), ids, params, None)
+        return _encode_text(static_config(config), ids, params, None)
     if not config.prefix_can_be_shared:
         raise ValueError(
             f"prefix: {type(config).__name__} has no causal mask, so the states of a prefix depend on the "
             "tokens after it; pass whole texts"
         )
-    return _encode_text(_static(config), ids, params, _check_tokens("prefix", prefix, 1))
+    return _encode_text(static_config(config), ids, params, _check_tokens("prefix", prefix, 1))
 
 
 def token_embeddings(
@@ -156,10 +156,13 @@ def encode_token_embeddings(
             f"embeddings: expected a floating [texts, length, {width}] array, got {states.dtype} "
             f"{list(states.shape)}"
         )
-    return _encode_token_embeddings(_static(config), states, params, _check_tokens("end", end, 1))
+    return _encode_token_embeddings(
+        static_config(config), states, params, _check_tokens("end", end, 1)
+    )
 
 
-def _check_pixels(config: ModelConfig, pixels: Any) -> None:
+def check_pixels(config: ModelConfig, pixels: Any) -> None:
+    """Raises ValueError unless the pixels are floating. A NaFlex tower checks its patches itself."""
     if isinstance(config, NaflexConfig):
         return
     array = _checks.as_array("pixels", pixels)
@@ -184,7 +187,7 @@ def _is_floating(array: Any) -> bool:
     return jnp.issubdtype(array.dtype, jnp.floating)
 
 
-def _static(config: ModelConfig) -> ModelConfig:
+def static_config(config: ModelConfig) -> ModelConfig:
     """Returns the configuration, after its class is registered as a static pytree.
 
     The classes of this library are registered already. A class of a user may be any frozen dataclass.

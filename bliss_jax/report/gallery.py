@@ -128,3 +128,10 @@ def thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> str:
     small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     small.save(content, format="png")
     return data_uri(content.getvalue(), "image/png")
+
+
+def thumbnail_size(image: UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+    """Returns the height and width of an image's thumbnail, up to rounding."""
+    height, width, _ = image.shape
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,15 +1,20 @@
 """The report of scored files: one HTML page with the most anomalous images and their explanations."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bliss_jax.datasets import UnreadableImageError, decode_image
+import numpy as np
+from jaxtyping import UInt8
+
+from bliss_jax.datasets import Decoding, UnreadableImageError, decode_image
 from bliss_jax.detection import Control, Detector, ScoredFile
 from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
-from bliss_jax.report.gallery import thumbnail
+from bliss_jax.report.gallery import thumbnail, thumbnail_size
+from bliss_jax.report.heat_maps import as_png, heat_map_uri, overlay
 from bliss_jax.report.templating import render
 from bliss_jax.storage import replacing
 
@@ -26,6 +31,8 @@ def write_score_report(
     alpha: float | None = None,
     control: Control = "false-alarms",
     command: str | None = None,
+    decoding: Decoding | None = None,
+    maps: bool = False,
 ) -> Path:
     """Writes the page and returns its path.
 
@@ -41,9 +48,13 @@ def write_score_report(
         alpha: Rate at which images were flagged. None if no images were flagged.
         control: Rate that alpha bounds: that of false alarms or that of false discoveries.
         command: Command line that reproduces the page.
+        decoding: Background and bit depth with which the images are read; by default those of the fit.
+        maps: Whether to show maps of the score, its parts and the words over the images. The map of each score is also
+            written to `maps/`, as PNG over the image and as an array in the image's pixels (`.npy`).
 
     Raises:
         OSError: If the folder cannot be written.
+        ValueError: Maps are requested and the detector has no `Model`.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     held_out = detector.calibration_scores if len(detector.calibration_labels) else None
@@ -75,7 +86,16 @@ def write_score_report(
         calibrated=held_out is not None,
         weight=detector.weight,
         k=detector.k,
-        cards=[_card(row) for row in most_anomalous],
+        cards=[
+            _card(
+                row,
+                detector,
+                decoding or detector.decoding,
+                folder / "maps" / f"{place:03d}" if maps else None,
+            )
+            for place, row in enumerate(most_anomalous, 1)
+        ],
+        maps=maps,
         unreadable=[(_shown(row.path), _shown(row.error or "")) for row in unreadable],
         more_unreadable=errors - len(unreadable),
         command=None if command is None else _shown(command),
@@ -86,19 +106,41 @@ def write_score_report(
     return folder / "index.html"
 
 
-def _card(row: ScoredFile) -> dict[str, Any]:
+def _card(
+    row: ScoredFile, detector: Detector, decoding: Decoding, maps: Path | None
+) -> dict[str, Any]:
+    """Returns the content of an image's card. With `maps` its maps are computed and written to files of this name."""
+    shown: dict[str, Any] = {"image": None, "problem": None, "maps": []}
     try:
-        image, problem = thumbnail(decode_image(Path(row.path), row.path)), None
+        image = decode_image(Path(row.path), row.path, decoding)
+        shown["image"] = thumbnail(image)
+        if maps is not None:
+            shown["maps"] = _maps(row, detector, image, maps)
     except UnreadableImageError as error:  # The file changed after it was scored.
-        image, problem = None, _shown(error.reason)
+        shown["problem"] = _shown(error.reason)
     return {
         **row._asdict(),
         "path": _shown(row.path),
         "words": row.words or (),
         "kind": "anomaly" if row.anomaly else "scored",
-        "image": image,
-        "problem": problem,
+        **shown,
     }
+
+
+def _maps(
+    row: ScoredFile, detector: Detector, image: UInt8[np.ndarray, "h w 3"], file: Path
+) -> list[str]:
+    """Returns heat maps of the score, its parts and the words as data URIs, and writes that of the score."""
+    [why] = detector.explain([image], words=max(1, len(row.words or ())), maps=True)
+    assert why.maps is not None  # noqa: S101 (requested)
+    score = why.maps.score
+    array = io.BytesIO()
+    np.save(array, score, allow_pickle=False)
+    file.parent.mkdir(exist_ok=True)
+    for suffix, content in ((".png", as_png(overlay(image, score))), (".npy", array.getvalue())):
+        with replacing(file.with_suffix(suffix)) as opened:
+            opened.write(content)
+    return [heat_map_uri(values) for values in why.maps.at_size(*thumbnail_size(image))]
 
 
 def _promise(alpha: float | None, control: Control) -> str | None:

@@ -1,0 +1,58 @@
+"""Heat maps over images, as PNG.
+
+    strength = max(map, 0) / largest value of the map        colour = cividis(strength), opacity = strength
+
+Only positive values are drawn: the parts of the image that raise the score. Each map is scaled by its own maximum, so
+colours of two images cannot be compared. Pixels that the model did not see (NaN) are grey.
+
+Colours are those of cividis (Nunez, Anderton, Renslow, "Optimizing colormaps with consideration for color vision
+deficiency", PLOS ONE 2018), which is perceptually uniform and looks nearly the same with a colour vision deficiency.
+"""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from bliss_jax.report.drawing import data_uri
+
+_UNSEEN = (128, 128, 128, 178)
+
+
+def heat_map(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
+    """Returns a map as an RGBA image."""
+    seen = np.isfinite(values)
+    positive = np.where(seen, np.maximum(values, 0), 0)
+    strength = positive / max(float(positive.max(initial=0)), np.finfo(np.float32).tiny)
+    colours = matplotlib.colormaps["cividis"](strength, bytes=True)
+    colours[..., 3] = np.round(255 * strength)
+    colours[~seen] = _UNSEEN
+    return colours
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns an image in shades of grey under its map, so that all colour is that of the map."""
+    colours = heat_map(values).astype(np.float32)
+    luma = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    opacity = colours[..., 3:] / 255
+    mixed = luma[..., None] * (1 - opacity) + colours[..., :3] * opacity
+    return np.round(mixed).astype(np.uint8)
+
+
+def as_png(pixels: UInt8[np.ndarray, "h w channels"]) -> bytes:
+    """Returns RGB or RGBA pixels as the content of a PNG file."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    picture: Any = Image.fromarray(pixels)
+    picture.save(content, format="png", optimize=True)
+    return content.getvalue()
+
+
+def heat_map_uri(values: Float[np.ndarray, "h w"]) -> str:
+    """Returns a map as a data URI of a PNG with an alpha channel."""
+    return data_uri(as_png(heat_map(values)), "image/png")
