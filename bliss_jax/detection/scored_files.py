@@ -36,13 +36,13 @@ class ScoredFile(NamedTuple):
     path: str
     """Path as given, or below a folder that was given."""
     score: float | None = None
-    """BLISS score; higher is more anomalous."""
+    """Score of the detector, BLISS by default; higher is more anomalous."""
     p_value: float | None = None
     """Split-conformal p-value; None without calibration images."""
     anomaly: bool | None = None
     """Whether the image is flagged; None without an alpha."""
     nearest_class: str | None = None
-    """Normal class with the smallest score."""
+    """Normal class with the smallest BLISS score, see `Explanation`."""
     internal: float | None = None
     """Internal class score at the nearest class."""
     external: float | None = None
