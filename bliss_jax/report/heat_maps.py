@@ -1,9 +1,9 @@
 """Heat maps over images, as PNG.
 
-    strength = max(map, 0) / largest value of the map        colour = cividis(strength), opacity = strength
+    strength = max(map, 0) / largest value of the map        colour = cividis(strength), opacity = sqrt(strength)
 
 Only positive values are drawn: the parts of the image that raise the score. Each map is scaled by its own maximum, so
-colours of two images cannot be compared. Pixels that the model did not see (NaN) are grey.
+colours of two images cannot be compared. Pixels that the model did not see (NaN) have grey stripes.
 
 Colours are those of cividis (Nunez, Anderton, Renslow, "Optimizing colormaps with consideration for color vision
 deficiency", PLOS ONE 2018), which is perceptually uniform and looks nearly the same with a colour vision deficiency.
@@ -18,7 +18,8 @@ from jaxtyping import Float, UInt8
 
 from bliss_jax.report.drawing import data_uri
 
-_UNSEEN = (128, 128, 128, 178)
+_STRIPE = 4
+"""Width of the stripes over pixels that the model did not see."""
 
 
 def heat_map(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
@@ -27,8 +28,11 @@ def heat_map(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
     positive = np.where(seen, np.maximum(values, 0), 0)
     strength = positive / max(float(positive.max(initial=0)), np.finfo(np.float32).tiny)
     colours = matplotlib.colormaps["cividis"](strength, bytes=True)
-    colours[..., 3] = np.round(255 * strength)
-    colours[~seen] = _UNSEEN
+    colours[..., 3] = np.round(255 * np.sqrt(strength))
+    row, column = np.indices(values.shape)
+    stripes = (row + column) // _STRIPE % 2
+    unseen = np.stack([np.full_like(stripes, 128)] * 3 + [np.where(stripes, 230, 130)], axis=-1)
+    colours[~seen] = unseen[~seen]
     return colours
 
 

@@ -165,7 +165,7 @@ def windows(side: int, window: int, stride: int) -> jax.Array:
 def spread(scores: jax.Array, masks: jax.Array) -> jax.Array:
     """Returns the mean score [images, side, side] of the windows that contain a pixel, from [windows, images]."""
     masks = masks.astype(jnp.float32)
-    return jnp.einsum("wn,wyx->nyx", scores, masks) / masks.sum(0)
+    return jnp.einsum("wn,wyx->nyx", scores, masks) / masks.sum(0)[None]
 
 
 def window_images(images: np.ndarray) -> np.ndarray:

@@ -11,7 +11,14 @@ from record_oracles import NAFLEX, naflex_images, naflex_inputs, recorded
 
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.embedding import embed_images
-from bliss_jax.models import encode_image, encode_text, load_model, resize_on_host
+from bliss_jax.models import (
+    attribute_patches,
+    encode_image,
+    encode_text,
+    load_model,
+    maps_at_pixels,
+    resize_on_host,
+)
 from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.naflex import NaflexPreprocessing, Patches, grid_of
 from bliss_jax.models.weights import load_params
@@ -119,3 +126,19 @@ def test_other_inputs_are_refused(model, saved, unchecked):
         encode_image(model.params, model.config, jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match="a NaFlex model takes images of any size"):
         load_model(saved, image_size=48)
+
+
+@pytest.mark.slow
+def test_padding_has_no_attribution_and_maps_have_the_shape_of_the_image(model):
+    images = [np.random.default_rng(0).integers(0, 256, (30, 90, 3), np.uint8)] * 2
+    packed = np.stack([resize_on_host(image, PREPROCESSING) for image in images])
+    patches = PREPROCESSING.unpack(packed)
+    w = np.random.default_rng(1).normal(size=(2, 1, model.embedding_dim)).astype(np.float32)
+    found = np.asarray(attribute_patches(model.params, model.config, patches, w))
+    rows, columns = grid_of(30, 90, 8, 20)
+    assert rows * columns < 20
+    assert (found[:, :, rows * columns :] == 0).all()
+    assert (found[:, :, : rows * columns] != 0).all()
+    maps = maps_at_pixels(found[0], 30, 90, model.config, PREPROCESSING)
+    assert maps.shape == (1, 30, 90)
+    assert np.isfinite(maps).all()

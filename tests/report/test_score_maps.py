@@ -19,10 +19,10 @@ CHROMIUM = os.environ.get("BLISS_JAX_CHROMIUM") or shutil.which("chromium")
 WORDS = ("black star", "<b>bold</b>", "letter", "digit")
 
 
-def test_only_positive_values_are_drawn_and_unseen_pixels_are_grey():
+def test_only_positive_values_are_drawn_and_unseen_pixels_have_grey_stripes():
     values = np.array([[-2.0, 0.0, 1.0], [2.0, np.nan, 4.0]], np.float32)
     colours = heat_map(values)
-    np.testing.assert_array_equal(colours[..., 3], [[0, 0, 64], [128, 178, 255]])
+    np.testing.assert_array_equal(colours[..., 3], [[0, 0, 128], [180, 130, 255]])
     np.testing.assert_array_equal(colours[1, 1, :3], 128)
     # The ends of cividis are a dark blue and a yellow.
     assert colours[0, 0, 2] > colours[0, 0, 0]
