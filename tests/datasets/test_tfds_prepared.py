@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bliss_jax.datasets import load_dataset
+from bliss_jax.datasets import load_dataset, load_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
 features = tfds.features
@@ -150,3 +150,20 @@ def test_what_is_missing_is_named_with_the_command_that_prepares_it(prepared):
         match=r"tfds.builder\('svhn_cropped', data_dir='prepared'\)\.download_and_prepare",
     ):
         load_dataset("tfds:svhn_cropped", data_dir=prepared)
+
+
+def test_images_without_labels_are_one_class_if_no_labels_are_needed(prepared):
+    dataset = load_tfds("no_label", "test", prepared, need_labels=False)
+    assert (dataset.class_names, dataset.labels.tolist()) == (("image",), [0, 0])
+    assert {int(dataset.images[i][0, 0, 0]) for i in range(2)} == {0, 20}
+
+
+def test_several_prepared_configurations_must_be_named(prepared):
+    builder = Digits(data_dir=prepared, file_format="array_record", config="large")
+    options = tfds.download.DownloadConfig(try_download_gcs=False)
+    builder.download_and_prepare(download_config=options, file_format="array_record")
+    with pytest.raises(
+        ValueError, match=r"has the configurations large, small: name one, e.g. tfds:digits/large"
+    ):
+        load_dataset("tfds:digits", "test", data_dir=prepared)
+    assert len(load_dataset("tfds:digits/large", "test", data_dir=prepared)) == 5
