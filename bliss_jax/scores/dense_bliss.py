@@ -4,7 +4,7 @@
 
 x_p is the embedding of patch p in the joint space (`encode_patches`; Zhou et al., "Extract Free Dense Labels from
 CLIP", ECCV 2022). BLISS is the score of `bliss.py` (Goodge et al., BMVC 2024, section 4), but mean and covariance of a
-class are those of all patches of its normal images. They stream over batches like those of images:
+class are those of all patches of its normal images. They stream over batches like those of images::
 
     moments = fit_patch_moments(patches, labels, num_classes=C)
     moments = merge_moments(moments, fit_patch_moments(more_patches, more_labels, num_classes=C))
