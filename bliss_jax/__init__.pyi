@@ -93,12 +93,15 @@ from bliss_jax.scores import neglabel_score as neglabel_score
 from bliss_jax.scores import pad_dictionary as pad_dictionary
 from bliss_jax.scores import prepare_bliss as prepare_bliss
 from bliss_jax.scores import psum_moments as psum_moments
+from bliss_jax.scores import rmd_score as rmd_score
 from bliss_jax.scores import similarity as similarity
 from bliss_jax.scores import text_bliss_score as text_bliss_score
+from bliss_jax.scores import text_prior_bliss_score as text_prior_bliss_score
 from bliss_jax.scores import text_statistics as text_statistics
 from bliss_jax.scores import top_k_similar as top_k_similar
 from bliss_jax.scores import update_moments as update_moments
 from bliss_jax.scores import whitened_bliss_score as whitened_bliss_score
+from bliss_jax.scores import z_energy_score as z_energy_score
 from bliss_jax.text import Lexicon as Lexicon
 from bliss_jax.text import conjugated_lexicon as conjugated_lexicon
 from bliss_jax.text import fill_prompt as fill_prompt

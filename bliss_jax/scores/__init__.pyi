@@ -50,6 +50,7 @@ from bliss_jax.scores.record import as_score as as_score
 from bliss_jax.scores.record import score_table as score_table
 from bliss_jax.scores.reductions import min_over_classes as min_over_classes
 from bliss_jax.scores.reductions import smallest_class as smallest_class
+from bliss_jax.scores.rmd import rmd_score as rmd_score
 from bliss_jax.scores.statistics import TextStatistics as TextStatistics
 from bliss_jax.scores.statistics import pooled_dictionary_variance as pooled_dictionary_variance
 from bliss_jax.scores.statistics import pooling_weights as pooling_weights
@@ -58,8 +59,10 @@ from bliss_jax.scores.statistics import standard_deviation as standard_deviation
 from bliss_jax.scores.statistics import text_moments as text_moments
 from bliss_jax.scores.statistics import text_statistics as text_statistics
 from bliss_jax.scores.text_bliss import text_bliss_score as text_bliss_score
+from bliss_jax.scores.text_prior import text_prior_bliss_score as text_prior_bliss_score
 from bliss_jax.scores.top_k import pad_dictionary as pad_dictionary
 from bliss_jax.scores.top_k import similarity as similarity
 from bliss_jax.scores.top_k import top_k_similar as top_k_similar
 from bliss_jax.scores.whitened import WHITENING_RIDGE as WHITENING_RIDGE
 from bliss_jax.scores.whitened import whitened_bliss_score as whitened_bliss_score
+from bliss_jax.scores.z_energy import z_energy_score as z_energy_score

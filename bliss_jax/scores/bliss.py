@@ -34,12 +34,12 @@ from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.moments import ClassMoments, check_moments
 from bliss_jax.scores.parts import (
+    bliss_scores,
     check_bliss,
     combine,
     external_scores,
     internal_scores,
     nan_if_empty,
-    nan_if_normal_is_empty,
 )
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
@@ -274,20 +274,10 @@ def _bliss(
     counted: jax.Array | None,
     weight: Any,
     shrinkage: Any,
-    *,
-    shrunk: bool,
-    precision: Precision,
     **static: Any,
 ) -> jax.Array:
     moments = in_dtype(moments, x, labels, texts)
-    internal = internal_scores(
-        x, labels, moments, mask, shrinkage, shrunk=shrunk, precision=precision
-    )
-    found = external_scores(
-        x, texts, moments, mask, shrinkage, counted, shrunk=shrunk, precision=precision, **static
-    )
-    score = combine(internal, found.external, weight, normal=mask)
-    return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
+    return bliss_scores(x, labels, texts, moments, mask, counted, weight, shrinkage, **static)
 
 
 def _bliss_of_split(

@@ -3,8 +3,8 @@
     score(x) = - mean over the k normal images y nearest to x of s(x, y)
 
 Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, applied
-to CLIP's image embeddings. They use the distance to the k-th neighbour; the mean of the k cosines is less noisy. No
-text is used.
+to CLIP's image embeddings. They use the distance to the k-th neighbour (`kth=True`); the mean of the k cosines is less
+noisy, and the default. No text is used.
 
 The k largest cosines to any union of classes are among the k largest to each class. The search is therefore done once
 (`nearest_of_class`), and every split of a benchmark is scored from its result (`knn_score_from_nearest`).
@@ -40,6 +40,7 @@ def knn_score(
     normal_embeddings: Float[Array, "bank dim"],
     k: int = 10,
     *,
+    kth: bool = False,
     where: Bool[Array, " bank"] | None = None,
     dictionary_axis: Axis | None = None,
     chunk_size: int | None = None,
@@ -53,6 +54,7 @@ def knn_score(
         embeddings: Unit-norm image embeddings [images, dim].
         normal_embeddings: Unit-norm embeddings of the normal images [bank, dim].
         k: Neighbours, 1 <= k <= bank; static.
+        kth: Whether the score is minus the cosine to the k-th neighbour instead of the mean of all k; static.
         where: Normal images that count [bank], see `top_k_similar`; all by default.
         dictionary_axis: Mapped axis over which the normal images are sharded, see `top_k_similar`; static.
         chunk_size: Normal images per chunk; static. It bounds the memory and does not change the result.
@@ -78,16 +80,22 @@ def knn_score(
         bank,
         counted,
         k=k,
+        kth=kth,
         dictionary_axis=dictionary_axis,
         chunk_size=check_chunk_size(chunk_size),
         precision=precision,
     )
 
 
-@compiled(static=("k", "dictionary_axis", "chunk_size", "precision"), out=lambda x, *_: rows(x))
-def _knn(x: jax.Array, bank: jax.Array, counted: jax.Array | None, **static: Any) -> jax.Array:
+@compiled(
+    static=("k", "kth", "dictionary_axis", "chunk_size", "precision"), out=lambda x, *_: rows(x)
+)
+def _knn(
+    x: jax.Array, bank: jax.Array, counted: jax.Array | None, *, kth: bool, **static: Any
+) -> jax.Array:
     cosines, _ = nearest_texts(x, bank, counted, **static)
-    return nan_unless_finite(-nan_if_missing(cosines).mean(axis=1), x)
+    cosines = nan_if_missing(cosines)
+    return nan_unless_finite(-(cosines[:, -1] if kth else cosines.mean(axis=1)), x)
 
 
 def nearest_of_class(
@@ -167,12 +175,14 @@ def knn_score_from_nearest(
     nearest: Float[Array, "images classes k"],
     *,
     normal: Bool[Array, " classes"] | None = None,
+    kth: bool = False,
 ) -> Float[jax.Array, " images"]:
     """Computes `knn_score` over the images of the normal classes from the result of `nearest_of_class`.
 
     Args:
         nearest: Cosines [images, classes, k], -inf in places without a neighbour.
         normal: Mask of the normal classes [classes]; all by default.
+        kth: Whether only the k-th neighbour counts, as in `knn_score`; static.
 
     Returns:
         Scores [images], higher = more anomalous; +inf if the normal classes together have fewer than
@@ -189,11 +199,11 @@ def knn_score_from_nearest(
     checks = _checks.ValueChecks()
     mask = checks.normal_mask(normal, cosines.shape[1])
     checks.run()
-    return _from_nearest(cosines, mask)
+    return _from_nearest(cosines, mask, kth=kth)
 
 
-@compiled(static=(), out=lambda nearest, *_: rows(nearest))
-def _from_nearest(nearest: jax.Array, mask: jax.Array) -> jax.Array:
+@compiled(static=("kth",), out=lambda nearest, *_: rows(nearest))
+def _from_nearest(nearest: jax.Array, mask: jax.Array, *, kth: bool) -> jax.Array:
     classes, k = nearest.shape[1:]
     nearest = jnp.where(mask[None, :, None], nearest, -jnp.inf)
     if classes > k:
@@ -201,18 +211,20 @@ def _from_nearest(nearest: jax.Array, mask: jax.Array) -> jax.Array:
         _, few = lax.top_k(nearest[:, :, 0], k)
         nearest = jnp.take_along_axis(nearest, few[:, :, None], axis=1)
     flat = nearest.reshape(nearest.shape[0], nearest.shape[1] * k)
-    return -lax.top_k(flat, k)[0].mean(axis=1)
+    cosines = lax.top_k(flat, k)[0]
+    return -(cosines[:, -1] if kth else cosines.mean(axis=1))
 
 
 def _of_split(nearest_images, normal) -> jax.Array:
     return knn_score_from_nearest(nearest_images, normal=normal)
 
 
-SCORE = Score(
-    "knn",
-    _of_split,
-    source="Sun et al., ICML 2022",
-    default=True,
-    order=11,
-    one_split_at_a_time=True,
+def _kth_of_split(nearest_images, normal) -> jax.Array:
+    return knn_score_from_nearest(nearest_images, normal=normal, kth=True)
+
+
+_PAPER = "Sun et al., ICML 2022"
+SCORES = (
+    Score("knn", _of_split, source=_PAPER, default=True, order=11, one_split_at_a_time=True),
+    Score("knn_kth", _kth_of_split, source=_PAPER, order=27, one_split_at_a_time=True),
 )

@@ -16,7 +16,7 @@ from bliss_jax._checks import Array, Precision
 from bliss_jax.scores.blocks import zeros_varying
 from bliss_jax.scores.chosen_texts import chosen_texts, fold_class_blocks, sum_of_z_scores
 from bliss_jax.scores.moments import ClassMoments, check_moments
-from bliss_jax.scores.reductions import min_over_classes
+from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
 from bliss_jax.scores.statistics import (
     Pooling,
     TextStatistics,
@@ -149,6 +149,31 @@ def external_scores(
     if dictionary_axis is not None:
         total = lax.psum(total, dictionary_axis)
     return External(total / k, cosines, positions, pooling)
+
+
+def bliss_scores(
+    x: jax.Array,
+    labels: jax.Array,
+    texts: jax.Array,
+    moments: ClassMoments,
+    mask: jax.Array,
+    counted: jax.Array | None,
+    weight: Any,
+    shrinkage: Any,
+    *,
+    shrunk: bool,
+    precision: Precision,
+    **static: Any,
+) -> Float[jax.Array, " images"]:
+    """Computes BLISS(x) from moments in the dtype of the computation."""
+    internal = internal_scores(
+        x, labels, moments, mask, shrinkage, shrunk=shrunk, precision=precision
+    )
+    found = external_scores(
+        x, texts, moments, mask, shrinkage, counted, shrunk=shrunk, precision=precision, **static
+    )
+    score = combine(internal, found.external, weight, normal=mask)
+    return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
 
 
 def combine(

@@ -22,7 +22,13 @@ def whitening_within_classes(
     ridge: float | Float[Array, ""],
 ) -> Float[jax.Array, "dim dim"]:
     """Returns L^-1, lower triangular; NaN if S is singular."""
-    cov = pooled_covariance(moments, mask)
+    return inverse_factor(pooled_covariance(moments, mask), ridge)
+
+
+def inverse_factor(
+    cov: Float[jax.Array, "dim dim"], ridge: float | Float[Array, ""]
+) -> Float[jax.Array, "dim dim"]:
+    """Returns the inverse of the Cholesky factor of cov + ridge (trace / dim) I; NaN if this matrix is singular."""
     dim, ridge = len(cov), jnp.asarray(ridge).astype(cov.dtype)
     identity = jnp.eye(dim, dtype=cov.dtype)
     factor = jnp.linalg.cholesky(cov + ridge * (jnp.trace(cov) / dim) * identity)
@@ -32,10 +38,10 @@ def whitening_within_classes(
 
 
 def whiten(
-    vectors: Float[jax.Array, "rows dim"], inverse_factor: Float[jax.Array, "dim dim"]
+    vectors: Float[jax.Array, "rows dim"], inverse: Float[jax.Array, "dim dim"]
 ) -> Float[jax.Array, "rows dim"]:
     """Returns L^-1 v for each row v."""
-    return jnp.matmul(vectors, inverse_factor.T, precision=lax.Precision.HIGHEST)
+    return jnp.matmul(vectors, inverse.T, precision=lax.Precision.HIGHEST)
 
 
 def normal_centre(

@@ -10,7 +10,7 @@ from clusters import clusters
 
 from bliss_jax.embedding import save_embeddings
 from bliss_jax.scores import score_table
-from experiments.methods import compare
+from experiments.methods import compare, few_images
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,3 +44,17 @@ def test_the_table_has_a_row_for_every_score(tmp_path, monkeypatch):
     named = {row[0].strip("|* ") for row in rows}
     assert named == set(score_table()) - {"clip_ad"}  # the file has no embedding of "something"
     assert all(0 <= float(row[1]) <= 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_few_shot_table_has_a_row_for_every_prior(tmp_path, monkeypatch):
+    file = tmp_path / "clusters.npz"
+    save_embeddings(clusters(), file)
+    arguments = ["--embeddings", str(file), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "experiments/methods/few_images.py"), *arguments])
+    monkeypatch.setattr(few_images, "SHOTS", (1, 2, 10_000))
+    result = CliRunner().invoke(few_images.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    headings, _, *rows = [line for line in result.output.splitlines() if line.startswith("| ")]
+    assert headings == "| score | 1 | 2 |"
+    assert len(rows) == 2 + len(few_images.PRIORS)

@@ -20,6 +20,8 @@ from bliss_jax.scores import (
     nearest_of_class,
     negative_labels,
     neglabel_score,
+    rmd_score,
+    z_energy_score,
 )
 
 C, D, N = 5, 12, 60
@@ -105,6 +107,36 @@ def test_mahalanobis_of_a_class_mean_is_zero_with_a_finite_gradient():
 
 
 @pytest.mark.parity
+def test_rmd_is_the_difference_of_two_squared_distances():
+    of_normal = np.isin(TRAIN_LABELS, NORMAL)
+    x, y = TRAIN[of_normal].astype(np.float64), TRAIN_LABELS[of_normal]
+    means = {c: x[y == c].mean(axis=0) for c in NORMAL}
+    centred = np.concatenate([x[y == c] - means[c] for c in NORMAL])
+    shared = EmpiricalCovariance(assume_centered=True).fit(centred)
+    to_class = np.min([shared.mahalanobis(X - means[c]) for c in NORMAL], axis=0)
+    expected = to_class - EmpiricalCovariance().fit(x).mahalanobis(X)
+    got = rmd_score(X, MOMENTS, normal=MASK, ridge=0.0)
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-3)
+
+
+def test_the_relative_distance_of_a_single_class_is_zero():
+    got = rmd_score(X, MOMENTS, normal=np.arange(C) == 1)
+    np.testing.assert_allclose(got, 0, atol=2e-3)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_z_energy_agrees_with_its_equation(temperature):
+    z = []
+    for c in NORMAL:
+        s = TRAIN[c == TRAIN_LABELS].astype(np.float64) @ LABELS[c]
+        z.append((X.astype(np.float64) @ LABELS[c] - s.mean()) / s.std())
+    expected = -temperature * logsumexp(np.array(z) / temperature, axis=0)
+    got = z_energy_score(X, LABELS, MOMENTS, normal=MASK, temperature=temperature)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("chunk_size", [7, 64, 1000])
 def test_knn_agrees_with_scikit_learn(chunk_size):
     of_normal = TRAIN[np.isin(TRAIN_LABELS, NORMAL)]
@@ -115,6 +147,11 @@ def test_knn_agrees_with_scikit_learn(chunk_size):
     )
     nearest = nearest_of_class(X, TRAIN, TRAIN_LABELS, 6, num_classes=C, block_size=chunk_size)
     np.testing.assert_allclose(knn_score_from_nearest(nearest, normal=MASK), expected, atol=1e-6)
+    kth = distance[:, -1] - 1
+    np.testing.assert_allclose(knn_score(X, of_normal, 6, kth=True), kth, atol=1e-6)
+    np.testing.assert_allclose(
+        knn_score_from_nearest(nearest, normal=MASK, kth=True), kth, atol=1e-6
+    )
 
 
 def test_knn_is_correct_if_classes_have_fewer_than_k_images():

@@ -76,6 +76,9 @@ FUNCTIONS: dict[str, Callable[[Any, Context], Any]] = {
     "neglabel_images": lambda x, c: bj.neglabel_score(
         x, c.labels, c.texts, jax.random.key(KEY), moments=c.moments
     ),
+    "rmd": lambda x, c: bj.rmd_score(x, c.moments),
+    "z_energy": lambda x, c: bj.z_energy_score(x, c.labels, c.moments),
+    "text_prior_bliss": lambda x, c: bj.text_prior_bliss_score(x, c.labels, c.texts, c.moments),
     "text_bliss": lambda x, c: bj.text_bliss_score(x, c.labels, c.texts),
     "cma": lambda x, c: bj.cma_score(x, c.labels, c.texts),
     "eoe": lambda x, c: bj.eoe_score(x, c.labels, c.texts),
@@ -94,7 +97,15 @@ def some_quick(*names: str) -> Any:
 
 
 every_function = some_quick(*FUNCTIONS)
-ADDED = ("neglabel_images", "text_bliss", "cma", "eoe")
+ADDED = (
+    "neglabel_images",
+    "text_prior_bliss",
+    "text_bliss",
+    "cma",
+    "eoe",
+    "rmd",
+    "z_energy",
+)
 every_score = pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow) if n in ADDED else n for n in SCORES],
