@@ -69,7 +69,7 @@ def test_the_core_works_without_any_optional_package(program, tmp_path):
     ("statement", "hidden", "extra"),
     [
         ('bj.load_model("bliss-jax/untrained")', ["flax"], "encoders"),
-        ('bj.load_model("bliss-jax/tiny")', ["transformers"], "encoders"),
+        ('bj.load_model("bliss-jax/tiny").encode_texts(["a"])', ["transformers"], "encoders"),
         ('bj.load_model("bliss-jax/untrained")', ["transformers"], "encoders"),
         ('bj.load_dataset("cifar10", "test")', ["tensorflow_datasets"], "datasets"),
         ('bj.load_dataset("digits", "test")', ["sklearn"], "datasets"),
