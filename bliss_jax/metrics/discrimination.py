@@ -70,7 +70,7 @@ def aupr(
     The sum is over the distinct thresholds in descending order, as in scikit-learn's `average_precision_score`: the
     curve is a step function. `interpolation="trapezoid"` computes sum_n (R_n - R_{n-1}) (P_n + P_{n-1}) / 2 with
     P_0 = 1 and R_0 = 0, which is scikit-learn's `auc(recall, precision)` and the AUPR of OpenOOD and pytorch-ood. It
-    is larger if scores have ties, e.g. 0.611 instead of 0.513 for one score with three values.
+    is larger if scores have ties: if all scores are equal and a share p is positive, it is (1 + p) / 2 instead of p.
 
     With the anomaly as the positive class the area is also called "AUPR-out", and with the normal class, which has
     low scores, "AUPR-in".
