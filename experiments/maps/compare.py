@@ -1,6 +1,6 @@
 """Measures maps of anomalies on scenes with one odd symbol at a known place (`bliss_jax.datasets.odd_glyphs`).
 
-    python -m experiments.maps.encoder --output runs/scenes                         # the encoder, 12 minutes
+    python -m experiments.maps.encoder --output runs/scenes                         # the encoder, 16 minutes
     python -m experiments.maps.compare --model runs/scenes/model --output runs/maps
 
 Every map is resized to the pixels of its scene. The pixel AUROC and AUPR of a scene compare the map with the box of the
