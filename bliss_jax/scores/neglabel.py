@@ -11,8 +11,7 @@ The published lexicon is all nouns and adjectives of WordNet, each in a prompt o
 lexicon of `bliss_jax.text.conjugated_lexicon` the score is that of the conjugated semantic pool (CSP).
 
 If normal images are known, the negatives can be chosen by them instead of by the labels: a word is then compared with
-the mean embedding of each normal class (`moments`). The labels are similar to all words of their kind, whereas images
-are similar only to the words that would be mistaken for their label. This criterion is an option of this library.
+the mean embedding of each normal class (`moments`). This criterion is an option of this library.
 
 Sources: Jiang et al., "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
 ICLR 2024, sections 3.1 (NegMining) and 3.3 (grouping); Chen, Gao, Xu, "Conjugated Semantic Pool Improves OOD

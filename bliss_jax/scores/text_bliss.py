@@ -2,9 +2,8 @@
 
     score(x) = -max_c s(x, t_c) + lambda mean over d in D_k(x) of s(x, d)        over the normal classes c
 
-s is the cosine, t_c the prompt of class c, and D_k(x) the k texts of the dictionary nearest to x. This is BLISS with
-the same mean and the same deviation for every class and text, which no image is needed to know: the means drop out of
-the ranking, and lambda keeps its meaning. An image that is similar to texts of any kind has large cosines to the labels
+s is the cosine, t_c the prompt of class c, and D_k(x) the k texts of the dictionary nearest to x. If all
+means and all deviations of BLISS are equal, BLISS ranks images as this score does, so lambda keeps its meaning. An image that is similar to texts of any kind has large cosines to the labels
 for this reason alone, and the second term subtracts it. Higher is more anomalous.
 
 This score is an option of this library and is not in the paper of BLISS (Goodge et al., BMVC 2024). With the paper's
