@@ -2,9 +2,10 @@
 
     score(x) = -max_c s(x, t_c) + lambda mean over d in D_k(x) of s(x, d)        over the normal classes c
 
-s is the cosine, t_c the prompt of class c, and D_k(x) the k texts of the dictionary nearest to x. If all
-means and all deviations of BLISS are equal, BLISS ranks images as this score does, so lambda keeps its meaning. An image that is similar to texts of any kind has large cosines to the labels
-for this reason alone, and the second term subtracts it. Higher is more anomalous.
+s is the cosine, t_c the prompt of class c, and D_k(x) the k texts of the dictionary nearest to x. If all means and all
+deviations of BLISS are equal, BLISS ranks images as this score does, so lambda keeps its meaning. An image that is
+similar to texts of any kind has large cosines to the labels for this reason alone, and the second term subtracts it.
+Higher is more anomalous.
 
 This score is an option of this library and is not in the paper of BLISS (Goodge et al., BMVC 2024). With the paper's
 k = 10 and lambda = 0.5 its AUROC x 100 is 1.7 above that of the largest cosine on CLIP embeddings of CIFAR-10, as the
