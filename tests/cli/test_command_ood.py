@@ -27,6 +27,7 @@ def data(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_suite_runs_from_its_lists_to_tables_and_files(data, tmp_path):
     result = run("evaluate", "--suite", "openood-cifar10", "--suite-dir", data, *QUICK, *UNTRAINED,
                  "--dictionary", data / "words.txt", "--json", tmp_path / "x.json")  # fmt: skip

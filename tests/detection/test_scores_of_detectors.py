@@ -113,7 +113,8 @@ def test_a_detector_with_bliss_keeps_format_1(problem):
         decode_detector(seal(KIND, description, arrays), "x")
 
 
-@pytest.mark.parametrize("name", [pytest.param("mahalanobis", marks=pytest.mark.slow), "knn"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mahalanobis", "knn"])
 def test_updates_and_changes_of_classes_equal_one_fit(problem, name):
     everything = problem.fit(score=name, calibration=0.0)
     first, rest = slice(0, 90), slice(90, None)
