@@ -55,11 +55,11 @@ def cases() -> dict[str, Case]:
         "cifar10": Case(cifar10, 60),
         "prompts B/32": Case(partial(prompts, "B/32"), 30),
         "from uint8 B/32": Case(partial(from_uint8, "B/32"), 12),
-        "transformations": Case(transformations, 40),
         "torch L/14": Case(partial(torch_encoder, "L/14"), 50, "torch"),
         "torch B/32": Case(partial(torch_encoder, "B/32"), 30, "torch"),
         "torch B/16": Case(partial(torch_encoder, "B/16"), 30, "torch"),
         "torch L/14-336": Case(partial(torch_encoder, "L/14-336"), 50, "torch"),
+        "transformations": Case(transformations, 40),
         "L/14, float32 results and XLA's attention": Case(
             partial(variant, "L/14", "float32 results and XLA's attention"), 30
         ),
