@@ -57,6 +57,7 @@ def test_there_is_no_cache_if_its_folder_cannot_be_created(tmp_path, monkeypatch
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
+@pytest.mark.slow
 def test_damaged_entries_are_compiled_again(tmp_path):
     environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": ""}
 

@@ -231,7 +231,9 @@ def test_folders_without_classes_are_refused(tmp_path):
     write(tmp_path / "a.png", 0)
     with pytest.raises(ValueError, match=r"'a\.png': not inside a class folder"):
         load_dataset(tmp_path)
-    with pytest.raises(ValueError, match=r"neither a folder, nor tfds:NAME, nor one of the data sets"):
+    with pytest.raises(
+        ValueError, match=r"neither a folder, nor tfds:NAME, nor one of the data sets"
+    ):
         load_dataset(tmp_path / "a.png")
 
 

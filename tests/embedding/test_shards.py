@@ -236,8 +236,8 @@ def test_images_deleted_or_replaced_during_a_run_are_embedded_as_they_are_then(m
 
     def disturb(done):
         if gone.exists():  # after the first batch; at most three further batches have been read
+            Image.new("RGB", (11, 9), (0, 255, 0)).save(replaced)  # read after the next line only
             gone.unlink()
-            Image.new("RGB", (11, 9), (0, 255, 0)).save(replaced)
 
     sizes = {"batch_size": 8, "shard_size": 8}
     listed = load_dataset(folder)

@@ -56,7 +56,7 @@ def scores_of(embeddings, x):
     }
 
 
-@pytest.mark.parametrize("convention", ["openood", "mcm"])
+@pytest.mark.parametrize("convention", ["openood", pytest.param("mcm", marks=pytest.mark.slow)])
 def test_metrics_are_those_of_the_pure_functions_on_each_set(problem, convention):
     embeddings, sets = problem
     found = bj.evaluate_ood(embeddings, sets, Settings(scores=SCORES), convention=convention)

@@ -72,6 +72,7 @@ def test_the_threshold_is_exact_if_a_quotient_in_float32_is_not(size, tpr):
     assert fpr_at_tpr(scores, is_anomaly, tpr) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_a_million_images_lose_no_digits():
     rng = np.random.default_rng(0)

@@ -253,6 +253,7 @@ def test_pixels_of_another_size_are_refused(tiny, unchecked):
         encode_image(params, config, pixels[:, :24])
 
 
+@pytest.mark.slow
 def test_every_parameter_matters(tiny, tmp_path):
     shallow = {"num_hidden_layers": 1}
     params, config = load(tmp_path, clip_config(text=shallow, vision=shallow))

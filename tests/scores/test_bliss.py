@@ -467,7 +467,7 @@ def test_blocks_of_classes_do_not_change_the_score(problem, shrinkage):
         pytest.param(10_000, 1_000_000, 10, 512, 10, 4096, marks=pytest.mark.slow),
         pytest.param(1_000, 80_000, 1_000, 512, 10, 4096, marks=pytest.mark.slow),
         pytest.param(9_999, 1_860, 10, 512, 10, 1_000, marks=pytest.mark.slow),
-        (700, 50_000, 30, 64, 3, 256),
+        pytest.param(700, 50_000, 30, 64, 3, 256, marks=pytest.mark.slow),
         pytest.param(1_000, 3_000, 10, 64, 40, 4096, marks=pytest.mark.slow),
     ],
 )

@@ -147,6 +147,7 @@ def test_fitting_and_updating_compile_once(context):
     assert compiled.count == 0
 
 
+@pytest.mark.slow
 def test_eager_calls_do_not_keep_memory(context):
     psutil = pytest.importorskip("psutil")
     process, x = psutil.Process(), jnp.asarray(X)
@@ -262,7 +263,9 @@ def test_images_that_are_not_finite_score_nan_under_jit(name, context):
     assert not unknown[[0, 1, 2, 4, 6, 8]].any()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "value", [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (np.inf, -np.inf))]
+)
 def test_a_text_that_is_not_finite_is_never_chosen(value, context):
     texts = context.texts.at[11].set(value).at[12, 0].set(value)
     _, nearest = jax.jit(bj.top_k_similar, static_argnums=2)(X, texts, 10)
@@ -391,7 +394,9 @@ def test_scores_are_differentiable_by_moments(context):
 MASKED = np.array([True, True, False, True])
 
 
-@pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
+@pytest.mark.parametrize(
+    "flag", ["jax_debug_nans", pytest.param("jax_debug_infs", marks=pytest.mark.slow)]
+)
 @some_quick("bliss", "shrunk", "explain", "mahalanobis", "whitened", "entropy")
 def test_debug_flags_find_no_nan_for_a_masked_class_without_images(name, flag, context):
     labels = np.where(np.arange(320) % CLASSES == 2, 1, np.arange(320) % CLASSES)

@@ -46,7 +46,7 @@ def explain(problem, **options):
     return explain_bliss(*arrays, **{"k": K, "weight": 0.7, "normal": MASK, **options})
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 20.0])
+@pytest.mark.parametrize("shrinkage", [pytest.param(0.0, marks=pytest.mark.slow), 20.0])
 def test_the_parts_equal_the_separate_scores_and_add_up_to_bliss(problem, shrinkage):
     why = explain(problem, shrinkage=shrinkage)
     x, labels, words, moments = (problem[name] for name in ("x", "labels", "words", "moments"))

@@ -40,6 +40,7 @@ def test_one_table_serves_all_masks_and_every_k(problem):
             np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_the_score_from_moments(problem):
     prepared = prepare_bliss(problem.labels, problem.words, problem.moments)
     plain = lambda x, w: bliss_score(

@@ -60,7 +60,9 @@ def test_top_k_is_a_stable_sort_of_all_texts(data, texts, k):
     np.testing.assert_array_equal(indices, alone[1])
 
 
-@pytest.mark.parametrize(("data", "shrinkage"), [(1, 0.0), (2, 20.0)])
+@pytest.mark.parametrize(
+    ("data", "shrinkage"), [(2, 20.0), pytest.param(1, 0.0, marks=pytest.mark.slow)]
+)
 def test_scores_equal_those_of_one_device(problem, data, shrinkage):
     images = problem.test[:88]
     padded, where = pad_dictionary(problem.words, 8 // data)
@@ -125,6 +127,7 @@ def test_each_device_may_prepare_its_own_texts(problem, shrinkage, unchecked):
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_one_device(problem):
     images = jnp.asarray(problem.test[:8])
     padded, where = pad_dictionary(problem.words, 8)

@@ -152,7 +152,16 @@ def test_vmap_over_masks_ridges_and_weights_agrees_with_single_calls(problem):
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("argument", ["embeddings", "labels", "words", "train", "ridge"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "train",
+        *(
+            pytest.param(a, marks=pytest.mark.slow)
+            for a in ("embeddings", "labels", "words", "ridge")
+        ),
+    ],
+)
 def test_gradients_agree_with_finite_differences(problem, argument):
     """Gradients are compared with a central difference along a random direction, in float64."""
     with reference.x64():
