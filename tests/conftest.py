@@ -57,12 +57,17 @@ pytest_plugins = ["official_archives"]
 SHARED = Path(os.environ.get("BLISS_JAX_SHARED", Path(__file__).parents[2] / "shared"))
 
 
+_USERS = ("experiments", "benchmarks")
+"""Folders whose tests are slow."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects tests by their markers
 def pytest_collection_modifyitems(items):
     no_data = pytest.mark.skip(reason=f"no folder of real data at {SHARED} (set BLISS_JAX_SHARED)")
     no_torch = pytest.mark.skip(reason="no PyTorch (pip install '.[parity]')")
     for item in items:
-        if {"torch", "browser"} & set(item.keywords):
+        # The quick tests are those of the library: experiments and benchmarks use it.
+        if {"torch", "browser"} & set(item.keywords) or item.path.parent.name in _USERS:
             item.add_marker("slow")
         if "torch" in item.keywords and find_spec("torch") is None:
             item.add_marker(no_torch)
@@ -89,7 +94,7 @@ def shared() -> Path:
     return SHARED
 
 
-_MOST_MEMORY = 2 << 30
+_MOST_MEMORY = 4 << 30
 """Resident bytes of a process above which it forgets its compiled programs between two files of tests."""
 
 

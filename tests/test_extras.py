@@ -59,7 +59,13 @@ def run(program, hidden, folder):
     )
 
 
-@pytest.mark.parametrize("program", [CORE, DETECTOR], ids=["scores", "detector"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(CORE, id="scores"),
+        pytest.param(DETECTOR, id="detector", marks=pytest.mark.slow),
+    ],
+)
 def test_the_core_works_without_any_optional_package(program, tmp_path):
     finished = run(program, OPTIONAL, tmp_path)
     assert finished.returncode == 0, finished.stderr

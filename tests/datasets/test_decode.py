@@ -230,6 +230,7 @@ def test_only_the_listed_formats_are_tried():
     assert {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"} <= formats
 
 
+@pytest.mark.slow
 def test_eight_threads_can_read_the_first_images_of_a_process(tmp_path):
     """Pillow registers its formats when the first image is opened, here by eight threads at once."""
     for number in range(16):

@@ -46,6 +46,7 @@ def test_rendering_is_deterministic():
     assert (np.bincount(first.labels) == 10).all()
 
 
+@pytest.mark.slow
 def test_the_test_split_has_twenty_images_of_each_class():
     dataset = load_dataset("glyphs", "test")
     assert dataset.name == "glyphs"

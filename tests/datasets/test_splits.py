@@ -292,6 +292,7 @@ SPLITS = st.lists(st.lists(st.integers(-1, 6)))
 FIELDS = st.fixed_dictionaries({"name": JSON | st.just("a"), "splits": JSON | SPLITS})
 
 
+@pytest.mark.slow
 @given(FIELDS | JSON)
 def test_any_json_gives_a_valid_protocol_or_a_value_error(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.json"

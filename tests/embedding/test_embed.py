@@ -98,6 +98,7 @@ def test_an_incomplete_last_batch_is_not_compiled_again(model):
     assert compiled.count == 0
 
 
+@pytest.mark.slow
 def test_texts_in_several_blocks_have_the_embeddings_of_one_block(model, monkeypatch):
     monkeypatch.setattr("bliss_jax.embedding.texts._TEXTS_AT_ONCE", 16)
     texts = [f"text {i} {'and more ' * (i % 7)}" for i in range(40)]

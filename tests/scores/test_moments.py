@@ -45,6 +45,7 @@ def test_agrees_with_numpy_cov(data):
     assert_moments(fit_moments(*data, num_classes=C), numpy_moments(*data))
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 70), min_size=1, max_size=6).filter(sum),
