@@ -18,7 +18,7 @@ from bliss_jax.cli.options import (
     own_score_option,
 )
 from bliss_jax.cli.terminal import notes, printable, tables
-from bliss_jax.storage import check_writable, replacing
+from bliss_jax.storage import check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,18 +93,12 @@ def _check_map_file(file: Path, images: tuple[str, ...]) -> None:
 
 def _write_map(file: Path, detector: "Detector", image: "np.ndarray") -> None:
     """Writes the image under the map of its score as PNG, and the map as an array in the image's pixels."""
-    import numpy as np
-
-    from bliss_jax.report import as_png, overlay
+    from bliss_jax.report import write_map
 
     [why] = detector.explain([image], maps=True)
     assert why.maps is not None  # noqa: S101 (requested)
-    score = why.maps.score
-    with replacing(file) as opened:
-        opened.write(as_png(overlay(image, score)))
-    with replacing(file.with_suffix(".npy")) as opened:
-        np.save(opened, score, allow_pickle=False)
-    notes.print(f"Map: {file}, {file.with_suffix('.npy')}")
+    picture, array = write_map(file, image, why.maps.score)
+    notes.print(f"Map: {picture}, {array}")
 
 
 @click.command(epilog="Example:  bliss-jax info det.safetensors")

@@ -1,5 +1,4 @@
-from bliss_jax.report.heat_maps import as_png as as_png
-from bliss_jax.report.heat_maps import overlay as overlay
+from bliss_jax.report.heat_maps import write_map as write_map
 from bliss_jax.report.page import write_report as write_report
 from bliss_jax.report.score_page import write_score_report as write_score_report
 from bliss_jax.report.tables import print_bias as print_bias

@@ -10,6 +10,7 @@ deficiency", PLOS ONE 2018), which is perceptually uniform and looks nearly the 
 """
 
 import io
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bliss_jax.report.drawing import data_uri
+from bliss_jax.storage import replacing
 
 _STRIPE = 4
 """Width of the stripes over pixels that the model did not see."""
@@ -55,6 +57,33 @@ def as_png(pixels: UInt8[np.ndarray, "h w channels"]) -> bytes:
     picture: Any = Image.fromarray(pixels)
     picture.save(content, format="png", optimize=True)
     return content.getvalue()
+
+
+def write_map(
+    file: Path, image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "h w"]
+) -> tuple[Path, Path]:
+    """Writes the image under its map as PNG, and the map as an array in the image's pixels.
+
+    Args:
+        file: Name of the files; their suffixes are .png and .npy.
+        image: Image.
+        values: Map of the image.
+
+    Returns:
+        Both files.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    array = io.BytesIO()
+    np.save(array, values, allow_pickle=False)
+    files = file.with_suffix(".png"), file.with_suffix(".npy")
+    for written, content in zip(
+        files, (as_png(overlay(image, values)), array.getvalue()), strict=True
+    ):
+        with replacing(written) as opened:
+            opened.write(content)
+    return files
 
 
 def heat_map_uri(values: Float[np.ndarray, "h w"]) -> str:

@@ -1,6 +1,5 @@
 """The report of scored files: one HTML page with the most anomalous images and their explanations."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from bliss_jax.detection import Control, Detector, ScoredFile
 from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import thumbnail, thumbnail_size
-from bliss_jax.report.heat_maps import as_png, heat_map_uri, overlay
+from bliss_jax.report.heat_maps import heat_map_uri, write_map
 from bliss_jax.report.templating import render
 from bliss_jax.storage import replacing
 
@@ -133,13 +132,8 @@ def _maps(
     """Returns heat maps of the score, its parts and the words as data URIs, and writes that of the score."""
     [why] = detector.explain([image], words=max(1, len(row.words or ())), maps=True)
     assert why.maps is not None  # noqa: S101 (requested)
-    score = why.maps.score
-    array = io.BytesIO()
-    np.save(array, score, allow_pickle=False)
     file.parent.mkdir(exist_ok=True)
-    for suffix, content in ((".png", as_png(overlay(image, score))), (".npy", array.getvalue())):
-        with replacing(file.with_suffix(suffix)) as opened:
-            opened.write(content)
+    write_map(file, image, why.maps.score)
     return [heat_map_uri(values) for values in why.maps.at_size(*thumbnail_size(image))]
 
 
