@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding import EmbeddingSet
-from bliss_jax.evaluation.results import Evaluation, Row, SplitResult
+from bliss_jax.evaluation.results import Evaluation, Row, SplitResult, auroc_fields
 from bliss_jax.evaluation.runner import choices_of, provenance
 from bliss_jax.evaluation.score_table import arrays_of, columns_of, jitted_scores, row_settings
 from bliss_jax.evaluation.settings import Settings, describe_settings
@@ -153,19 +153,12 @@ def _measure(
 
 
 def _result(values: dict[str, np.ndarray], embeddings: EmbeddingSet, ood: OodSet) -> SplitResult:
-    draws = values["auroc"]
-    if len(draws) > 1:
-        interval = tuple(np.quantile(draws, [0.025, 0.975]).tolist())
-    else:
-        interval = (values["low"].item(), values["high"].item())
     return SplitResult(
         normal=tuple(range(embeddings.num_classes)),
-        auroc=float(draws.mean()),
-        interval=interval,
+        **auroc_fields(values["auroc"], values["low"], values["high"]),
         aupr_anomaly=float(values["aupr_out"].mean()),
         aupr_normal=float(values["aupr_in"].mean()),
         fpr95=float(values["fpr95"].mean()),
-        draws=tuple(draws.tolist()) if len(draws) > 1 else (),
         name=ood.name,
         group=ood.group,
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from bliss_jax.storage import csv_row
 
@@ -33,6 +34,24 @@ class SplitResult:
     """Name of the out-of-distribution set whose images are the anomalies; empty for a split of the classes."""
     group: str = ""
     """Group of the out-of-distribution set, e.g. "near" or "far"; empty if it has none."""
+
+
+def auroc_fields(
+    draws: Float[np.ndarray, " draws"],
+    low: Float[np.ndarray, " draws"],
+    high: Float[np.ndarray, " draws"],
+) -> dict[str, Any]:
+    """Returns the fields of a `SplitResult` that hold AUROCs.
+
+    Args:
+        draws: AUROC of each few-shot draw, or the only one.
+        low: Lower end of its interval by DeLong.
+        high: Upper end of it.
+    """
+    if len(draws) == 1:
+        return {"auroc": draws.item(), "interval": (low.item(), high.item())}
+    interval = tuple(np.quantile(draws, [0.025, 0.975]).tolist())
+    return {"auroc": float(draws.mean()), "interval": interval, "draws": tuple(draws.tolist())}
 
 
 @dataclass(frozen=True)

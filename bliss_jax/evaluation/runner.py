@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from bliss_jax import metrics
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding import EmbeddingSet
-from bliss_jax.evaluation.results import Evaluation, Row, SplitResult
+from bliss_jax.evaluation.results import Evaluation, Row, SplitResult, auroc_fields
 from bliss_jax.evaluation.score_table import (
     Arrays,
     Choices,
@@ -213,20 +213,14 @@ def _split_results(
     results = []
     for i, split in enumerate(protocol.splits):
         of_split = {name: values[:, i].astype(float) for name, values in measured.items()}
-        draws = of_split["auroc"]
-        if len(draws) > 1:
-            interval = tuple(np.quantile(draws, [0.025, 0.975]).tolist())
-        else:
-            interval = (of_split["auroc_low"].item(), of_split["auroc_high"].item())
+        aurocs = (of_split[name] for name in ("auroc", "auroc_low", "auroc_high"))
         results.append(
             SplitResult(
                 normal=split.normal,
-                auroc=float(draws.mean()),
-                interval=interval,
+                **auroc_fields(*aurocs),
                 aupr_anomaly=float(of_split["aupr_anomaly"].mean()),
                 aupr_normal=float(of_split["aupr_normal"].mean()),
                 fpr95=float(of_split["fpr95"].mean()),
-                draws=tuple(draws.tolist()) if len(draws) > 1 else (),
             )
         )
     return tuple(results)
