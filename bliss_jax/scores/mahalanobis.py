@@ -57,13 +57,24 @@ def mahalanobis_score(
         ValueError: Shapes or dtypes do not fit, embeddings are not finite, the ridge is negative, no class is
             normal, or no image of a normal class was fitted.
     """
+    return _mahalanobis(*check_distance(embeddings, moments, normal, ridge), ridge)
+
+
+def check_distance(
+    embeddings: Any, moments: Any, normal: Any, ridge: Any
+) -> tuple[Array, ClassMoments, Array]:
+    """Checks the arguments of a distance to the normal images, and returns its arrays: images, moments and mask.
+
+    Raises:
+        ValueError: One of the reasons listed in `mahalanobis_score`.
+    """
     checks = _checks.ValueChecks()
     x = checks.embeddings("embeddings", embeddings, unit_norm=False)
     moments = check_moments(checks, moments, embeddings=x, unit_norm=False)
     _checks.scalar("ridge", ridge, minimum=0.0)
     mask = checks.normal_mask(normal, len(moments.count), moments.count)
     checks.run()
-    return _mahalanobis(x, moments, mask, ridge)
+    return x, moments, mask
 
 
 @compiled(static=(), out=lambda x, *_: rows(x))

@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float
 
-from bliss_jax import _checks
 from bliss_jax._checks import Array, compiled, rows
-from bliss_jax.scores.mahalanobis import RIDGE, one_image_per_class
-from bliss_jax.scores.moments import ClassMoments, check_moments
+from bliss_jax.scores.mahalanobis import RIDGE, check_distance, one_image_per_class
+from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.parts import nan_if_normal_is_empty
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.reductions import min_over_classes, nan_unless_finite
@@ -53,13 +52,7 @@ def rmd_score(
         ValueError: Shapes or dtypes do not fit, embeddings are not finite, the ridge is negative, no class is
             normal, or no image of a normal class was fitted.
     """
-    checks = _checks.ValueChecks()
-    x = checks.embeddings("embeddings", embeddings, unit_norm=False)
-    moments = check_moments(checks, moments, embeddings=x, unit_norm=False)
-    _checks.scalar("ridge", ridge, minimum=0.0)
-    mask = checks.normal_mask(normal, len(moments.count), moments.count)
-    checks.run()
-    return _rmd(x, moments, mask, ridge)
+    return _rmd(*check_distance(embeddings, moments, normal, ridge), ridge)
 
 
 @compiled(static=(), out=lambda x, *_: rows(x))
