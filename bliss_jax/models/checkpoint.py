@@ -52,8 +52,9 @@ def read_config(directory: Path, dtype: Dtype) -> ModelConfig:
     check_architecture(directory)
     if uses_open_clip(directory):
         return open_clip.read_config(directory, dtype)
-    family = _CONFIGS[config_fields(directory / CONFIG)["model_type"]]
-    if (stated := _stated_config(directory)) is not None:
+    given = config_fields(directory / CONFIG)
+    family = _CONFIGS[given["model_type"]]
+    if (stated := _stated_config(given)) is not None:
         return family.from_transformers(stated, dtype)
     auto = import_transformers().AutoConfig
     try:
@@ -73,12 +74,13 @@ _CONFIGS: dict[str, type[CLIPConfig] | type[SiglipConfig] | type[NaflexConfig]] 
 """The configuration of each model type, as FAMILIES lists them."""
 
 
-def _stated_config(directory: Path) -> SimpleNamespace | None:
-    """Returns the fields of a CLIP model in `config.json`, or None if the file omits one or has one of a wrong type.
+def _stated_config(given: Mapping[str, Any]) -> SimpleNamespace | None:
+    """Returns the fields of a CLIP model as `config.json` states them, or None if one is omitted or of a wrong type.
 
     transformers fills in omitted fields and explains wrong ones, but importing it takes a second.
     """
-    given = config_fields(directory / CONFIG)
+    if given["model_type"] != "clip" or type(given.get("projection_dim")) is not int:
+        return None
     parts = {}
     for name, kind in (("vision", VisionConfig), ("text", CLIPTextConfig)):
         part = given.get(f"{name}_config")
@@ -88,8 +90,7 @@ def _stated_config(directory: Path) -> SimpleNamespace | None:
         expected = {field.name: field.type for field in dataclasses.fields(kind)}
         if any(type(part.get(field)) is not wanted for field, wanted in expected.items()):
             return None
-    clip = given["model_type"] == "clip" and type(given.get("projection_dim")) is int
-    return SimpleNamespace(**{**given, **parts}) if clip else None
+    return SimpleNamespace(**{**given, **parts})
 
 
 def read_preprocessing(directory: Path, config: ModelConfig) -> Preprocessing:

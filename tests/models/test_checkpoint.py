@@ -52,7 +52,7 @@ def test_missing_fields_have_the_defaults_of_transformers(tmp_path):
 
 def test_a_file_that_states_all_fields_is_read_as_transformers_reads_it(clip, monkeypatch):
     directory, config = clip
-    monkeypatch.setattr(checkpoint, "_stated_config", lambda directory: None)
+    monkeypatch.setattr(checkpoint, "_stated_config", lambda given: None)
     assert read_config(directory, "float32") == config
 
 
