@@ -177,6 +177,10 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         ]
 
     settings_of("")  # raises for values that are invalid for every data set
+    if options["embeddings"] is not None:
+        given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
+        if given:
+            raise click.UsageError(f"{', '.join(given)} cannot be combined with --embeddings")
     if options["ood"] or options["suite"]:
         for option, name in (
             ("--protocol", "protocols"), ("--normal", "own_splits"), ("--report", "report"),
@@ -188,9 +192,6 @@ def evaluate(ctx: click.Context, **options: Any) -> None:
         run_ood(options, settings_of, outputs)
         return
     if options["embeddings"] is not None:
-        given = _given(ctx, _OF_THE_MODEL + _OF_THE_DATA)
-        if given:
-            raise click.UsageError(f"{', '.join(given)} cannot be combined with --embeddings")
         for file in outputs:
             check_writable(file)
         embeddings = load_embeddings(options["embeddings"])

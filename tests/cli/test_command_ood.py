@@ -107,6 +107,10 @@ def test_embeddings_of_a_file_equal_those_of_python(tmp_path):
             "--protocol cannot be combined with --ood or --suite",
         ),
         (["--suite", "openood-cifar10"], "--suite has its own data set: omit --dataset"),
+        (
+            ["--ood", "b.npz", "--embeddings", "a.npz", "--dtype", "bfloat16"],
+            "cannot be combined with --embeddings",
+        ),
     ],
 )
 def test_wrong_options_are_refused(options, message):
