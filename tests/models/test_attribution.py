@@ -10,16 +10,14 @@ import pytest
 from random_checkpoints import (
     clip_config,
     random_inputs,
-    save_random_checkpoint,
+    random_tower,
     siglip_config,
     torch_model,
 )
 
 import bliss_jax as bj
 from bliss_jax.models.attribution import attention_paths, attribute_patches, encode_with_values
-from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.clip import CLIPConfig
-from bliss_jax.models.weights import load_params
 
 CONFIGS = {"clip": clip_config, "siglip": siglip_config}
 N = 3
@@ -30,9 +28,7 @@ def tower(request, tmp_path_factory):
     """Directory, parameters, configuration, pixels and directions of a random checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     made = CONFIGS[request.param]()
-    save_random_checkpoint(folder, made)
-    config = read_config(folder, "float32")
-    params, _ = load_params(folder, config)
+    params, config = random_tower(folder, made)
     pixels = jnp.asarray(random_inputs(made, n=N)[0])
     w = np.random.default_rng(0).normal(size=(N, 2, config.embedding_dim)).astype(np.float32)
     return folder, params, config, pixels, w

@@ -13,16 +13,14 @@ from jax.sharding import PartitionSpec as P
 from random_checkpoints import (
     clip_config,
     random_inputs,
-    save_random_checkpoint,
+    random_tower,
     siglip_config,
     torch_model,
 )
 
 import bliss_jax as bj
-from bliss_jax.models.checkpoint import read_config
 from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.preprocessing import STATS
-from bliss_jax.models.weights import load_params
 
 CONFIGS = {"clip": clip_config, "siglip": siglip_config}
 
@@ -32,9 +30,7 @@ def tower(request, tmp_path_factory):
     """Directory, parameters, configuration, pixels and tokens of a random checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
     made = CONFIGS[request.param]()
-    save_random_checkpoint(folder, made)
-    config = read_config(folder, "float32")
-    params, _ = load_params(folder, config)
+    params, config = random_tower(folder, made)
     return folder, params, config, *map(jnp.asarray, random_inputs(made, n=8))
 
 

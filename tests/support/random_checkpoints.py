@@ -205,6 +205,16 @@ def save_random_checkpoint(directory: Path, config: Config, seed: int = 0) -> Co
     return config
 
 
+def random_tower(directory: Path, config: Config) -> tuple[Any, Any]:
+    """Writes a random checkpoint, and returns its parameters and configuration as the library reads them."""
+    from bliss_jax.models.checkpoint import read_config
+    from bliss_jax.models.weights import load_params
+
+    save_random_checkpoint(directory, config)
+    read = read_config(directory, "float32")
+    return load_params(directory, read)[0], read
+
+
 def split_into_shards(directory: Path, shards: int = 4, stem: str = "model") -> list[Path]:
     """Replaces model.safetensors by shards and their index, and returns the shards."""
     tensors = load_file(directory / "model.safetensors")
