@@ -1,43 +1,26 @@
 """Cost of maps: images per second that are embedded and explained, with and without maps."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import bliss_jax as bj
 from benchmarks.measure import Table, compiled, median, repeat
-from bliss_jax.models.clip import CLIPConfig
-from bliss_jax.models.layers import VisionConfig
-from bliss_jax.models.untrained import untrained_params
+from benchmarks.random_detector import random_encoder
+from bliss_jax.models import Model
 
 _TEXTS, _CLASSES, _K, _WORDS = 1860, 10, 10, 5
-_B32 = VisionConfig(
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    hidden_act="quick_gelu",
-    layer_norm_eps=1e-5,
-    image_size=224,
-    patch_size=32,
-)
-"""Sizes of ViT-B/32. Its weights are random, which does not change the time."""
 
 
 def maps(quick: bool) -> Table:
     """Measures `bliss-jax/tiny` and ViT-B/32 in float32."""
-    tiny = bj.load_model("bliss-jax/tiny")
-    assert isinstance(tiny.config, CLIPConfig)
-    models = [("bliss-jax/tiny", tiny.config, tiny.params)]
+    models = {"bliss-jax/tiny": bj.load_model("bliss-jax/tiny")}
     if not quick:
-        config = replace(tiny.config, vision=_B32, projection_dim=512)
-        models.append(("ViT-B/32", config, untrained_params(config)))
+        models["ViT-B/32"] = random_encoder("B/32", "float32")
     rows, data = [], {}
-    for name, config, params in models:
+    for name, model in models.items():
         for number in (1, 8):
-            plain, mapped = _seconds(config, params, number, 3 if quick else 7)
+            plain, mapped = _seconds(model, number, 3 if quick else 7)
             rows.append(
                 (
                     name,
@@ -66,15 +49,16 @@ def maps(quick: bool) -> Table:
     )
 
 
-def _seconds(config: CLIPConfig, params: dict, number: int, times: int) -> tuple[float, float]:
+def _seconds(model: Model, number: int, times: int) -> tuple[float, float]:
     """Returns the seconds per call without and with maps."""
+    config, params = model.config, model.params
     rng = np.random.default_rng(0)
 
     def unit(*shape: int) -> jax.Array:
         x = rng.normal(size=shape).astype(np.float32)
         return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
-    dim, size = config.projection_dim, config.vision.image_size
+    dim, size = model.embedding_dim, model.image_size
     labels = np.arange(100) % _CLASSES
     moments = bj.fit_moments(unit(100, dim), labels, num_classes=_CLASSES)
     prepared = bj.prepare_bliss(unit(_CLASSES, dim), unit(_TEXTS, dim), moments)

@@ -14,12 +14,12 @@ The weights are random; the time does not depend on them.
 """
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from benchmarks.measure import median
+from benchmarks.random_detector import random_encoder
 
 BATCHES = "1,2,4,8,16,32,64"
 
@@ -36,24 +36,14 @@ def main(name: str, dtype: Any, runs: int, sizes: str) -> None:
     import jax
     import numpy as np
 
-    from benchmarks.gpu.architectures import ARCHITECTURES
-    from bliss_jax.models import Preprocessing, load_model
-    from bliss_jax.models.untrained import untrained_params
-
     batches = [int(size) for size in sizes.split(",")]
-    config = replace(ARCHITECTURES[name].config, dtype=dtype)
-    size = config.vision.image_size
-    model = replace(
-        load_model("bliss-jax/untrained", dtype=dtype),
-        config=config,
-        params=jax.device_put(untrained_params(replace(config, dtype="float32"))),
-        preprocessing=Preprocessing(size),
-    )
+    model = random_encoder(name, dtype)
+    size = model.image_size
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2 * max(batches), size, size, 3)).astype(np.uint8)
 
     def embed(rows: np.ndarray, batch: int) -> np.ndarray:
-        found = np.empty((len(rows), config.projection_dim), np.float32)
+        found = np.empty((len(rows), model.embedding_dim), np.float32)
         for start in range(0, len(rows), batch):
             some = images[rows[start : start + batch]]
             padded = np.pad(some, ((0, batch - len(some)), (0, 0), (0, 0), (0, 0)))

@@ -6,6 +6,7 @@ call if a transformation changes what is computed.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,10 +16,9 @@ from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.gpu.architectures import architectures, random_images, random_model
+from benchmarks.gpu.architectures import random_images, random_model
 from benchmarks.gpu.measuring import Context
 from bliss_jax.models import Model, encode_image, image_tower
-from bliss_jax.models.clip import CLIPConfig
 from bliss_jax.models.preprocessing import apply_preprocessing
 
 _IMAGES = 8
@@ -30,12 +30,11 @@ def transformations(context: Context) -> Iterator[dict[str, Any]]:
     Raises:
         RuntimeError: Transformations failed. The message has the reason of each.
     """
-    del context  # the same with and without `--quick`
     model = random_model("L/14", quick=True)
-    config, params = architectures(quick=True)["L/14"].config, model.params
+    config, params = model.config, model.params
     images = random_images(_IMAGES, 32)
     pixels = apply_preprocessing(images, model.preprocessing)
-    exact = config_with(config, "float32")
+    exact = replace(config, dtype="float32")
 
     def embed(pixels: jax.Array) -> jax.Array:
         return encode_image(params, config, pixels)
@@ -68,11 +67,6 @@ def transformations(context: Context) -> Iterator[dict[str, Any]]:
             failures.append(f"{name}: {str(error).splitlines()[0][:160]}")
     if failures:
         raise RuntimeError("; ".join(failures))
-
-
-def config_with(config: CLIPConfig, dtype: Any) -> CLIPConfig:
-    """Returns the configuration with other precision of the products."""
-    return CLIPConfig(config.vision, config.text, config.projection_dim, dtype)
 
 
 def _embeddings(
