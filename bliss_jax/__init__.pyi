@@ -17,6 +17,7 @@ from bliss_jax.embedding import Encoder as Encoder
 from bliss_jax.embedding import EmbeddingSet as EmbeddingSet
 from bliss_jax.embedding import embed_dataset as embed_dataset
 from bliss_jax.embedding import embed_images as embed_images
+from bliss_jax.embedding import embed_prompts as embed_prompts
 from bliss_jax.embedding import embed_texts as embed_texts
 from bliss_jax.embedding import load_embeddings as load_embeddings
 from bliss_jax.embedding import save_embeddings as save_embeddings
@@ -107,6 +108,7 @@ from bliss_jax.text import conjugated_lexicon as conjugated_lexicon
 from bliss_jax.text import fill_prompt as fill_prompt
 from bliss_jax.text import load_dictionary as load_dictionary
 from bliss_jax.text import neglabel_lexicon as neglabel_lexicon
+from bliss_jax.text import prompt_templates as prompt_templates
 
 def _command() -> None: ...
 def _require(module: str, extra: str) -> None: ...

@@ -74,10 +74,10 @@ def jointly(options: dict[str, Any], function: Callable[[], Any]) -> Any:
 
 def check_texts(options: dict[str, Any]) -> None:
     """Raises ValueError for a dictionary or a prompt template that cannot be used."""
-    from bliss_jax.text import fill_prompt, load_dictionary
+    from bliss_jax.text import load_dictionary, prompt_templates
 
-    if options["prompt"] is not None:
-        fill_prompt(options["prompt"], ("label",))
+    if options["prompt"]:
+        prompt_templates(options["prompt"])
     if options["dictionary"] is not None:
         load_dictionary(options["dictionary"])
 
@@ -176,7 +176,7 @@ def embed_data(
         dictionary,
         dictionary_name=dictionary_name,
         exclude_labels=options["exclude_labels"],
-        prompt=PROMPT if options["prompt"] is None else options["prompt"],
+        prompt=options["prompt"] or PROMPT,
         preprocess=options["preprocess"],
         batch_size=options["batch_size"] or BATCH_SIZE,
         skip_unreadable=True,  # so that the error below names the images of both sets

@@ -106,6 +106,8 @@ def _write_map(file: Path, detector: "Detector", image: "np.ndarray") -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print all facts as JSON.")
 def info(detector: Path, as_json: bool) -> None:
     """Describe a detector: classes, dictionary, settings, provenance."""
+    from bliss_jax.text import describe_prompt
+
     loaded = load_detector(detector, None, embeddings_only=True)
     facts = loaded.describe()
     if as_json:
@@ -122,7 +124,7 @@ def info(detector: Path, as_json: bool) -> None:
          if held_out else "none"),
         ("dictionary", f"{(made.get('dictionary') or {}).get('name')}, {facts['dictionary']} texts"),
         ("score", f"{facts['score']}, k {facts['k']}, lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
-        ("prompt", facts["prompt"]),
+        ("prompt", describe_prompt(loaded.prompt)),
         ("encoder", str(model.get("name", "none: embeddings only"))),
         ("weights", str(model.get("weights_sha256", ""))[:16]),
         ("dtype", str(model.get("dtype", ""))),

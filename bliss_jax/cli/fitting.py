@@ -267,7 +267,7 @@ def _fitted(
         options["model"] or MODEL, dtype=options["dtype"], revision=options["revision"]
     )
     shared: dict[str, Any] = {
-        "prompt": PROMPT if options["prompt"] is None else options["prompt"],
+        "prompt": options["prompt"] or PROMPT,
         "preprocess": options["preprocess"],
         "cache": options["cache"],
         "track": no_progress if options["quiet"] else progress,

@@ -178,7 +178,12 @@ def model_options(command: Callable, batch_default: str = BATCH_OF_DETECTOR) -> 
             "[default: the model's own]",
         ),
         click.option(
-            "--prompt", help="Prompt template.  [default: 'This is a photo of a {label}']"
+            "--prompt",
+            multiple=True,
+            metavar="TEMPLATE|NAME",
+            help="Prompt template with {label}, or a set of templates: clip-80, OpenAI's for ImageNet, or clip-7, "
+            "the best 7 of them. May be repeated. The embeddings of all templates are averaged.  [default: 'This "
+            "is a photo of a {label}']",
         ),
         click.option(
             "--dictionary",

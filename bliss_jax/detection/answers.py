@@ -36,7 +36,7 @@ from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
 from bliss_jax.detection.text_explanation import explain_texts
 from bliss_jax.detection.ties import KnownEmbeddings, rounding_of
-from bliss_jax.embedding import AnyEncoder, embed_texts
+from bliss_jax.embedding import AnyEncoder, embed_prompts, embed_texts
 from bliss_jax.metrics import ScoreComparison, compare_scores
 from bliss_jax.scores import (
     PreparedBliss,
@@ -413,8 +413,14 @@ class DetectorAnswers(DetectorState):
             raise unreadable_error(embedded.unreadable)
         return embedded.embeddings
 
-    def _embed_texts(self, prompts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-        return embed_texts(self._encoder("texts"), prompts)
+    def _embed_prompts(
+        self, labels: Sequence[str], *, allow_repeats: bool = False
+    ) -> Float[np.ndarray, "labels dim"]:
+        model = self._encoder("texts")
+        return embed_prompts(model, self.prompt, labels, allow_repeats=allow_repeats)
+
+    def _embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+        return embed_texts(self._encoder("texts"), texts)
 
     def _encoder(self, what: str) -> AnyEncoder:
         if self.model is None:

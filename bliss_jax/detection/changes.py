@@ -29,11 +29,10 @@ from bliss_jax.detection.inputs import (
     float32,
     labelled,
     phrases_of,
-    prompts,
 )
 from bliss_jax.embedding import AnyEncoder, encoder_facts, preprocessing_facts
 from bliss_jax.scores import fit_moments, merge_moments
-from bliss_jax.text import MCM_PROMPT, dictionary_hash, fill_prompt
+from bliss_jax.text import MCM_PROMPT, PROMPT, dictionary_hash, fill_prompt
 
 Changed = TypeVar("Changed", bound="DetectorChanges")
 """Type of the returned detector, equal to the type of the original."""
@@ -113,7 +112,7 @@ class DetectorChanges(DetectorAnswers):
                 f"the detector already has a class {name!r}; update() adds images to a class"
             )
         if label_embedding is None:
-            labels = self._embed_texts(fill_prompt(self.prompt, [name]))
+            labels = self._embed_prompts([name])
         else:
             labels = float32("label_embedding", np.asarray(label_embedding)[None])
         embeddings = self._embeddings(images)
@@ -184,7 +183,7 @@ class DetectorChanges(DetectorAnswers):
         """
         phrases, name = phrases_of(dictionary)
         if dictionary_embeddings is None:
-            embedded = self._embed_texts(prompts(self.prompt, phrases))
+            embedded = self._embed_prompts(phrases, allow_repeats=True)
         else:
             embedded = float32("dictionary_embeddings", dictionary_embeddings)
         facts = {"name": name, "sha256": dictionary_hash(phrases)}
@@ -207,19 +206,20 @@ class DetectorChanges(DetectorAnswers):
             ValueError: The number of names differs from the number of classes, or there are neither an
                 encoder nor embeddings.
         """
-        prompts = fill_prompt(self.prompt, tuple(class_names))
-        if len(prompts) != self.num_classes:
+        names = tuple(class_names)
+        fill_prompt(PROMPT, names)  # raises for names that are empty or repeated
+        if len(names) != self.num_classes:
             raise ValueError(
-                f"class_names: expected one name per class ({self.num_classes}), got {len(prompts)}"
+                f"class_names: expected one name per class ({self.num_classes}), got {len(names)}"
             )
         if label_embeddings is None:
-            embedded = self._embed_texts(prompts)
+            embedded = self._embed_prompts(names)
         else:
             embedded = float32("label_embeddings", label_embeddings)
         return self._changed(
             {"with_labels": list(class_names)},
-            class_names=tuple(class_names),
-            score_arrays={**self.score_arrays} | self._texts_of_score(tuple(class_names)),
+            class_names=names,
+            score_arrays={**self.score_arrays} | self._texts_of_score(names),
             label_embeddings=embedded,
         )
 

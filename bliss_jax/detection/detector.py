@@ -61,14 +61,20 @@ from bliss_jax.detection.inputs import (
     float32,
     labelled,
     phrases_of,
-    prompts,
     without_images,
 )
 from bliss_jax.detection.state import DetectorState
-from bliss_jax.embedding import AnyEncoder, Track, embed_texts
+from bliss_jax.embedding import AnyEncoder, Track, embed_prompts, embed_texts
 from bliss_jax.scores import Score, as_score, fit_moments
 from bliss_jax.storage import package_versions, replacing
-from bliss_jax.text import PROMPT, dictionary_hash, fill_prompt, find_overlap
+from bliss_jax.text import (
+    PROMPT,
+    Prompt,
+    as_prompt,
+    dictionary_hash,
+    find_overlap,
+    prompt_as_json,
+)
 from bliss_jax.text import exclude_labels as without_labels
 
 _HeldOut = tuple[np.ndarray, np.ndarray, str]
@@ -99,7 +105,7 @@ class Detector(DetectorChanges):
         *,
         score: ScoreLike | None = None,
         dictionary: Phrases = "imagenet1k",
-        prompt: str = PROMPT,
+        prompt: Prompt = PROMPT,
         preprocess: str | None = None,
         exclude_labels: bool = False,
         k: int = 10,
@@ -126,7 +132,8 @@ class Detector(DetectorChanges):
             score: Name of a score of the library, a `Score`, or a function whose parameters are names of
                 `bliss_jax.scores.INPUTS`. None for "bliss", or "text_bliss" without images.
             dictionary: Phrases that represent text in general; see `Phrases`.
-            prompt: Template with `{label}`, for class names and phrases.
+            prompt: Template with `{label}`, for class names and phrases; the name of a set of templates, "clip-7" or
+                "clip-80"; or several of these. The embeddings of several templates are averaged (`embed_prompts`).
             preprocess: Name of the preprocessing statistics, as in `Model.encode_images`.
             exclude_labels: Whether to remove phrases that equal a class name from the dictionary.
             k: Number of dictionary phrases per image.
@@ -191,10 +198,12 @@ class Detector(DetectorChanges):
             classes=len(known.class_names),
         )
         # Texts first, so that a prompt that is too long is an error before the images are embedded.
-        texts = (*fill_prompt(prompt, known.class_names), *prompts(prompt, phrases))
+        texts = (*known.class_names, *phrases)
         of_score = texts_of(record, known.class_names)
         with track("texts", len(texts)) as progress:
-            embedded_texts = embed_texts(model, texts, cache=cache, progress=progress)
+            embedded_texts = embed_prompts(
+                model, prompt, texts, allow_repeats=True, cache=cache, progress=progress
+            )
         further_texts = {name: embed_texts(model, own) for name, own in of_score.items()}
         number = default_images_per_device() if batch_size is None else batch_size
         if number < 1:
@@ -260,7 +269,7 @@ class Detector(DetectorChanges):
             k=k,
             weight=float(weight),
             shrinkage=float(shrinkage),
-            prompt=prompt,
+            prompt=as_prompt(prompt),
             preprocess=preprocess,
             model=model,
         )
@@ -276,7 +285,7 @@ class Detector(DetectorChanges):
         dictionary_embeddings: Float[np.ndarray | jax.Array, "texts dim"],
         *,
         score: ScoreLike = BLISS,
-        prompt: str = PROMPT,
+        prompt: Prompt = PROMPT,
         k: int = 10,
         weight: float = 0.5,
         shrinkage: float = 0.0,
@@ -295,7 +304,7 @@ class Detector(DetectorChanges):
             dictionary: Phrases, as explanations print them.
             dictionary_embeddings: Embedding of each phrase's prompt [texts, dim].
             score: Score, as in `fit`. 0 embeddings are allowed if it needs no images.
-            prompt: Template of the prompts, for the provenance.
+            prompt: Template or templates of the prompts, for the provenance.
             k: Number of dictionary phrases per image.
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`.
@@ -330,7 +339,7 @@ class Detector(DetectorChanges):
             k=k,
             weight=float(weight),
             shrinkage=float(shrinkage),
-            prompt=prompt,
+            prompt=as_prompt(prompt),
         )
 
     @classmethod
@@ -458,7 +467,7 @@ class Detector(DetectorChanges):
             "k": self.k,
             "lambda": self.weight,
             "shrinkage": self.shrinkage,
-            "prompt": self.prompt,
+            "prompt": prompt_as_json(self.prompt),
             "preprocess": self.preprocess,
             "smallest_alpha": 1 / (len(self.calibration_labels) + 1),
             "provenance": dict(self.provenance),

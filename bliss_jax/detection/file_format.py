@@ -8,7 +8,8 @@
 
 The header's entry "bliss_jax.detector" holds a description, a JSON object with `format` (a number),
 `class_names`, `dictionary`, `k`, `weight`, `shrinkage`, `prompt`, `preprocess` and `provenance`. A detector with BLISS
-has format 1. One with another score has format 2 and the further entry `score`, the score's name. The function of a
+has format 1. One with another score has format 2 and the further entry `score`, the score's name. One with several
+prompt templates has format 3: `prompt` is the list of its templates, and `score` is always present. The function of a
 score is never in the file; the provenance names the module and the function of a user's own score.
 
 The file does not contain the encoder. The provenance holds its name and the SHA-256 of its weights, which
@@ -28,7 +29,7 @@ from bliss_jax.scores import ClassMoments
 from bliss_jax.storage import seal, unseal
 
 KIND = "bliss_jax.detector"
-FORMAT = 2
+FORMAT = 3
 _ARRAYS = (
     "label_embeddings",
     "dictionary_embeddings",
@@ -57,10 +58,12 @@ def encode_detector(state: DetectorState) -> bytes:
     }
     description = {name: getattr(state, name) for name in _DESCRIBED}
     description["provenance"] = dict(state.provenance)
-    if state.score_name == BLISS:
+    several_templates = not isinstance(state.prompt, str)
+    if state.score_name == BLISS and not several_templates:
         return seal(KIND, {"format": 1, **description}, arrays)
     arrays |= {name: np.asarray(array) for name, array in state.score_arrays.items()}
-    return seal(KIND, {"format": 2, **description, "score": state.score_name}, arrays)
+    version = 3 if several_templates else 2
+    return seal(KIND, {"format": version, **description, "score": state.score_name}, arrays)
 
 
 def decode_detector(content: bytes, name: str) -> DetectorState:
@@ -100,12 +103,13 @@ def decode_detector(content: bytes, name: str) -> DetectorState:
             *(jnp.asarray(arrays[part]).astype(jnp.float32) for part in _MOMENTS)
         )
         fields |= {"score_name": score, "score_arrays": of_score}
-        return DetectorState(**_typed(description), **fields, moments=moments)
+        typed = _typed(description, several_templates=found == 3)
+        return DetectorState(**typed, **fields, moments=moments)
     except ValueError as error:
         raise ValueError(f"{name} is not a usable detector: {error}") from error
 
 
-def _typed(description: dict[str, Any]) -> dict[str, Any]:
+def _typed(description: dict[str, Any], *, several_templates: bool) -> dict[str, Any]:
     """Returns the description's fields with checked types, and with tuples in place of lists."""
     expected = {
         "class_names": list,
@@ -113,13 +117,15 @@ def _typed(description: dict[str, Any]) -> dict[str, Any]:
         "k": int,
         "weight": float | int,
         "shrinkage": float | int,
-        "prompt": str,
+        "prompt": list if several_templates else str,
         "preprocess": str | None,
         "provenance": dict,
     }
     for field, kind in expected.items():
         if not isinstance(description[field], kind) or isinstance(description[field], bool):
             raise ValueError(f"{field} is {type(description[field]).__name__}, expected {kind}")
+    if several_templates:
+        description["prompt"] = tuple(description["prompt"])
     for field in ("class_names", "dictionary"):
         description[field] = tuple(description[field])
     for field in ("weight", "shrinkage"):

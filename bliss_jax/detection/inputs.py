@@ -221,8 +221,3 @@ def phrases_of(dictionary: Phrases) -> tuple[tuple[str, ...], str]:
     if isinstance(dictionary, str | os.PathLike):
         return load_dictionary(dictionary), os.fspath(dictionary)
     return tuple(dictionary), "custom"
-
-
-def prompts(prompt: str, phrases: Sequence[str]) -> tuple[str, ...]:
-    """Returns the prompt of each phrase; phrases may repeat."""
-    return fill_prompt(prompt, phrases, allow_repeats=True)

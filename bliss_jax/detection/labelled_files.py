@@ -12,15 +12,15 @@ import numpy as np
 
 from bliss_jax.datasets import ImageDataset
 from bliss_jax.detection.encoding import embed_dataset_images
-from bliss_jax.embedding import AnyEncoder, Track, encode_texts
-from bliss_jax.text import fill_prompt
+from bliss_jax.embedding import AnyEncoder, Track, embed_prompts
+from bliss_jax.text import Prompt
 
 
 def label_images(
     model: AnyEncoder,
     dataset: ImageDataset,
     *,
-    prompt: str,
+    prompt: Prompt,
     track: Track,
     images_per_device: int,
     preprocess: str | None = None,
@@ -31,7 +31,7 @@ def label_images(
     Args:
         model: The encoder.
         dataset: The images; their labels are ignored.
-        prompt: Template with `{label}`.
+        prompt: Template with `{label}`, or several, as for `embed_prompts`.
         track: Opens a progress display.
         images_per_device: Images per device and call of the encoder.
         preprocess: Name of the preprocessing statistics, as in `embed_images`.
@@ -43,7 +43,7 @@ def label_images(
     labels = dataset.class_names
     if len(labels) == 1:
         return dataset
-    prompts = fill_prompt(prompt, labels)
+    names = embed_prompts(model, prompt, labels)
     with track("images, for their labels", len(dataset)) as advance:
         embedded = embed_dataset_images(
             model,
@@ -53,7 +53,7 @@ def label_images(
             cache=cache,
             progress=advance,
         )
-    nearest = np.argmax(embedded.embeddings @ encode_texts(model, prompts).T, axis=1)
+    nearest = np.argmax(embedded.embeddings @ names.T, axis=1)
     return replace(
         dataset.subset(embedded.rows),
         labels=nearest.astype(np.int32),

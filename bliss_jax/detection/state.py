@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from bliss_jax import _checks
 from bliss_jax.detection.chosen_score import BLISS, STORED, needs_images
 from bliss_jax.scores import ClassMoments, check_moments, score_table
-from bliss_jax.text import PROMPT, fill_prompt
+from bliss_jax.text import PROMPT, fill_prompt, prompt_templates
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class DetectorState:
     """lambda, the weight of the external score."""
     shrinkage: float = 0.0
     """n0 of `bliss_score`; 0 is the paper's score."""
-    prompt: str = PROMPT
-    """Prompt template of class names and phrases."""
+    prompt: str | tuple[str, ...] = PROMPT
+    """Prompt template of class names and phrases, or the templates whose embeddings are averaged."""
     preprocess: str | None = None
     """Name of the preprocessing statistics, as in `Model.encode_images`; None for the model's own."""
     score_name: str = BLISS
@@ -57,8 +57,9 @@ class DetectorState:
     """Encoder, dictionary, images, settings and versions of the fit, and later changes; JSON values."""
 
     def __post_init__(self):
-        fill_prompt(self.prompt, self.class_names)
-        fill_prompt(self.prompt, self.dictionary, allow_repeats=True)
+        template, *_ = prompt_templates(self.prompt)
+        fill_prompt(template, self.class_names)
+        fill_prompt(template, self.dictionary, allow_repeats=True)
         classes = len(self.class_names)
         # A 0-d array has no length. The sizes default to 0, and the comparison below rejects it.
         dim = next(iter(np.shape(self.moments.mean)[-1:]), 0)

@@ -22,4 +22,5 @@ from bliss_jax.embedding.images import EmbeddedImages as EmbeddedImages
 from bliss_jax.embedding.images import embed_images as embed_images
 from bliss_jax.embedding.progress import Progress as Progress
 from bliss_jax.embedding.progress import Track as Track
+from bliss_jax.embedding.texts import embed_prompts as embed_prompts
 from bliss_jax.embedding.texts import embed_texts as embed_texts

@@ -11,15 +11,17 @@ from bliss_jax.embedding.embedding_set import EmbeddingSet
 from bliss_jax.embedding.encoder import AnyEncoder, encoder_facts, preprocessing_facts
 from bliss_jax.embedding.images import BATCH_SIZE, embed_images
 from bliss_jax.embedding.progress import Track
-from bliss_jax.embedding.texts import embed_texts
+from bliss_jax.embedding.texts import embed_prompts, embed_texts
 from bliss_jax.storage import package_versions
 from bliss_jax.text import (
     CLIP_AD_ANOMALY,
     MCM_PROMPT,
     PROMPT,
+    Prompt,
     dictionary_hash,
     fill_prompt,
     find_overlap,
+    prompt_as_json,
 )
 from bliss_jax.text import exclude_labels as without_labels
 
@@ -32,7 +34,7 @@ def embed_dataset(
     *,
     dictionary_name: str = "custom",
     exclude_labels: bool = False,
-    prompt: str = PROMPT,
+    prompt: Prompt = PROMPT,
     preprocess: str | None = None,
     batch_size: int = BATCH_SIZE,
     train_classes: Collection[int] | None = None,
@@ -53,7 +55,7 @@ def embed_dataset(
         dictionary: Phrases of the dictionary.
         dictionary_name: Name of the dictionary, for the provenance.
         exclude_labels: Whether to remove phrases that equal a label from the dictionary.
-        prompt: Template with `{label}`, for labels and dictionary phrases.
+        prompt: Template with `{label}`, for labels and dictionary phrases; or several, as for `embed_prompts`.
         preprocess: Preprocessing, as for `Model.encode_images`.
         batch_size: Images per batch, as for `embed_images`.
         train_classes: Ids of the classes whose training images are embedded; all by default.
@@ -82,23 +84,18 @@ def embed_dataset(
     if exclude_labels:
         dictionary = without_labels(dictionary, train.class_names)
     # Texts come first because they are fast, and a prompt that is too long then fails before the images.
-    texts = {
-        "label_embeddings": fill_prompt(prompt, train.class_names),
-        "dictionary_embeddings": fill_prompt(prompt, dictionary, allow_repeats=True),
-        "mcm_label_embeddings": fill_prompt(MCM_PROMPT, train.class_names),
-        "something_embedding": (CLIP_AD_ANOMALY,),
-    }
-    with track("texts", sum(map(len, texts.values()))) as progress:
+    names = train.class_names
+    mcm, something = fill_prompt(MCM_PROMPT, names), (CLIP_AD_ANOMALY,)
+    texts = 2 * len(names) + len(dictionary) + 1
+    with track("texts", texts) as progress:
         arrays = {
-            name: embed_texts(
-                model,
-                t,
-                cache=cache if name == "dictionary_embeddings" else None,
-                progress=progress,
-            )
-            for name, t in texts.items()
+            "label_embeddings": embed_prompts(model, prompt, names, progress=progress),
+            "dictionary_embeddings": embed_prompts(
+                model, prompt, dictionary, allow_repeats=True, cache=cache, progress=progress
+            ),
+            "mcm_label_embeddings": embed_texts(model, mcm, progress=progress),
+            "something_embedding": embed_texts(model, something, progress=progress)[0],
         }
-    arrays["something_embedding"] = arrays["something_embedding"][0]
 
     unreadable: list[str] = []
     for side, dataset, classes in (
@@ -133,7 +130,7 @@ def embed_dataset(
         provenance={
             "model": encoder_facts(model),
             "preprocessing": preprocessing_facts(model, preprocess),
-            "prompt": prompt,
+            "prompt": prompt_as_json(prompt),
             "dictionary": {
                 "name": dictionary_name,
                 "texts": len(dictionary),

@@ -13,4 +13,9 @@ from bliss_jax.text.prompts import MCM_PROMPT as MCM_PROMPT
 from bliss_jax.text.prompts import NEGLABEL_ADJECTIVE_PROMPT as NEGLABEL_ADJECTIVE_PROMPT
 from bliss_jax.text.prompts import NEGLABEL_PROMPT as NEGLABEL_PROMPT
 from bliss_jax.text.prompts import PROMPT as PROMPT
+from bliss_jax.text.prompts import Prompt as Prompt
+from bliss_jax.text.prompts import as_prompt as as_prompt
+from bliss_jax.text.prompts import describe_prompt as describe_prompt
 from bliss_jax.text.prompts import fill_prompt as fill_prompt
+from bliss_jax.text.prompts import prompt_as_json as prompt_as_json
+from bliss_jax.text.prompts import prompt_templates as prompt_templates

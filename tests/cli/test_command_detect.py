@@ -357,3 +357,14 @@ def test_a_detector_is_fitted_to_labels_without_images(own, tmp_path):
         "expected either --folders or --labels"
         in run("fit", "--images", own / "normal", *options).output
     )
+
+
+def test_several_prompts_are_averaged_and_described(own, tmp_path):
+    file = tmp_path / "det"
+    prompts = ["--prompt", "a {label}", "--prompt", "clip-7"]
+    result = run("fit", "--images", own / "normal", "--folders", "--dictionary", own / "words.txt",
+                 *UNTRAINED, *prompts, "-o", file)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    listed = "a {label}; itap of a {label}.; a bad photo of the {label}.; and 5 more"
+    assert f"prompt       the mean of 8 templates: {listed}" in run("info", file).stdout
+    assert len(json.loads(run("info", file, "--json").stdout)["prompt"]) == 8

@@ -204,6 +204,12 @@ def test_quiet_prints_only_the_result(embeddings, words):
         (["--draws", "3"], 2, "--draws needs --shots"),
         (["--shots", "1", "--draws", "0"], 1, "--draws: expected at least 1, got 0"),
         (["--prompt", ""], 1, "a prompt template must contain {label}"),
+        (["--prompt", "clip-9"], 1, "did you mean the set of templates 'clip-7'"),
+        (
+            ["--prompt", "{label}", "--prompt", "{label}"],
+            1,
+            "--prompt: expected different templates",
+        ),
         (["--lambda", "nan"], 1, "--lambda: expected a finite number, got nan"),
         (["--json", "no/such/folder/r.json"], 1, "there is no folder no/such/folder"),
         (["--normal", "one,tow"], 2, "unknown class 'tow'; expected two"),

@@ -267,9 +267,9 @@ def test_a_flipped_bit_and_a_truncated_file_are_detected_and_named(problem):
 
 def test_a_newer_format_and_other_content_are_rejected(detector):
     description, arrays = unseal(KIND, encode_detector(detector))
-    newer = seal(KIND, description | {"format": 3}, arrays)
+    newer = seal(KIND, description | {"format": 4}, arrays)
     with pytest.raises(
-        ValueError, match="format is 3, but this version of bliss_jax reads formats 1 to 2"
+        ValueError, match="format is 4, but this version of bliss_jax reads formats 1 to 3"
     ):
         decode_detector(newer, "det")
     with pytest.raises(ValueError, match="damaged"):
