@@ -1,11 +1,13 @@
 from bliss_jax.detection.answers import Control as Control
-from bliss_jax.detection.answers import Explanation as Explanation
 from bliss_jax.detection.detector import Detector as Detector
 from bliss_jax.detection.detector import NearDuplicateWarning as NearDuplicateWarning
 from bliss_jax.detection.encoding import default_images_per_device as default_images_per_device
+from bliss_jax.detection.explanation import Explanation as Explanation
+from bliss_jax.detection.explanation import note_on_parts as note_on_parts
 from bliss_jax.detection.fit_checks import check_fit as check_fit
 from bliss_jax.detection.inputs import with_present_classes as with_present_classes
 from bliss_jax.detection.labelled_files import label_images as label_images
+from bliss_jax.detection.labelled_sample import embed_sample as embed_sample
 from bliss_jax.detection.maps import AnomalyMaps as AnomalyMaps
 from bliss_jax.detection.partial_rows import PartialRows as PartialRows
 from bliss_jax.detection.platforms import DEFAULT_PLATFORMS as DEFAULT_PLATFORMS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -16,11 +16,12 @@ from bliss_jax.detection.chosen_score import (
     BLISS,
     ScoreLike,
     check_score,
-    compute,
+    fitted_arrays,
     record_of,
     why_not,
 )
 from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
+from bliss_jax.detection.explanation import Explanation
 from bliss_jax.detection.export import Inputs, export_detector
 from bliss_jax.detection.inputs import (
     Images,
@@ -30,8 +31,9 @@ from bliss_jax.detection.inputs import (
     unlabelled,
     unreadable_error,
 )
-from bliss_jax.detection.maps import AnomalyMaps, anomaly_maps, check_maps
+from bliss_jax.detection.maps import anomaly_maps, check_maps
 from bliss_jax.detection.platforms import DEFAULT_PLATFORMS
+from bliss_jax.detection.prepared_score import PreparedScore, prepare_score, score_embeddings
 from bliss_jax.detection.processes import check_process
 from bliss_jax.detection.state import DetectorState
 from bliss_jax.detection.text_explanation import explain_texts
@@ -50,7 +52,6 @@ from bliss_jax.scores import (
     prepare_bliss,
     score_table,
 )
-from bliss_jax.text import html_table
 
 Control = Literal["false-alarms", "fdr"]
 
@@ -63,40 +64,6 @@ _prepare = jax.jit(prepare_bliss)
 _score = jax.jit(bliss_score_prepared, static_argnames="k")
 _p_values = jax.jit(conformal_p_values)
 _explain = jax.jit(explain_bliss_prepared, static_argnames=("k", "num_texts"))
-
-
-class Explanation(NamedTuple):
-    """The parts of an image's score.
-
-    The nearest class, the parts and the z-scores are those of BLISS, also if the detector uses another score. If the
-    detector was fitted without images, there are no standard deviations: the nearest class is that of the largest
-    cosine, internal is minus this cosine, external the mean of the k largest cosines to phrases, and the phrases have
-    cosines in place of z-scores.
-    """
-
-    score: float
-    """Score of the detector, equal to that of `Detector.score`."""
-    p_value: float | None
-    """Conformal p-value as in `Detector.p_values`; None without calibration images."""
-    nearest_class: str
-    """Normal class with the smallest internal + lambda external."""
-    internal: float
-    """Internal class score at the nearest class."""
-    external: float
-    """External text score at the nearest class, without the factor lambda."""
-    words: tuple[tuple[str, float], ...]
-    """Dictionary phrases nearest to the image, by decreasing cosine, each with its z-score: the number of
-    standard deviations by which its cosine exceeds the mean over the normal images of the class."""
-    maps: AnomalyMaps | None = None
-    """Maps of the parts of the image that raise the score, its parts and the phrases; None unless requested."""
-
-    def _repr_html_(self) -> str:
-        parts = [("score", self.score), ("internal", self.internal), ("external", self.external)]
-        rows = [(name, f"{value:.2f}") for name, value in parts]
-        if self.p_value is not None:
-            rows.insert(1, ("p-value", f"{self.p_value:.3g}"))
-        rows += [(f"phrase {text!r}, z-score", f"{z:.2f}") for text, z in self.words]
-        return html_table(("", "value"), rows, title=f"Nearest class: {self.nearest_class}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +156,14 @@ class DetectorAnswers(DetectorState):
     ) -> tuple[Explanation, ...]:
         """Returns the nearest normal class, both parts of the score and the nearest phrases of each image.
 
+        With a score other than BLISS, the score and the p-value are those of the detector, and the rest is that of
+        BLISS; `Explanation.note` says so.
+
         Args:
             images: Images or embeddings, as in `score`.
             words: Number of phrases per image; at most the size of the dictionary is used.
             maps: Whether to compute maps of BLISS, its parts and the phrases (`AnomalyMaps`). They need images, a
-                `Model` and a detector that was fitted to images. Image files are read twice.
+                `Model` and a detector with BLISS that was fitted to images. Image files are read twice.
 
         Raises:
             ValueError: `words` is below 1, maps cannot be computed, or one of the reasons listed in `score`.
@@ -201,7 +171,8 @@ class DetectorAnswers(DetectorState):
         if words < 1:
             raise ValueError(f"words: expected at least 1, got {words}")
         named = min(words, len(self.dictionary))
-        if np.any(self.moments.count):
+        fitted = bool(np.any(self.moments.count))
+        if fitted:
             explain: Callable[..., Any] = partial(
                 _explain, prepared=self.prepared, k=self.k, weight=self.weight, num_texts=named
             )
@@ -232,6 +203,8 @@ class DetectorAnswers(DetectorState):
                     for text, z in zip(why.texts[i], why.z_scores[i], strict=True)
                 ),
                 maps=located[i],
+                score_name=self.score_name,
+                unit="z" if fitted else "cosine",
             )
             for i in range(len(scores))
         )
@@ -292,7 +265,7 @@ class DetectorAnswers(DetectorState):
         """Writes the detector as a program that runs with JAX alone, without this library (`export.py`).
 
         The program returns scores, p-values (NaN without calibration images) and the position of the nearest class in
-        `class_names` (-1 for a score of NaN).
+        `class_names` (-1 for a score of NaN, and for all images if the score is not BLISS).
 
         Args:
             path: The file, a zip archive that `numpy.load` reads.
@@ -302,15 +275,10 @@ class DetectorAnswers(DetectorState):
             batch_size: Number of inputs that are computed at once, which bounds the memory. None for the detector's.
 
         Raises:
-            ValueError, OSError: The score is not BLISS, the detector has no `Model` for images, an option is unknown,
-                or the file cannot be written.
+            ValueError, OSError: The score cannot be exported (e.g. a score of one's own that calls Python), the
+                detector has no `Model` for images, an option is unknown, or the file cannot be written.
             ModuleNotFoundError: The package flatbuffers is missing.
         """
-        if self.score_name != BLISS:
-            raise ValueError(
-                f"expected a detector with the score {BLISS!r}, because only BLISS can be exported, got "
-                f"{self.score_name!r}"
-            )
         export_detector(self, Path(path), inputs=inputs, platforms=platforms, batch_size=batch_size)
 
     @cached_property
@@ -321,6 +289,25 @@ class DetectorAnswers(DetectorState):
             self.dictionary_embeddings,
             self.moments,
             shrinkage=self.shrinkage,
+        )
+
+    @cached_property
+    def prepared_score(self) -> PreparedScore:
+        """Prepared arrays of a score other than BLISS, computed on first use (`prepared_score.py`)."""
+        return self._prepare_score(self._record)
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return fitted_arrays(self)
+
+    def _prepare_score(self, record: Score) -> PreparedScore:
+        return prepare_score(
+            record,
+            self._arrays,
+            k=self.k,
+            weight=self.weight,
+            shrinkage=self.shrinkage,
+            table=None if self.shrinkage else lambda: self.prepared,
         )
 
     @cached_property
@@ -369,7 +356,9 @@ class DetectorAnswers(DetectorState):
         if record.name == BLISS:
             score = partial(_score, prepared=self.prepared, k=self.k, weight=self.weight)
         else:
-            score = compute(record, self)
+            own = record == (self.own_score or score_table().get(self.score_name))
+            prepared = self.prepared_score if own else self._prepare_score(record)
+            score = partial(score_embeddings, score=prepared)
         return _in_blocks(score, embeddings)
 
     @property

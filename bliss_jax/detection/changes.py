@@ -20,6 +20,7 @@ from bliss_jax.detection.chosen_score import (
     is_of_library,
     record_of,
     score_arrays,
+    score_facts,
     texts_of,
 )
 from bliss_jax.detection.inputs import (
@@ -88,7 +89,7 @@ class DetectorChanges(DetectorAnswers):
     def add_class(
         self: Changed,
         name: str,
-        images: Images,
+        images: Images | None = None,
         *,
         label_embedding: Float[np.ndarray | jax.Array, " dim"] | None = None,
         calibration: float = CALIBRATION,
@@ -98,24 +99,26 @@ class DetectorChanges(DetectorAnswers):
 
         Args:
             name: Name of the class.
-            images: Normal images of the class.
+            images: Normal images of the class. None for a detector that was fitted without images.
             label_embedding: Embedding of the class's prompt; None computes it with the encoder.
             calibration: Share of these images that is held out for calibration, as in `fit`. With 0 the
                 false-alarm rate is bounded for the other classes only.
             seed: Seed of the random choice of held-out images.
 
         Raises:
-            ValueError: The detector has a class of that name, or one of the reasons listed in `fit`.
+            ValueError: The detector has a class of that name; images are given to a detector that was fitted without
+                images, or not given to another detector; or one of the reasons listed in `fit`.
         """
         if name in self.class_names:
             raise ValueError(
                 f"the detector already has a class {name!r}; update() adds images to a class"
             )
+        self._check_images_of_class(name, images)
         if label_embedding is None:
             labels = self._embed_prompts([name])
         else:
             labels = float32("label_embedding", np.asarray(label_embedding)[None])
-        embeddings = self._embeddings(images)
+        embeddings = self._embeddings(images if images is not None else labels[:0])
         split = split_for_calibration(np.zeros(len(embeddings), np.int32), 1, calibration, seed)
         held_out, fitted = split.calibration, embeddings[split.fitted]
         new = fit_moments(fitted, np.zeros(len(fitted), np.int32), num_classes=1)
@@ -133,7 +136,8 @@ class DetectorChanges(DetectorAnswers):
             ),
             calibration_labels=np.concatenate([self.calibration_labels, own]),
         )
-        detector._warn_of_no_spread()
+        if images is not None:
+            detector._warn_of_no_spread()
         return detector
 
     def remove_class(self: Changed, name: str) -> Changed:
@@ -260,7 +264,8 @@ class DetectorChanges(DetectorAnswers):
                 name: self._embed_texts(own)
                 for name, own in texts_of(record, self.class_names).items()
             }
-        changed = self._changed(
+        facts = {name: fact for name, fact in self.provenance.items() if name != "score"}
+        changed = replace(self, provenance=facts | score_facts(record))._changed(
             {"with_score": record.name},
             score_name=record.name,
             score_arrays=score_arrays(
@@ -306,6 +311,18 @@ class DetectorChanges(DetectorAnswers):
             return {}
         prompts = fill_prompt(MCM_PROMPT, class_names)
         return {"mcm_label_embeddings": self._embed_texts(prompts)}
+
+    def _check_images_of_class(self, name: str, images: Images | None) -> None:
+        fitted = bool(np.any(self.moments.count))
+        if fitted and images is None:
+            raise ValueError(
+                f"images: expected normal images of {name!r}, because the other classes were fitted to images, got none"
+            )
+        if not fitted and images is not None:
+            raise ValueError(
+                "images: expected None, because this detector was fitted without images, so its classes have none; "
+                f"add the class with add_class({name!r}), and images of every class with update()"
+            )
 
     def _check_every_class_has_images(self, count: jax.Array) -> None:
         missing = [

@@ -1,4 +1,4 @@
-"""The score of a detector: the arrays that it needs beside the state of BLISS, and its computation.
+"""The score of a detector and the arrays that it needs beside the state of BLISS; `prepared_score.py` computes it.
 
 A detector computes one score of the library's table, BLISS by default, or a user's own. As in an evaluation, the names
 of the parameters of the score's function are its inputs (`bliss_jax.scores.INPUTS`). The inputs here are those of one
@@ -6,7 +6,6 @@ split in which all classes of the detector are normal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from bliss_jax import scores
 from bliss_jax.scores import Facts, Score, as_score, score_table
 from bliss_jax.text import CLIP_AD_ANOMALY, MCM_PROMPT, fill_prompt
 
@@ -24,12 +22,10 @@ if TYPE_CHECKING:
 BLISS = "bliss"
 WITHOUT_IMAGES = "text_bliss"
 """Default score of a detector that is fitted without images."""
-NEIGHBOURS = 10
-"""Neighbours of scores that use the nearest images; fewer if fewer images were fitted."""
 
 STORED = ("train_embeddings", "train_labels", "mcm_label_embeddings", "something_embedding")
 """Inputs of scores that a detector stores if its score needs them. The others are computed from its state."""
-_OF_IMAGES = frozenset(
+_OF_FIT = frozenset(
     ("moments", "internal", "external", "train_embeddings", "train_labels", "nearest_images")
 )
 
@@ -59,7 +55,7 @@ def record_of(score: ScoreLike, *, images: bool = True) -> Score:
 
 def needs_images(record: Score) -> bool:
     """Returns whether a score needs normal images."""
-    return not _OF_IMAGES.isdisjoint(record.needs)
+    return not _OF_FIT.isdisjoint(record.needs_of_detector)
 
 
 def is_of_library(record: Score) -> bool:
@@ -67,9 +63,24 @@ def is_of_library(record: Score) -> bool:
     return score_table().get(record.name) is record
 
 
+def score_facts(record: Score) -> dict[str, Any]:
+    """Returns the entry of the provenance about a score of a user: its name, function, source and settings.
+
+    It is empty for a score of the library.
+    """
+    if is_of_library(record):
+        return {}
+    facts: dict[str, Any] = {"name": record.name, "function": record.place}
+    if record.source:
+        facts["source"] = record.source
+    if record.settings:
+        facts["settings"] = dict(record.settings)
+    return {"score": facts}
+
+
 def stored_by(record: Score) -> tuple[str, ...]:
     """Returns the names of the arrays that a detector stores for a score."""
-    needs = {*record.needs}
+    needs = {*record.needs_of_detector}
     if "nearest_images" in needs:
         needs |= {"train_embeddings", "train_labels"}
     return tuple(name for name in STORED if name in needs)
@@ -134,67 +145,13 @@ def why_not(record: Score, state: "DetectorState") -> str | None:
     return record.unavailable(Facts(int(count.max(initial=0)), len(state.dictionary)))
 
 
-def compute(
-    record: Score, state: "DetectorState"
-) -> Callable[[Float[np.ndarray, "images dim"]], Float[jax.Array, " images"]]:
-    """Returns the jitted function from embeddings to scores."""
-    arrays = {
-        "label_embeddings": state.label_embeddings,
-        "dictionary_embeddings": state.dictionary_embeddings,
-        "moments": state.moments,
-        **state.score_arrays,
+def fitted_arrays(state: "DetectorState") -> dict[str, Any]:
+    """Returns the arrays of a detector as JAX arrays, by the names of the inputs of scores."""
+    labels = jnp.asarray(state.label_embeddings)
+    return {
+        "label_embeddings": labels,
+        "mcm_label_embeddings": labels,
+        "dictionary_embeddings": jnp.asarray(state.dictionary_embeddings),
+        "moments": jax.tree.map(jnp.asarray, state.moments),
+        **{name: jnp.asarray(array) for name, array in state.score_arrays.items()},
     }
-    return partial(
-        _computed,
-        arrays=arrays,
-        weight=state.weight,
-        record=record,
-        k=state.k,
-        shrinkage=state.shrinkage,
-        neighbours=min(NEIGHBOURS, max(1, len(state.score_arrays.get("train_labels", ())))),
-    )
-
-
-@partial(jax.jit, static_argnames=("record", "k", "shrinkage", "neighbours"))
-def _computed(
-    embeddings: Float[jax.Array, "images dim"],
-    *,
-    arrays: Mapping[str, Any],
-    weight: Any,
-    record: Score,
-    k: int,
-    shrinkage: float,
-    neighbours: int,
-) -> Float[jax.Array, " images"]:
-    labels, texts, moments = (
-        arrays[name] for name in ("label_embeddings", "dictionary_embeddings", "moments")
-    )
-    classes = len(labels)
-    computed: dict[str, Callable[[], Any]] = {
-        "embeddings": lambda: embeddings,
-        "mcm_label_embeddings": lambda: arrays.get("mcm_label_embeddings", labels),
-        "internal": lambda: scores.internal_class_score(embeddings, labels, moments),
-        "external": lambda: scores.external_text_score(embeddings, texts, moments, k),
-        "nearest_images": lambda: scores.nearest_of_class(
-            embeddings,
-            arrays["train_embeddings"],
-            arrays["train_labels"],
-            neighbours,
-            num_classes=classes,
-        ),
-        "normal": lambda: jnp.ones(classes, bool),
-        "key": lambda: jax.random.key(0),
-        "num_classes": lambda: classes,
-        "k": lambda: k,
-        "weight": lambda: weight,
-        "shrinkage": lambda: shrinkage,
-        "neighbours": lambda: neighbours,
-    }
-    inputs = {name: computed[name]() if name in computed else arrays[name] for name in record.needs}
-    found = jnp.asarray(record.function(**inputs))
-    if found.shape != embeddings.shape[:1]:
-        raise ValueError(
-            f"score {record.name!r}: expected its function to return scores [{len(embeddings)}], one per image, "
-            f"got {list(found.shape)}"
-        )
-    return found.astype(jnp.float32)

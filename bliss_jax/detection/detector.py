@@ -43,6 +43,7 @@ from bliss_jax.detection.chosen_score import (
     needs_images,
     record_of,
     score_arrays,
+    score_facts,
     texts_of,
 )
 from bliss_jax.detection.encoding import default_images_per_device
@@ -372,9 +373,9 @@ class Detector(DetectorChanges):
         facts |= {"images": len(held_out)}
         facts |= near_duplicates(held_out, held_out_labels, embeddings[fitted], spread)
         if not is_of_library(record):
-            made_with = made_with | {"score": {"name": record.name, "function": record.place}}
             fields["own_score"] = record
         made_with = made_with | {
+            **score_facts(record),
             "fitted": image_counts(labels[fitted], names),
             "calibration": facts,
             "changes": [],

@@ -19,6 +19,10 @@ Ties: p-values count calibration scores of at least s(x), and the guarantee need
 calibration image (`ties.py`). The detector computed the calibration scores with another program, which rounds
 differently. If an embedding equals a calibration embedding up to rounding, the program therefore returns the score and
 the nearest class of that calibration image, as the detector computed them.
+
+A score other than BLISS has no nearest class: the program returns -1. The prepared arrays of the score are in the file
+(`prepared_score.py`), so the program contains neither a Cholesky factorisation nor another custom call of the
+preparation, and the same program runs on all platforms.
 """
 
 import hashlib
@@ -33,12 +37,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bliss_jax import _require
+from bliss_jax.detection.chosen_score import BLISS, is_of_library
 from bliss_jax.detection.file_format import encode_detector
 from bliss_jax.detection.platforms import PLATFORMS
+from bliss_jax.detection.prepared_score import arrays_by_name, score_images
 from bliss_jax.detection.ties import rounding_of
 from bliss_jax.embedding import is_model
 from bliss_jax.scores import (
     PreparedBliss,
+    Score,
     conformal_p_values,
     explain_bliss_prepared,
     images_needed,
@@ -91,8 +98,18 @@ def export_detector(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     program = _of_images(detector) if inputs == "images" else _of_embeddings(detector)
     _require("flatbuffers", "export")
-    arrays = _arrays(detector, program)
-    content = _serialized(_whole(detector, program, batch_size, arrays), program, arrays, platforms)
+    score = _bliss(detector) if detector.score_name == BLISS else _other(detector)
+    arrays = _arrays(detector, program, score)
+    whole = _whole(detector, program, score, batch_size)
+    try:
+        content = _serialized(whole, program, arrays, platforms)
+    except (ValueError, NotImplementedError) as error:
+        if score.own is None:
+            raise
+        raise ValueError(
+            f"the score {detector.score_name!r} ({score.own.place}) cannot be exported, because a program of JAX alone "
+            f"cannot contain everything that its function calls: {error}"
+        ) from error
     metadata = _metadata(detector, inputs, program, batch_size, platforms)
     with replacing(path) as file:
         _write(file, content, metadata, arrays)
@@ -141,20 +158,62 @@ def _of_embeddings(detector: "DetectorAnswers") -> _Program:
     return _Program(checked, {}, (detector.embedding_dim,), "float32")
 
 
-def _arrays(detector: "DetectorAnswers", program: _Program) -> _Arrays:
+class _ScoreProgram(NamedTuple):
+    """The score as a function of embeddings, and its arrays."""
+
+    score: Callable[[Mapping[str, Any], jax.Array], tuple[jax.Array, jax.Array]]
+    """Function of the arrays and of embeddings. It returns scores, and the nearest class or -1."""
+    arrays: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    """Results for the calibration images, by name."""
+    own: Score | None = None
+    """The record of a score that is not in the library."""
+
+
+def _bliss(detector: "DetectorAnswers") -> _ScoreProgram:
+    k, weight = detector.k, detector.weight
+
+    def score(arrays: Mapping[str, Any], embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+        prepared = PreparedBliss(**{"where": None, **arrays})
+        why = explain_bliss_prepared(embeddings, prepared, k, weight=weight)
+        return why.score.astype(jnp.float32), why.nearest_class.astype(jnp.int32)
+
+    calibration = {}
+    if len(detector.calibration_labels):
+        known = explain_bliss_prepared(
+            detector.calibration_embeddings, detector.prepared, k, weight=weight
+        )
+        calibration["nearest_class"] = np.asarray(known.nearest_class, np.int32)
+    prepared = detector.prepared._asdict()
+    arrays = {name: leaf for name, leaf in prepared.items() if leaf is not None}
+    return _ScoreProgram(score, arrays, calibration)
+
+
+def _other(detector: "DetectorAnswers") -> _ScoreProgram:
+    """Returns a score other than BLISS. Its preparation is not in the program: its results are arrays."""
+    prepared = detector.prepared_score
+    arrays, structure = arrays_by_name(prepared), jax.tree.structure(prepared)
+    names = tuple(arrays)
+
+    def score(arrays: Mapping[str, Any], embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+        given = jax.tree.unflatten(structure, [arrays[name] for name in names])
+        # Not every function of a user has the score NaN for an embedding of NaN.
+        known = jnp.isfinite(embeddings).all(axis=1)
+        found = jnp.where(known, score_images(embeddings, given), jnp.nan)
+        return found, jnp.full(found.shape, -1, jnp.int32)
+
+    own = None if is_of_library(prepared.record) else prepared.record
+    return _ScoreProgram(score, arrays, {}, own)
+
+
+def _arrays(detector: "DetectorAnswers", program: _Program, score: _ScoreProgram) -> _Arrays:
     """Returns the arrays of the file by name."""
     parts: dict[str, Any] = {f"encoder/{name}": leaf for name, leaf in program.params.items()}
-    for name, leaf in detector.prepared._asdict().items():
-        if leaf is not None:
-            parts[f"score/{name}"] = leaf
+    parts |= {f"score/{name}": leaf for name, leaf in score.arrays.items()}
     if len(detector.calibration_labels):
-        known = detector.calibration_embeddings
-        nearest = explain_bliss_prepared(
-            known, detector.prepared, detector.k, weight=detector.weight
-        ).nearest_class
-        parts["calibration/embeddings"] = known
+        parts["calibration/embeddings"] = detector.calibration_embeddings
         parts["calibration/scores"] = detector.calibration_scores
-        parts["calibration/nearest_class"] = np.asarray(nearest, np.int32)
+        parts |= {f"calibration/{name}": leaf for name, leaf in score.calibration.items()}
     stored = {}
     for name, leaf in parts.items():
         array = np.asarray(leaf)
@@ -163,11 +222,12 @@ def _arrays(detector: "DetectorAnswers", program: _Program) -> _Arrays:
 
 
 def _whole(
-    detector: "DetectorAnswers", program: _Program, batch_size: int, stored: _Arrays
+    detector: "DetectorAnswers", program: _Program, score_program: _ScoreProgram, batch_size: int
 ) -> Callable[[Mapping[str, jax.Array], jax.Array], tuple[jax.Array, ...]]:
     """Returns the function of the arrays and of inputs of any number that is exported."""
     dtypes = {f"arrays/encoder/{name}": leaf.dtype for name, leaf in program.params.items()}
-    k, weight, tolerance = detector.k, detector.weight, rounding_of(detector.provenance)
+    dtypes |= {f"arrays/score/{name}": leaf.dtype for name, leaf in score_program.arrays.items()}
+    tolerance = rounding_of(detector.provenance)
     calibrated = bool(len(detector.calibration_labels))
 
     def of_batch(arrays: Mapping[str, jax.Array], rows: jax.Array) -> tuple[jax.Array, ...]:
@@ -175,16 +235,15 @@ def _whole(
             return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
         embeddings = program.embed(part("arrays/encoder/"), rows)
-        prepared = PreparedBliss(**{"where": None, **part("arrays/score/")})
-        why = explain_bliss_prepared(embeddings, prepared, k, weight=weight)
-        score, nearest = why.score.astype(jnp.float32), why.nearest_class.astype(jnp.int32)
+        score, nearest = score_program.score(part("arrays/score/"), embeddings)
         p_values = jnp.full(score.shape, jnp.nan, jnp.float32)
         if calibrated:
             known = part("arrays/calibration/")
             row, distance = _nearest_known(embeddings, known["embeddings"])
             same = distance <= tolerance
             score = jnp.where(same, known["scores"][row], score)
-            nearest = jnp.where(same, known["nearest_class"][row], nearest)
+            if "nearest_class" in known:
+                nearest = jnp.where(same, known["nearest_class"][row], nearest)
             p_values = conformal_p_values(score, known["scores"])
         return score, p_values, jnp.where(jnp.isnan(score), -1, nearest)
 
@@ -272,6 +331,7 @@ def _metadata(
             {"name": "nearest_class", "dtype": "int32", "shape": ["n"]},
         ],
         "class_names": list(detector.class_names),
+        "score": detector.score_name,
         "batch_size": batch_size,
         "platforms": list(platforms),
         "preprocessing": preprocessing,

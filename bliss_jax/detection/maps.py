@@ -5,7 +5,7 @@
     map of a word    attribution of the word's z-score: where the word is seen
     score map        internal map + lambda external map, because attribution is linear
 
-They are maps of BLISS and its parts, also if the detector uses another score.
+They exist for detectors with BLISS only: other scores do not consist of these parts.
 
 `models/attribution.py` contains the equation, and `scores/directions.py` the directions of the parts. Images are
 computed in batches of the detector's size, which bounds the memory.
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from bliss_jax.detection.chosen_score import BLISS
 from bliss_jax.detection.inputs import are_embeddings, unlabelled
 from bliss_jax.embedding import is_model
 from bliss_jax.scores import PreparedBliss, bliss_directions, explain_bliss_prepared
@@ -88,9 +89,14 @@ class AnomalyMaps:
 
 
 def check_maps(detector: "DetectorAnswers", images: Any) -> None:
-    """Raises ValueError if maps cannot be computed: they need images, a `Model` and fitted images."""
+    """Raises ValueError if maps cannot be computed: they need images, a `Model`, BLISS and fitted images."""
     if are_embeddings(images):
         raise ValueError("maps: expected images, got embeddings, which contain no places")
+    if detector.score_name != BLISS and np.any(detector.moments.count):
+        raise ValueError(
+            f"maps: expected a detector with the score bliss, because maps show the parts of BLISS, got one with "
+            f"{detector.score_name}; Detector.with_score('bliss') returns a detector whose maps can be computed"
+        )
     if not np.any(detector.moments.count):
         raise ValueError(
             "maps: expected a detector that was fitted to images, got one of texts only, which has no moments; fit "

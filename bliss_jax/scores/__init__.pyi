@@ -2,6 +2,7 @@ from bliss_jax.scores.bliss import bliss_score as bliss_score
 from bliss_jax.scores.bliss import external_text_score as external_text_score
 from bliss_jax.scores.bliss import internal_class_score as internal_class_score
 from bliss_jax.scores.blocks import block_map as block_map
+from bliss_jax.scores.class_scores import class_scores_prepared as class_scores_prepared
 from bliss_jax.scores.clip_ad import clip_ad_score as clip_ad_score
 from bliss_jax.scores.cma import cma_score as cma_score
 from bliss_jax.scores.conformal import benjamini_hochberg as benjamini_hochberg
@@ -45,8 +46,10 @@ from bliss_jax.scores.prepared import bliss_score_prepared as bliss_score_prepar
 from bliss_jax.scores.prepared import prepare_bliss as prepare_bliss
 from bliss_jax.scores.record import Facts as Facts
 from bliss_jax.scores.record import INPUTS as INPUTS
+from bliss_jax.scores.record import OF_IMAGES as OF_IMAGES
 from bliss_jax.scores.record import Score as Score
 from bliss_jax.scores.record import as_score as as_score
+from bliss_jax.scores.record import inputs_of as inputs_of
 from bliss_jax.scores.record import score_table as score_table
 from bliss_jax.scores.reductions import min_over_classes as min_over_classes
 from bliss_jax.scores.reductions import smallest_class as smallest_class

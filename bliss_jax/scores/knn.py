@@ -10,7 +10,7 @@ The k largest cosines to any union of classes are among the k largest to each cl
 (`nearest_of_class`), and every split of a benchmark is scored from its result (`knn_score_from_nearest`).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -223,8 +223,45 @@ def _kth_of_split(nearest_images, normal) -> jax.Array:
     return knn_score_from_nearest(nearest_images, normal=normal, kth=True)
 
 
+class _Bank(NamedTuple):
+    """The normal images of a detector; a pytree."""
+
+    embeddings: Float[jax.Array, "*mapped bank dim"]
+    where: Bool[jax.Array, "*mapped bank"]
+    """Whether the class of each image is normal."""
+
+
+def _prepare(train_embeddings, train_labels, normal) -> _Bank:
+    return _Bank(train_embeddings, normal[train_labels])
+
+
+def _from_bank(embeddings, prepared, neighbours) -> jax.Array:
+    return knn_score(embeddings, prepared.embeddings, neighbours, where=prepared.where)
+
+
+def _kth_from_bank(embeddings, prepared, neighbours) -> jax.Array:
+    return knn_score(embeddings, prepared.embeddings, neighbours, kth=True, where=prepared.where)
+
+
 _PAPER = "Sun et al., ICML 2022"
 SCORES = (
-    Score("knn", _of_split, source=_PAPER, default=True, order=11, one_split_at_a_time=True),
-    Score("knn_kth", _kth_of_split, source=_PAPER, order=27, one_split_at_a_time=True),
+    Score(
+        "knn",
+        _of_split,
+        source=_PAPER,
+        default=True,
+        order=11,
+        one_split_at_a_time=True,
+        prepare=_prepare,
+        from_prepared=_from_bank,
+    ),
+    Score(
+        "knn_kth",
+        _kth_of_split,
+        source=_PAPER,
+        order=27,
+        one_split_at_a_time=True,
+        prepare=_prepare,
+        from_prepared=_kth_from_bank,
+    ),
 )

@@ -7,7 +7,7 @@ Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distributio
 Attacks", NeurIPS 2018, section 2.1, applied to CLIP's image embeddings. No text is used.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,23 +79,45 @@ def check_distance(
 
 @compiled(static=(), out=lambda x, *_: rows(x))
 def _mahalanobis(x: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: Any) -> jax.Array:
-    moments = in_dtype(moments, x)
-    # Differences of whitened embeddings are squared one by one: |z|^2 - 2 z.w + |w|^2 would cancel.
+    return _distance(x, _statistics(in_dtype(moments, x), mask, ridge))
+
+
+class WhitenedMeans(NamedTuple):
+    """Everything in the distance that does not depend on images; a pytree."""
+
+    inverse: Float[jax.Array, "*mapped dim dim"]
+    """L^-1 with S = L L^T."""
+    centre: Float[jax.Array, "*mapped 1 dim"]
+    """Mean of the means of the normal classes, which is subtracted from images and means."""
+    means: Float[jax.Array, "*mapped classes dim"]
+    """Whitened mean of each class."""
+    normal: Bool[jax.Array, "*mapped classes"]
+    """Mask of the normal classes."""
+    count: Float[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of fitted images of each class."""
+
+
+def _statistics(moments: ClassMoments, mask: jax.Array, ridge: Any) -> WhitenedMeans:
     inverse = whitening_within_classes(moments, mask, ridge)
     centre = normal_centre(moments, mask)
-    z = whiten(x.astype(moments.mean.dtype) - centre, inverse)
     means = whiten(moments.mean - centre, inverse)
+    return WhitenedMeans(inverse, centre, means, mask, moments.count)
+
+
+def _distance(x: jax.Array, s: WhitenedMeans) -> jax.Array:
+    # Differences of whitened embeddings are squared one by one: |z|^2 - 2 z.w + |w|^2 would cancel.
+    z = whiten(x.astype(s.means.dtype) - s.centre, s.inverse)
     symbolic = is_traced_shape(x.shape[0])
     squared = block_map(
         lambda mean: jnp.sum((z - mean[None, :]) ** 2, axis=1),
-        means,
+        s.means,
         size=_BLOCK if symbolic else z.size,
         block=_BLOCK,
     ).T
-    nearest = min_over_classes(squared, normal=mask)
+    nearest = min_over_classes(squared, normal=s.normal)
     # The gradient of the root is infinite at 0, where an image equals a class mean.
     distance = jnp.where(nearest > 0, jnp.sqrt(jnp.where(nearest > 0, nearest, 1)), nearest)
-    return nan_unless_finite(nan_if_normal_is_empty(distance, mask, moments.count), x)
+    return nan_unless_finite(nan_if_normal_is_empty(distance, s.normal, s.count), x)
 
 
 def one_image_per_class(facts: Facts) -> str | None:
@@ -103,6 +125,14 @@ def one_image_per_class(facts: Facts) -> str | None:
     if facts.images_per_class > 1:
         return None
     return "a covariance needs more than one image per class"
+
+
+def _prepare(moments, normal) -> WhitenedMeans:
+    return _statistics(in_dtype(moments), normal, RIDGE)
+
+
+def _from_prepared(embeddings, prepared) -> jax.Array:
+    return _distance(embeddings, prepared)
 
 
 SCORE = Score(
@@ -113,4 +143,6 @@ SCORE = Score(
     order=10,
     one_split_at_a_time=True,
     unavailable=one_image_per_class,
+    prepare=_prepare,
+    from_prepared=_from_prepared,
 )

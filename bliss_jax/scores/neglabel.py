@@ -18,7 +18,7 @@ ICLR 2024, sections 3.1 (NegMining) and 3.3 (grouping); Chen, Gao, Xu, "Conjugat
 Detection with Pre-trained Vision-Language Models", NeurIPS 2024.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,12 @@ from bliss_jax.scores.top_k import similarity
 NEGATIVE_FRACTION = 0.15
 """Share of the lexicon that becomes negative labels, as in the paper."""
 
+QUANTILE = 0.95
+"""Default quantile of the cosines to the normal labels by which words are ordered."""
+
+GROUPS = 100
+"""Default number of groups of negative labels."""
+
 
 def negative_labels(
     label_embeddings: Float[Array, "classes dim"],
@@ -45,7 +51,7 @@ def negative_labels(
     *,
     normal: Bool[Array, " classes"] | None = None,
     fraction: float = NEGATIVE_FRACTION,
-    quantile: float | Float[Array, ""] = 0.95,
+    quantile: float | Float[Array, ""] = QUANTILE,
     parts: tuple[int, ...] | None = None,
     precision: Precision = HIGHEST,
 ) -> Int[jax.Array, " negatives"]:
@@ -152,9 +158,9 @@ def neglabel_score(
     normal: Bool[Array, " classes"] | None = None,
     temperature: float | Float[Array, ""] = CLIP_TEMPERATURE,
     fraction: float = NEGATIVE_FRACTION,
-    quantile: float | Float[Array, ""] = 0.95,
+    quantile: float | Float[Array, ""] = QUANTILE,
     parts: tuple[int, ...] | None = None,
-    groups: int = 100,
+    groups: int = GROUPS,
     precision: Precision = HIGHEST,
 ) -> Float[jax.Array, " images"]:
     """Computes the mean of N_G / (P + N_G) over groups G of negative labels.
@@ -220,13 +226,46 @@ def _neglabel(
     groups: int,
     precision: Precision,
 ) -> jax.Array:
-    size = sum(number for _, number in taken)
-    groups = min(groups, size)
+    chosen = _shuffled_negatives(labels, lexicon, key, moments, mask, quantile, taken, precision)
+    score = _mass_of_negatives(
+        x, labels, lexicon[chosen], mask, temperature, groups=groups, precision=precision
+    )
+    if moments is not None:
+        score = nan_if_normal_is_empty(score, mask, moments.count)
+    return nan_unless_finite(score, x)
+
+
+def _shuffled_negatives(
+    labels: jax.Array,
+    lexicon: jax.Array,
+    key: jax.Array,
+    moments: ClassMoments | None,
+    mask: jax.Array,
+    quantile: Any,
+    taken: tuple[tuple[int, int], ...],
+    precision: Precision,
+) -> Int[jax.Array, " negatives"]:
+    """Returns the positions of the negative labels in the lexicon, in the random order that makes the groups."""
     anchors = labels if moments is None else unit(moments.mean)
     chosen = _least_similar(anchors, lexicon, mask, quantile, taken=taken, precision=precision)
-    chosen = jax.random.permutation(key, chosen)
+    return jax.random.permutation(key, chosen)
+
+
+def _mass_of_negatives(
+    x: jax.Array,
+    labels: jax.Array,
+    words: jax.Array,
+    mask: jax.Array,
+    temperature: Any,
+    *,
+    groups: int,
+    precision: Precision,
+) -> Float[jax.Array, " images"]:
+    """Computes the mean of N_G / (P + N_G) over the groups of the negative labels `words`."""
+    size = len(words)
+    groups = min(groups, size)
     of_labels = label_logits(x, labels, mask, temperature, precision)
-    negatives = label_logits(x, lexicon[chosen], jnp.ones(size, bool), temperature, precision)
+    negatives = label_logits(x, words, jnp.ones(size, bool), temperature, precision)
 
     # Negative i belongs to group i mod groups. Padding fills the last round.
     short = -size % groups
@@ -234,10 +273,7 @@ def _neglabel(
     negatives = negatives.reshape(x.shape[0], (size + short) // groups, groups)
     against = jax.nn.logsumexp(negatives, axis=1)
     mass = jax.nn.logsumexp(of_labels, axis=1).astype(against.dtype)
-    score = jnp.mean(jax.nn.sigmoid(against - mass[:, None]), axis=1)
-    if moments is not None:
-        score = nan_if_normal_is_empty(score, mask, moments.count)
-    return nan_unless_finite(score, x)
+    return jnp.mean(jax.nn.sigmoid(against - mass[:, None]), axis=1)
 
 
 def _of_split(embeddings, label_embeddings, dictionary_embeddings, key, normal) -> jax.Array:
@@ -250,6 +286,36 @@ def _of_split_by_images(
     return neglabel_score(
         embeddings, label_embeddings, dictionary_embeddings, key, moments=moments, normal=normal
     )
+
+
+class _Negatives(NamedTuple):
+    """Texts of a detector; a pytree."""
+
+    labels: Float[jax.Array, "*mapped classes dim"]
+    words: Float[jax.Array, "*mapped negatives dim"]
+    """Negative labels, in the random order that makes the groups."""
+    normal: Bool[jax.Array, "*mapped classes"]
+    """Mask of the normal classes."""
+
+
+def _prepare(label_embeddings, dictionary_embeddings, key, normal) -> _Negatives:
+    return _prepare_by_images(label_embeddings, dictionary_embeddings, key, None, normal)
+
+
+def _prepare_by_images(label_embeddings, dictionary_embeddings, key, moments, normal) -> _Negatives:
+    taken = _negatives_of_parts(NEGATIVE_FRACTION, QUANTILE, len(dictionary_embeddings), None)
+    chosen = _shuffled_negatives(
+        label_embeddings, dictionary_embeddings, key, moments, normal, QUANTILE, taken, HIGHEST
+    )
+    return _Negatives(label_embeddings, dictionary_embeddings[chosen], normal)
+
+
+def _from_prepared(embeddings, prepared) -> jax.Array:
+    labels, words, normal = prepared
+    score = _mass_of_negatives(
+        embeddings, labels, words, normal, CLIP_TEMPERATURE, groups=GROUPS, precision=HIGHEST
+    )
+    return nan_unless_finite(score, embeddings)
 
 
 def _too_few_texts(facts: Facts) -> str | None:
@@ -270,6 +336,8 @@ SCORES = (
         order=12,
         one_split_at_a_time=True,
         unavailable=_too_few_texts,
+        prepare=_prepare,
+        from_prepared=_from_prepared,
     ),
     Score(
         "neglabel_images",
@@ -279,5 +347,7 @@ SCORES = (
         one_split_at_a_time=True,
         settings={"negatives": "chosen by the normal images"},
         unavailable=_too_few_texts,
+        prepare=_prepare_by_images,
+        from_prepared=_from_prepared,
     ),
 )

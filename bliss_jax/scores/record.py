@@ -6,7 +6,7 @@ defines a function and a `SCORE`. `Score` describes a user's own function in the
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -35,6 +35,9 @@ INPUTS = {
     "neighbours": "neighbours per image",
 }
 """Names of the parameters that a score's function may have, and the value that an evaluation passes for each."""
+
+OF_IMAGES = ("embeddings", "internal", "external", "nearest_images")
+"""Inputs that depend on the test images."""
 
 
 class Facts(NamedTuple):
@@ -74,42 +77,71 @@ class Score:
     """Further settings of the function, for the results; JSON values."""
     unavailable: Callable[[Facts], str | None] | None = None
     """Returns the reason why the score cannot be computed, or None."""
+    prepare: Callable[..., Any] | None = None
+    """Computes a pytree of arrays once for each detector, before it sees images. Its parameters are names of `INPUTS`
+    that do not depend on test images. JAX must be able to trace it."""
+    from_prepared: Callable[..., Any] | None = None
+    """Returns the scores of `function`, up to rounding. Its parameters are `prepared`, the result of `prepare`, and
+    names of `INPUTS`. A detector uses the two functions in place of `function`; an evaluation does not."""
 
     def __post_init__(self):
         if not self.name:
             raise ValueError("name: expected a name, got an empty one")
-        if not callable(self.function):
+        if (self.prepare is None) != (self.from_prepared is None):
             raise ValueError(
-                f"score {self.name!r}: expected a function, got a {type(self.function).__name__}"
+                f"score {self.name!r}: expected both prepare and from_prepared, or neither"
             )
-        parameters = inspect.signature(self.function).parameters
+        self._check("function", self.function, INPUTS)
+        if self.prepare is not None and self.from_prepared is not None:
+            self._check("prepare", self.prepare, [n for n in INPUTS if n not in OF_IMAGES])
+            self._check("from_prepared", self.from_prepared, ["prepared", *INPUTS])
+        object.__setattr__(self, "label", self.label or self.name)
+
+    def _check(self, field: str, function: Any, inputs: Collection[str]) -> None:
+        """Raises ValueError if a function is not callable, or requires a parameter that is not one of the inputs."""
+        if not callable(function):
+            what = "a function" if field == "function" else f"a function as {field}"
+            raise ValueError(
+                f"score {self.name!r}: expected {what}, got a {type(function).__name__}"
+            )
         required = [
             name
-            for name, parameter in parameters.items()
+            for name, parameter in inspect.signature(function).parameters.items()
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
         for name in required:
-            if name not in INPUTS:
-                near = get_close_matches(name, INPUTS)
+            if name not in inputs:
+                near = get_close_matches(name, inputs)
                 hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+                whose = "its function" if field == "function" else field
                 raise ValueError(
-                    f"score {self.name!r}: the parameter {name!r} of its function is not an input of an "
-                    f"evaluation{hint}; inputs: {', '.join(INPUTS)}"
+                    f"score {self.name!r}: the parameter {name!r} of {whose} is not an input of an "
+                    f"evaluation{hint}; inputs: {', '.join(inputs)}"
                 )
-        object.__setattr__(self, "label", self.label or self.name)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Names of the inputs that the function takes."""
-        parameters = inspect.signature(self.function).parameters
-        return tuple(name for name in parameters if name in INPUTS)
+        return inputs_of(self.function)
+
+    @property
+    def needs_of_detector(self) -> tuple[str, ...]:
+        """Names of the inputs that `function`, `prepare` and `from_prepared` take."""
+        functions = (self.function, self.prepare, self.from_prepared)
+        names = (name for f in functions if f is not None for name in inputs_of(f))
+        return tuple(dict.fromkeys(names))
 
     @property
     def place(self) -> str:
         """MODULE:NAME of the function, or of the class of another callable object, e.g. a `functools.partial`."""
         named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
         return f"{named.__module__}:{named.__qualname__}"
+
+
+def inputs_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the names of the inputs that a function takes."""
+    return tuple(name for name in inspect.signature(function).parameters if name in INPUTS)
 
 
 @cache

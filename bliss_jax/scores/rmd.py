@@ -11,7 +11,7 @@ Source: Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
 applied to CLIP's image embeddings.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,22 +57,54 @@ def rmd_score(
 
 @compiled(static=(), out=lambda x, *_: rows(x))
 def _rmd(x: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: Any) -> jax.Array:
-    moments = in_dtype(moments, x)
+    return _difference(x, _statistics(in_dtype(moments, x), mask, ridge))
+
+
+class RelativeStatistics(NamedTuple):
+    """Everything in the two distances that does not depend on images; a pytree."""
+
+    within: Float[jax.Array, "*mapped dim dim"]
+    """L^-1 with S = L L^T."""
+    of_all: Float[jax.Array, "*mapped dim dim"]
+    """L_0^-1 with S_0 = L_0 L_0^T."""
+    centre: Float[jax.Array, "*mapped 1 dim"]
+    """m_0."""
+    means: Float[jax.Array, "*mapped classes dim"]
+    """L^-1 (m_c - m_0) of each class."""
+    normal: Bool[jax.Array, "*mapped classes"]
+    """Mask of the normal classes."""
+    count: Float[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of fitted images of each class."""
+
+
+def _statistics(moments: ClassMoments, mask: jax.Array, ridge: Any) -> RelativeStatistics:
     share = pooling_weights(moments.count, mask)
     centre = jnp.sum(share[:, None] * moments.mean, axis=0)[None, :]
     means = moments.mean - centre
     within = pooled_covariance(moments, mask)
     between = jnp.matmul((share[:, None] * means).T, means, precision=lax.Precision.HIGHEST)
-    x_centred = x.astype(moments.mean.dtype) - centre
-
     inverse = inverse_factor(within, ridge)
-    z, z_means = whiten(x_centred, inverse), whiten(means, inverse)
-    to_all = jnp.sum(whiten(x_centred, inverse_factor(within + between, ridge)) ** 2, axis=1)
+    of_all = inverse_factor(within + between, ridge)
+    return RelativeStatistics(inverse, of_all, centre, whiten(means, inverse), mask, moments.count)
+
+
+def _difference(x: jax.Array, s: RelativeStatistics) -> jax.Array:
+    x_centred = x.astype(s.means.dtype) - s.centre
+    z = whiten(x_centred, s.within)
+    to_all = jnp.sum(whiten(x_centred, s.of_all) ** 2, axis=1)
     # |z - w|^2 without |z|^2, which all classes share and which would cancel.
-    product = jnp.matmul(z, z_means.T, precision=lax.Precision.HIGHEST)
-    to_class = jnp.sum(z_means**2, axis=1)[None, :] - 2 * product
-    nearest = min_over_classes(to_class, normal=mask) + jnp.sum(z**2, axis=1)
-    return nan_unless_finite(nan_if_normal_is_empty(nearest - to_all, mask, moments.count), x)
+    product = jnp.matmul(z, s.means.T, precision=lax.Precision.HIGHEST)
+    to_class = jnp.sum(s.means**2, axis=1)[None, :] - 2 * product
+    nearest = min_over_classes(to_class, normal=s.normal) + jnp.sum(z**2, axis=1)
+    return nan_unless_finite(nan_if_normal_is_empty(nearest - to_all, s.normal, s.count), x)
+
+
+def _prepare(moments, normal) -> RelativeStatistics:
+    return _statistics(in_dtype(moments), normal, RIDGE)
+
+
+def _from_prepared(embeddings, prepared) -> jax.Array:
+    return _difference(embeddings, prepared)
 
 
 SCORE = Score(
@@ -82,4 +114,6 @@ SCORE = Score(
     order=25,
     one_split_at_a_time=True,
     unavailable=one_image_per_class,
+    prepare=_prepare,
+    from_prepared=_from_prepared,
 )

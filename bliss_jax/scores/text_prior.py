@@ -23,6 +23,7 @@ from bliss_jax import _checks
 from bliss_jax._checks import HIGHEST, Array, Precision, compiled, rows
 from bliss_jax.scores.moments import ClassMoments
 from bliss_jax.scores.parts import bliss_scores, check_bliss
+from bliss_jax.scores.prepared import PreparedBliss, bliss_score_prepared, prepare_bliss
 from bliss_jax.scores.record import Score
 from bliss_jax.scores.statistics import in_dtype, shrinkage_is_on, unit
 from bliss_jax.scores.top_k import Axis, check_chunk_size
@@ -33,6 +34,9 @@ PRIOR_IMAGES = 2.0
 
 PRIOR_STEP = 0.3
 """Step beta from the centre of the normal classes along a label's difference from the mean label."""
+
+SHRINKAGE = 20.0
+"""Default weight n0 of the pooled variances, in images."""
 
 
 def text_prior_bliss_score(
@@ -46,7 +50,7 @@ def text_prior_bliss_score(
     normal: Bool[Array, " classes"] | None = None,
     prior_images: float | Float[Array, ""] = PRIOR_IMAGES,
     step: float | Float[Array, ""] = PRIOR_STEP,
-    shrinkage: float | Float[Array, ""] = 20.0,
+    shrinkage: float | Float[Array, ""] = SHRINKAGE,
     where: Bool[Array, " texts"] | None = None,
     dictionary_axis: Axis | None = None,
     chunk_size: int | None = None,
@@ -155,10 +159,28 @@ def _of_split(
     )  # fmt: skip
 
 
+def _prepare(label_embeddings, dictionary_embeddings, moments, normal) -> PreparedBliss:
+    moments = in_dtype(moments, label_embeddings, dictionary_embeddings)
+    mean = drawn_means(moments, label_embeddings, normal, PRIOR_IMAGES, PRIOR_STEP)
+    return prepare_bliss(
+        label_embeddings,
+        dictionary_embeddings,
+        moments._replace(mean=mean),
+        normal=normal,
+        shrinkage=SHRINKAGE,
+    )
+
+
+def _from_prepared(embeddings, prepared, k, weight) -> jax.Array:
+    return bliss_score_prepared(embeddings, prepared, k, weight=weight)
+
+
 SCORE = Score(
     "text_prior_bliss",
     _of_split,
     order=19,
     one_split_at_a_time=True,
-    settings={"shrinkage": 20.0, "prior_images": PRIOR_IMAGES, "step": PRIOR_STEP},
+    settings={"shrinkage": SHRINKAGE, "prior_images": PRIOR_IMAGES, "step": PRIOR_STEP},
+    prepare=_prepare,
+    from_prepared=_from_prepared,
 )

@@ -17,7 +17,7 @@ S for few images, as in Friedman, "Regularized Discriminant Analysis", JASA 84 (
 Higher is more anomalous.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,21 +128,62 @@ def _whitened(
     **static: Any,
 ) -> jax.Array:
     moments = in_dtype(moments, x, labels, texts)
-    dtype = moments.mean.dtype
+    return _from_whitened(
+        x, texts, _statistics(labels, moments, mask, ridge), counted, weight, **static
+    )
+
+
+class WhitenedStatistics(NamedTuple):
+    """Everything in the score that does not depend on images; a pytree."""
+
+    inverse: Float[jax.Array, "*mapped dim dim"]
+    """L^-1 with S = L L^T."""
+    centre: Float[jax.Array, "*mapped 1 dim"]
+    """Mean of the means of the normal classes, which is subtracted from images and means."""
+    means: Float[jax.Array, "*mapped classes dim"]
+    """Whitened mean of each class."""
+    labels: Float[jax.Array, "*mapped classes dim"]
+    """Whitened label of each class, of unit norm."""
+    normal: Bool[jax.Array, "*mapped classes"]
+    """Mask of the normal classes."""
+    count: Float[jax.Array, "*mapped classes"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Number of fitted images of each class."""
+
+
+def _statistics(
+    labels: jax.Array, moments: ClassMoments, mask: jax.Array, ridge: Any
+) -> WhitenedStatistics:
     inverse = whitening_within_classes(moments, mask, ridge)
     centre = normal_centre(moments, mask)
-    images = whiten(x.astype(dtype) - centre, inverse)
-    means = whiten(moments.mean - centre, inverse)
-    label = unit(whiten(labels.astype(dtype), inverse))
-    word = unit(whiten(_mean_of_nearest(x, texts, counted, dtype, **static), inverse))
+    return WhitenedStatistics(
+        inverse,
+        centre,
+        means=whiten(moments.mean - centre, inverse),
+        labels=unit(whiten(labels.astype(moments.mean.dtype), inverse)),
+        normal=mask,
+        count=moments.count,
+    )
+
+
+def _from_whitened(
+    x: jax.Array,
+    texts: jax.Array,
+    statistics: WhitenedStatistics,
+    counted: jax.Array | None,
+    weight: Any,
+    **static: Any,
+) -> jax.Array:
+    s, dtype = statistics, statistics.means.dtype
+    images = whiten(x.astype(dtype) - s.centre, s.inverse)
+    word = unit(whiten(_mean_of_nearest(x, texts, counted, dtype, **static), s.inverse))
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
 
-    internal = jnp.sum(label * means, axis=1)[None, :] - product(images, label)
-    external = jnp.sum(word * images, axis=1)[:, None] - product(word, means)
-    score = combine(internal, external, weight, normal=mask)
-    return nan_unless_finite(nan_if_normal_is_empty(score, mask, moments.count), x)
+    internal = jnp.sum(s.labels * s.means, axis=1)[None, :] - product(images, s.labels)
+    external = jnp.sum(word * images, axis=1)[:, None] - product(word, s.means)
+    score = combine(internal, external, weight, normal=s.normal)
+    return nan_unless_finite(nan_if_normal_is_empty(score, s.normal, s.count), x)
 
 
 def _mean_of_nearest(
@@ -174,6 +215,18 @@ def _mean_of_nearest(
     return jnp.where(missing, jnp.nan, total / k)
 
 
+def _prepare(label_embeddings, dictionary_embeddings, moments, normal) -> WhitenedStatistics:
+    moments = in_dtype(moments, label_embeddings, dictionary_embeddings)
+    return _statistics(label_embeddings, moments, normal, WHITENING_RIDGE)
+
+
+def _from_prepared(embeddings, dictionary_embeddings, prepared, k, weight) -> jax.Array:
+    return _from_whitened(
+        embeddings, dictionary_embeddings, prepared, None, weight,
+        k=k, dictionary_axis=None, chunk_size=check_chunk_size(None), precision=HIGHEST,
+    )  # fmt: skip
+
+
 SCORE = Score(
     "whitened_bliss",
     whitened_bliss_score,
@@ -181,4 +234,6 @@ SCORE = Score(
     one_split_at_a_time=True,
     settings={"ridge": WHITENING_RIDGE},
     unavailable=one_image_per_class,
+    prepare=_prepare,
+    from_prepared=_from_prepared,
 )

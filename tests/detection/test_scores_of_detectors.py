@@ -66,25 +66,6 @@ def test_scores_are_those_of_the_pure_function(problem, name):
     assert [(w.nearest_class, w.words) for w in why] == [(w.nearest_class, w.words) for w in bliss]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in score_table() if n not in EXPECTED])
-def test_every_score_of_the_library_is_fitted_thresholded_and_saved(problem, name):
-    if name == "clip_ad":
-        with pytest.raises(ValueError, match="'clip_ad' cannot be computed: it needs the prompt"):
-            problem.fit(score=name)
-        return
-    try:
-        detector = problem.fit(score=name)
-    except ValueError as error:
-        assert "cannot be computed" in str(error)
-        return
-    scores = detector.score(problem.test)
-    assert np.isfinite(scores).all()
-    again = bj.Detector(**vars(decode_detector(encode_detector(detector), name)))
-    np.testing.assert_array_equal(again.score(problem.test), scores)
-    detector.threshold(0.1)
-
-
 @pytest.mark.parametrize("name", ["max_cosine", "knn"])
 def test_a_detector_is_saved_and_loaded_with_its_score(problem, name, tmp_path):
     detector = problem.fit(score=name)
@@ -246,11 +227,6 @@ def test_a_few_images_per_class_are_enough(problem, images):
             problem.train[rows], problem.labels[rows], *problem.texts(), k=K, shrinkage=20.0
         )
     assert np.isfinite(detector.score(problem.test)).all()
-
-
-def test_only_bliss_can_be_exported(problem, tmp_path):
-    with pytest.raises(ValueError, match="expected a detector with the score 'bliss'"):
-        problem.fit(score="max_cosine").export(tmp_path / "x.npz", inputs="embeddings")
 
 
 def test_a_folder_without_subfolders_is_one_class(tmp_path):
