@@ -1,6 +1,6 @@
-"""BLISS as a scikit-learn outlier detector over embeddings, for pipelines and grid searches.
+"""BLISS, or another score, as a scikit-learn outlier detector over embeddings, for pipelines and grid searches.
 
-    score_samples(x) = -BLISS(x)                                scikit-learn's sign: higher is more normal
+    score_samples(x) = -score(x), -BLISS(x) by default          scikit-learn's sign: higher is more normal
     decision_function(x) = score_samples(x) - offset_           offset_: a quantile over the fitted rows
     predict(x) = 1 if decision_function(x) >= 0, otherwise -1   1 is normal, -1 is an outlier
 
@@ -25,9 +25,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
+from bliss_jax.detection.chosen_score import BLISS
+from bliss_jax.detection.prepared_score import PreparedScore, prepare_score, score_embeddings
 from bliss_jax.scores import (
     ClassMoments,
+    Facts,
     PreparedBliss,
+    Score,
+    as_score,
     bliss_score_prepared,
     fit_moments,
     internal_class_score,
@@ -66,6 +71,10 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
     Args:
         label_embeddings: Embedding of each class's prompt [classes, dim], or None.
         dictionary_embeddings: Embeddings of the dictionary's prompts [texts, dim], or None.
+        anomaly_score: Name of a score of the library, a `Score`, or a function whose parameters are names of
+            `bliss_jax.scores.INPUTS`. Scores other than "bliss" are described in `bliss_jax.scores`; replace BLISS by
+            this score in the rest of this text. `clip_ad` needs a text that this class does not have.
+            (scikit-learn reserves the name `score` for a method.)
         k: Number of dictionary texts per row, 1 <= k <= texts.
         weight: lambda, the weight of the external part.
         shrinkage: n0 >= 0 of `bliss_score`; 0 is the paper's score.
@@ -91,6 +100,7 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
     _parameter_constraints = {  # noqa: RUF012 (scikit-learn's name and form)
         "label_embeddings": ["array-like", None],
         "dictionary_embeddings": ["array-like", None],
+        "anomaly_score": [str, callable, Score],
         "k": [Interval(Integral, 1, None, closed="left")],
         "weight": [Interval(Real, None, None, closed="neither")],
         "shrinkage": [Interval(Real, 0, None, closed="left")],
@@ -102,6 +112,7 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         label_embeddings=None,
         dictionary_embeddings=None,
         *,
+        anomaly_score=BLISS,
         k=10,
         weight=0.5,
         shrinkage=0.0,
@@ -109,6 +120,7 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
     ):
         self.label_embeddings = label_embeddings
         self.dictionary_embeddings = dictionary_embeddings
+        self.anomaly_score = anomaly_score
         self.k = k
         self.weight = weight
         self.shrinkage = shrinkage
@@ -130,9 +142,11 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         Raises:
             ValueError: X or the texts are not finite matrices of one dimension, or have a row of zeros; y
                 has another length, is not of integers or is out of range; y is None and there are several
-                labels; there is no normal row; k > texts; or the mean of a class without a label is zero.
+                labels; there is no normal row; k > texts; the mean of a class without a label is zero; or the
+                score is unknown, or needs texts or images that are missing.
             sklearn.utils._param_validation.InvalidParameterError: A parameter is out of range (a ValueError).
         """
+        record = as_score(self.anomaly_score)
         if y is None:
             X = validate_data(self, X, dtype=_FLOATS)  # noqa: N806
         else:
@@ -160,21 +174,11 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         self.label_embeddings_ = (
             self._directions() if labels is None else labels[self.normal_classes_]
         )
-        shrinkage, shrunk = jnp.asarray(self.shrinkage, jnp.float32), self.shrinkage > 0
-        prepared = None
-        if dictionary is not None:
-            prepared = _prepare(
-                self.label_embeddings_, dictionary, self.moments_, shrinkage, shrunk=shrunk
-            )
-        self._fitted = _Fitted(
-            jnp.asarray(self.label_embeddings_),
-            self.moments_,
-            prepared,
-            jnp.asarray(self.weight, jnp.float32),
-            shrinkage,
-            k=int(self.k),
-            shrunk=shrunk,
-        )
+        if record.name == BLISS:
+            self._fitted = self._prepared_bliss(dictionary)
+        else:
+            rows = {"train_embeddings": x[: len(normal)], "train_labels": class_of_row}
+            self._fitted = self._prepared_score(record, dictionary, rows)
         self.offset_ = np.quantile(_score_rows(X[normal], self._fitted), self.contamination)
         return self
 
@@ -218,6 +222,60 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
         Arguments and errors are those of `score_samples`.
         """
         return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def _prepared_bliss(self, dictionary: np.ndarray | None) -> "_Fitted":
+        shrinkage, shrunk = jnp.asarray(self.shrinkage, jnp.float32), self.shrinkage > 0
+        prepared = None
+        if dictionary is not None:
+            prepared = _prepare(
+                self.label_embeddings_, dictionary, self.moments_, shrinkage, shrunk=shrunk
+            )
+        return _Fitted(
+            jnp.asarray(self.label_embeddings_),
+            self.moments_,
+            prepared,
+            jnp.asarray(self.weight, jnp.float32),
+            shrinkage,
+            k=int(self.k),
+            shrunk=shrunk,
+        )
+
+    def _prepared_score(
+        self, record: Score, dictionary: np.ndarray | None, rows: dict[str, np.ndarray]
+    ) -> PreparedScore:
+        """Returns a score other than BLISS, with its prepared arrays.
+
+        Raises:
+            ValueError: The score needs texts or more rows.
+        """
+        needs = {*record.needs_of_detector}
+        if dictionary is None and needs & {"dictionary_embeddings", "external"}:
+            raise ValueError(
+                f"dictionary_embeddings: expected the embeddings of a dictionary, which the score {record.name!r} "
+                "needs, got None"
+            )
+        if "something_embedding" in needs:
+            raise ValueError(
+                f"anomaly_score: expected a score of labels, a dictionary and images, got {record.name!r}, which needs "
+                "the embedding of another text; use Detector.fit"
+            )
+        texts = 0 if dictionary is None else len(dictionary)
+        largest = int(np.asarray(self.moments_.count).max())
+        reason = record.unavailable and record.unavailable(Facts(largest, texts))
+        if reason:
+            raise ValueError(f"anomaly_score: {record.name!r} cannot be computed: {reason}")
+        arrays = {
+            "label_embeddings": jnp.asarray(self.label_embeddings_),
+            "mcm_label_embeddings": jnp.asarray(self.label_embeddings_),
+            "moments": self.moments_,
+            "train_embeddings": jnp.asarray(rows["train_embeddings"]),
+            "train_labels": jnp.asarray(rows["train_labels"].astype(np.int32)),
+        }
+        if dictionary is not None:
+            arrays["dictionary_embeddings"] = jnp.asarray(dictionary)
+        return prepare_score(
+            record, arrays, k=int(self.k), weight=self.weight, shrinkage=float(self.shrinkage)
+        )
 
     def _texts(self, name: str, dim: int) -> Float[np.ndarray, "texts dim"] | None:
         """Returns the normalised rows of a text parameter, or None if it is not set."""
@@ -284,8 +342,9 @@ def _anomaly(x, fitted):
     )
 
 
-def _score_rows(rows: np.ndarray, fitted: _Fitted) -> Float[np.ndarray, " images"]:
-    blocks = (np.asarray(_anomaly(x, fitted))[:length] for x, length in _unit_blocks(rows))
+def _score_rows(rows: np.ndarray, fitted: _Fitted | PreparedScore) -> Float[np.ndarray, " images"]:
+    score = _anomaly if isinstance(fitted, _Fitted) else score_embeddings
+    blocks = (np.asarray(score(x, fitted))[:length] for x, length in _unit_blocks(rows))
     return -np.concatenate(list(blocks)).astype(np.float64)
 
 
