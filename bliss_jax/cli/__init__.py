@@ -5,11 +5,12 @@
     options.py              options that several commands share
     embedding.py            a data set as embeddings, in one process or several
     evaluation.py           evaluate, embed, demo
-    own_scores.py           functions that `evaluate --score MODULE:FUNCTION` names
+    own_scores.py           functions that `--score MODULE:FUNCTION` names
     demo.py                 the work of demo
     fitting.py              fit
     scoring.py              score
     explaining.py           explain, info
+    comparing.py            compare
     exporting.py            export
     catalogue.py            models, datasets, dictionaries, protocols
     shell_completion.py     completion
@@ -24,6 +25,7 @@ import os
 import click
 
 from bliss_jax.cli.catalogue import datasets, dictionaries, models, protocols
+from bliss_jax.cli.comparing import compare
 from bliss_jax.cli.compilation_cache import use_compilation_cache
 from bliss_jax.cli.evaluation import demo, embed, evaluate
 from bliss_jax.cli.exits import EXIT_CODES, Group
@@ -44,7 +46,7 @@ def main() -> None:
     """Semantic anomaly detection with CLIP and bias-corrected similarity (BLISS).
 
     Results go to standard output, progress and notes to standard error. --json prints results as JSON on
-    standard output; evaluate and demo print tables and write JSON to the FILE that --json names.
+    standard output; evaluate, compare and demo print tables and write JSON to the FILE that --json names.
     """
     # Suppresses the advice of transformers to install PyTorch, which this library does not use.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -52,7 +54,7 @@ def main() -> None:
 
 
 _BENCHMARKS = (demo, evaluate, embed)
-_DETECTORS = (fit, score, explain, info, export)
+_DETECTORS = (fit, score, explain, info, compare, export)
 _CATALOGUE = (models, datasets, dictionaries, protocols, completion)
 for _command in (*_BENCHMARKS, *_DETECTORS, *_CATALOGUE):
     main.add_command(_command)

@@ -57,12 +57,20 @@ def explain(
     own_score: str | None,
     **options: Any,
 ) -> None:
-    """Explain the scores of images: nearest normal class, both parts of the score, nearest phrases."""
+    """Explain the scores of images: nearest normal class, both parts of the score, nearest phrases.
+
+    With a detector of another score than BLISS, the class, the parts and the phrases are those of BLISS.
+    """
     if map_file is not None:
         _check_map_file(map_file, images)
     loaded = load_detector(detector, model, own_score=own_score)
-    from bliss_jax.detection import open_table, score_files, table_columns
+    from bliss_jax.detection import note_on_parts, open_table, score_files, table_columns
 
+    if map_file is not None and loaded.score_name != "bliss":
+        raise ValueError(
+            "--map: expected a detector with the score bliss, because maps show the parts of BLISS, got one with "
+            f"{loaded.score_name}"
+        )
     own = loaded.decoding
     reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
     rows = list(score_files(loaded, images, words=words, reader=reader))
@@ -74,6 +82,8 @@ def explain(
     else:
         for row in rows:
             _print_why(row, loaded)
+        if rows and (note := note_on_parts(loaded.score_name, fitted=_is_fitted(loaded))):
+            notes.print(note)
     if map_file is not None and not any(row.error for row in rows):
         _write_map(map_file, loaded, reader.read(Path(images[0]), images[0]))
     for line in reader.lines(command_line=True):
@@ -123,7 +133,8 @@ def info(detector: Path, as_json: bool) -> None:
         ("calibration", f"{held_out} images, alpha at least {alpha:.3g}{_independence(made)}"
          if held_out else "none"),
         ("dictionary", f"{(made.get('dictionary') or {}).get('name')}, {facts['dictionary']} texts"),
-        ("score", f"{facts['score']}, k {facts['k']}, lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
+        ("score", f"{facts['score']}{_place(made)}, k {facts['k']}, "
+                  f"lambda {facts['lambda']:g}, shrinkage {facts['shrinkage']:g}"),
         ("prompt", describe_prompt(loaded.prompt)),
         ("encoder", str(model.get("name", "none: embeddings only"))),
         ("weights", str(model.get("weights_sha256", ""))[:16]),
@@ -132,6 +143,13 @@ def info(detector: Path, as_json: bool) -> None:
         ("changes", "; ".join(json.dumps(c) for c in made.get("changes", [])) or "none"),
     ]:  # fmt: skip
         click.echo(f"{name:<13}{printable(value)}".rstrip())
+
+
+def _place(made: dict[str, Any]) -> str:
+    """Returns the module and function of a score of one's own, as text."""
+    facts = made.get("score")
+    place = facts.get("function") if isinstance(facts, dict) else None
+    return f" ({place})" if place else ""
 
 
 def _independence(made: dict[str, Any]) -> str:
@@ -156,10 +174,17 @@ def _print_why(row: "ScoredFile", detector: "Detector") -> None:
     if detector.score_name == "bliss":
         named = f"BLISS {row.score:+.2f}"
     p = "" if row.p_value is None else f", p-value {row.p_value:.3g}"
+    fitted = _is_fitted(detector)
+    digits = "+.2f" if fitted else "+.3f"
     console.print(
         f"  {named}{p}\n"
         f"  nearest normal class: {row.nearest_class}\n"
-        f"  internal {row.internal:+.2f}, external {row.external:+.2f} x {detector.weight:g}"
+        f"  internal {row.internal:{digits}}, external {row.external:{digits}} x {detector.weight:g}"
     )
     for word, z in row.words or ():
-        console.print(f"    z {z:+6.1f}  {word}")
+        console.print(f"    z {z:+6.1f}  {word}" if fitted else f"    cosine {z:+.3f}  {word}")
+
+
+def _is_fitted(detector: "Detector") -> bool:
+    """Returns whether the detector was fitted to images."""
+    return bool(detector.moments.count.any())

@@ -11,6 +11,7 @@ from bliss_jax.cli.options import (
     detector_argument,
     encoder_option,
     load_detector,
+    own_score_option,
 )
 from bliss_jax.cli.terminal import notes
 from bliss_jax.detection import DEFAULT_PLATFORMS, PLATFORMS
@@ -51,6 +52,7 @@ from bliss_jax.storage import check_writable
     "128 embeddings]",
 )
 @encoder_option
+@own_score_option
 def export(
     detector: Path,
     output: Path,
@@ -58,15 +60,18 @@ def export(
     platforms: tuple[str, ...],
     batch_size: int | None,
     model: str | None,
+    own_score: str | None,
 ) -> None:
     """Export a detector as a program that runs with JAX alone, without bliss-jax.
 
-    The program returns scores, p-values and nearest classes. Run it with the packages jax and flatbuffers: see
-    docs/how-to/exporting.md.
+    The program returns scores, p-values and nearest classes (-1 with another score than BLISS). Run it with the
+    packages jax and flatbuffers: see docs/how-to/exporting.md.
     """
     check_writable(output)
     check_detector_file(detector)
     _require("flatbuffers", "export")
-    loaded = load_detector(detector, model, embeddings_only=inputs == "embeddings")
+    loaded = load_detector(
+        detector, model, embeddings_only=inputs == "embeddings", own_score=own_score
+    )
     loaded.export(output, inputs=inputs, platforms=platforms, batch_size=batch_size)
     notes.print(f"wrote {output}: {output.stat().st_size / 1e6:.1f} MB")

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bliss_jax.cli.terminal import printable
 from bliss_jax.evaluation import DATASET, MODEL
 
 if TYPE_CHECKING:
@@ -82,6 +84,23 @@ def file_reader(options: Mapping[str, Any], **defaults: Any) -> "FileReader":
 
     given = {name: options[name] for name in FILE_OPTIONS if options[name] not in (None, ())}
     return FileReader(**{**defaults, **given})
+
+
+def check_paths(paths: Sequence[str], reader: "FileReader") -> None:
+    """Raises ValueError for a folder that does not exist or has no image files.
+
+    A missing path with the extension of an image is a file, which gets a row with the reason.
+    """
+    from bliss_jax.datasets import has_image_suffix
+
+    for path in paths:
+        if not os.path.lexists(path) and not has_image_suffix(path):
+            raise ValueError(f"there is no file or folder {printable(path)}")
+        if Path(path).is_dir() and next(reader.find([path]), None) is None:
+            facts = "; ".join(reader.lines(command_line=True))
+            raise ValueError(
+                f"{printable(path)}: expected image files, found none" + (facts and f" ({facts})")
+            )
 
 
 BATCH_OF_DETECTOR = "16 per accelerator, or half the number of cores"

@@ -1,4 +1,4 @@
-"""Scores of one's own for `evaluate`: functions or `Score` records of a module or a file."""
+"""Scores of one's own in `--score`: functions or `Score` records of a module or a file."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -17,6 +17,7 @@ from bliss_jax.cli.options import (
     ENVIRONMENT,
     WORDS,
     check_detector_file,
+    check_paths,
     detector_argument,
     encoder_option,
     file_options,
@@ -126,13 +127,14 @@ def score(**options: Any) -> None:
     # Everything that can be wrong with files is checked before anything heavy is imported.
     held_out = check_detector_file(options["detector"])
     if paths != ("-",):
-        _check_paths(paths, file_reader(options))
+        check_paths(paths, file_reader(options))
     _check_alpha(options["alpha"], held_out)
     words = WORDS if options["explain"] or options["report"] is not None else 0
     detector = load_detector(options["detector"], options["model"], own_score=options["own_score"])
-    if options["report"] is not None and detector.score_name != "bliss":
+    if options["maps"] and detector.score_name != "bliss":
         raise ValueError(
-            f"--report: expected a detector with the score bliss, which the page explains, got {detector.score_name}"
+            f"--maps: expected a detector with the score bliss, because maps show the parts of BLISS, got one with "
+            f"{detector.score_name}"
         )
     own = detector.decoding
     reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
@@ -200,23 +202,6 @@ def _check_usage(options: dict[str, Any]) -> None:
         )
     if options["resume"] and options["output"] is None:
         raise click.UsageError("--resume needs --output FILE")
-
-
-def _check_paths(paths: Sequence[str], reader: "FileReader") -> None:
-    """Raises ValueError for a folder that does not exist or has no image files.
-
-    A missing path with the extension of an image is a file, which gets a row with the reason.
-    """
-    from bliss_jax.datasets import has_image_suffix
-
-    for path in paths:
-        if not os.path.lexists(path) and not has_image_suffix(path):
-            raise ValueError(f"there is no file or folder {printable(path)}")
-        if Path(path).is_dir() and next(reader.find([path]), None) is None:
-            facts = "; ".join(reader.lines(command_line=True))
-            raise ValueError(
-                f"{printable(path)}: expected image files, found none" + (facts and f" ({facts})")
-            )
 
 
 def _check_alpha(alpha: float | None, held_out: int) -> None:

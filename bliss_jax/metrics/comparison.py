@@ -178,7 +178,41 @@ class ScoreComparison:
         kept = (row for row in self.rows if row.difference >= 0 or row.p_value > alpha)
         return tuple(row.name for row in kept)
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def describe(self) -> dict[str, Any]:
+        """Returns the comparison as JSON values. The reference has no difference, interval of it and p-value."""
+
+        def plain(value: float) -> float | None:
+            return value if np.isfinite(value) else None
+
+        rows = []
+        for row in self.rows:
+            tested = row.name != self.reference
+            rows.append(
+                {
+                    "score": row.name,
+                    "auroc": plain(row.auroc),
+                    "interval": [plain(end) for end in row.interval],
+                    "difference": plain(row.difference) if tested else None,
+                    "difference_interval": [plain(end) for end in row.difference_interval]
+                    if tested
+                    else None,
+                    "p_value": plain(row.p_value) if tested else None,
+                }
+            )
+        return {
+            "reference": self.reference,
+            "best": self.best,
+            "anomalous": self.anomalous,
+            "normal": self.normal,
+            "tests": self.tests,
+            "confidence": self.confidence,
+            "rows": rows,
+            "notes": list(self.notes),
+        }
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Returns the rows of the table as texts."""
+
         def points(value: float, low: float, high: float, sign: str = "") -> str:
             return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
@@ -194,10 +228,12 @@ class ScoreComparison:
             for row in self.rows
         ]
 
-    def _headings(self) -> tuple[str, ...]:
+    def headings(self) -> tuple[str, ...]:
+        """Returns the headings of the table."""
         return ("score", "AUROC x 100", f"minus {self.reference}", "p (Holm)")
 
-    def _note(self) -> str:
+    def summary(self) -> str:
+        """Returns a sentence about the sample, the intervals and the tests."""
         return (
             f"{self.anomalous:,} anomalous and {self.normal:,} normal images; "
             f"{100 * self.confidence:g} % intervals and paired tests after DeLong et al. 1988; "
@@ -206,18 +242,18 @@ class ScoreComparison:
         )
 
     def __repr__(self) -> str:
-        rows = [self._headings(), *self._cells()]
+        rows = [self.headings(), *self.cells()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, self._note(), *self.notes])
+        return "\n".join([*lines, self.summary(), *self.notes])
 
     def _repr_html_(self) -> str:
         from bliss_jax.text import html_table
 
-        return html_table(self._headings(), self._cells(), notes=[self._note(), *self.notes])
+        return html_table(self.headings(), self.cells(), notes=[self.summary(), *self.notes])
 
 
 def compare_scores(

@@ -305,16 +305,19 @@ def score_histogram_figure(
     scores: Sequence[float] | np.ndarray,
     calibration: np.ndarray | None = None,
     threshold: float | None = None,
+    *,
+    score_label: str = "BLISS",
 ) -> Figure:
-    """Draws histograms of the BLISS scores of images and of the calibration images.
+    """Draws histograms of the scores of images and of the calibration images.
 
     The bars of each histogram add up to 100 %. Scores outside of the middle 99 % are counted in the
     outermost bars.
 
     Args:
-        scores: BLISS scores of the images.
-        calibration: BLISS scores of the calibration images, if there are any.
+        scores: Scores of the images.
+        calibration: Scores of the calibration images, if there are any.
         threshold: Threshold to draw as a line, if there is one.
+        score_label: Name of the score on the axis.
     """
     score = np.asarray(scores, np.float64)
     held_out = np.empty(0) if calibration is None else np.asarray(calibration, np.float64)
@@ -329,8 +332,8 @@ def score_histogram_figure(
             weights = np.full(len(values), 1 / len(values))
             axes.hist(np.clip(values, low, high), bins, weights=weights, label=label, **look)
     if threshold is not None:
-        axes.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.2f}")
-    axes.set(xlabel="BLISS score", ylabel="share of the images")
+        axes.axvline(threshold, color=BLACK, ls="--", lw=1.2, label=f"threshold {threshold:.4g}")
+    axes.set(xlabel=f"{score_label} score", ylabel="share of the images")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     legend_below(figure, axes, columns=2)
     return figure

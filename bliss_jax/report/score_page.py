@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from bliss_jax.datasets import Decoding, UnreadableImageError, decode_image
-from bliss_jax.detection import Control, Detector, ScoredFile
+from bliss_jax.detection import Control, Detector, ScoredFile, note_on_parts
 from bliss_jax.report import figures
 from bliss_jax.report.drawing import save_figure
 from bliss_jax.report.gallery import thumbnail, thumbnail_size
 from bliss_jax.report.heat_maps import heat_map_uri, write_map
 from bliss_jax.report.templating import render
+from bliss_jax.scores import score_table
 from bliss_jax.storage import replacing
 
 
@@ -53,16 +54,19 @@ def write_score_report(
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: Maps are requested and the detector has no `Model`.
+        ValueError: Maps are requested and the detector has no `Model`, or another score than BLISS.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    fitted = bool(np.any(detector.moments.count))
+    record = score_table().get(detector.score_name)
+    label = "BLISS" if detector.score_name == "bliss" else detector.score_name
     held_out = detector.calibration_scores if len(detector.calibration_labels) else None
     threshold = None
     if alpha is not None and control == "false-alarms":
         threshold = detector.threshold(alpha)
     figure = None
     if scores:
-        drawn = figures.score_histogram_figure(scores, held_out, threshold)
+        drawn = figures.score_histogram_figure(scores, held_out, threshold, score_label=label)
         figure = save_figure(drawn, folder / "figures", "histogram")
     errors = max(errors, len(unreadable))
     counts = [
@@ -74,7 +78,13 @@ def write_score_report(
     model = detector.provenance.get("model") or {}
     page = render(
         "scores.html.j2",
-        title="Anomalies found by BLISS",
+        title=f"Anomalies found by {label}",
+        score_label=label,
+        source=record.source if record is not None else "a score of one's own",
+        note=note_on_parts(detector.score_name, fitted=fitted),
+        unit="z" if fitted else "cosine",
+        part_format="%+.2f" if fitted else "%+.3f",
+        word_format="%+.1f" if fitted else "%+.3f",
         summary=f"Normal classes: {_listed(detector.class_names)}. Normal images: "
         f"{int(detector.moments.count.sum()):,} fitted, {len(detector.calibration_labels):,} held out for "
         f"calibration. Model: {model.get('name', 'unknown')}. "
@@ -119,6 +129,7 @@ def _card(
         shown["problem"] = _shown(error.reason)
     return {
         **row._asdict(),
+        "shown_score": f"{row.score:.2f}" if detector.score_name == "bliss" else f"{row.score:.4g}",
         "path": _shown(row.path),
         "words": row.words or (),
         "kind": "anomaly" if row.anomaly else "scored",

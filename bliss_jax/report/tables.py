@@ -16,6 +16,7 @@ from bliss_jax.evaluation import (
 from bliss_jax.evaluation import (
     Table as ContentTable,
 )
+from bliss_jax.metrics import ScoreComparison
 
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, per_split: bool = False) -> None:
@@ -52,6 +53,19 @@ def _print_table(content: ContentTable, console: Console) -> None:
     console.print(table)
     for note in content.notes:
         console.print(note, soft_wrap=True)
+
+
+def print_comparison(comparison: ScoreComparison, console: Console) -> None:
+    """Prints the table of a comparison of scores, followed by notes on the tests and on missing scores.
+
+    Args:
+        comparison: Comparison of scores on one sample.
+        console: Console to print to.
+    """
+    notes = (comparison.summary(), *comparison.notes)
+    rows = tuple(comparison.cells())
+    title = f"Best of {len(rows)} scores: {comparison.best}"
+    _print_table(ContentTable(title, comparison.headings(), rows, notes), console)
 
 
 def print_summary(evaluations: Sequence[Evaluation], console: Console) -> None:

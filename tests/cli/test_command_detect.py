@@ -337,10 +337,20 @@ def test_a_detector_of_another_score_is_fitted_described_and_used(own, tmp_path)
     assert [float(row["score"]) for row in own_rows] == pytest.approx(
         [float(row["score"]) for row in same_rows], abs=1e-6
     )
-    assert "max_cosine -" in run("explain", file, flat / "00.png").stdout
-    assert "expected a detector with the score bliss" in run(
-        "score", file, flat, "--report", tmp_path / "r"
-    ).output  # fmt: skip
+    explained = run("explain", file, flat / "00.png")
+    assert "max_cosine -" in explained.stdout
+    assert "The parts do not add up to the score, which is max_cosine." in explained.stderr
+    for wrong in (["explain", file, flat / "00.png", "--map", tmp_path / "m.png"],
+                  ["score", file, flat, "--report", tmp_path / "r", "--maps"]):  # fmt: skip
+        refused = run(*wrong)
+        assert refused.exit_code == 1
+        assert "expected a detector with the score bliss" in refused.stderr
+    result = run("score", file, flat, "--report", tmp_path / "r", "--quiet")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "<h1>Anomalies found by max_cosine</h1>" in page
+    assert "The parts do not add up to the score, which is max_cosine." in page
+    assert "BLISS score" not in page
 
 
 def test_a_detector_is_fitted_to_labels_without_images(own, tmp_path):
@@ -353,6 +363,9 @@ def test_a_detector_is_fitted_to_labels_without_images(own, tmp_path):
     assert [c["fitted"] for c in facts["classes"]] == [0, 0]
     rows = rows_of(run("score", file, own / "new" / "deep", "--quiet").stdout)
     assert all(row["score"] and row["nearest_class"] in ("red", "blue") for row in rows)
+    explained = run("explain", file, own / "new" / "01.png")
+    assert "cosine +" in explained.stdout
+    assert "The score is internal + lambda external." in explained.stderr
     assert (
         "expected either --folders or --labels"
         in run("fit", "--images", own / "normal", *options).output

@@ -87,3 +87,29 @@ def test_the_command_knows_the_platforms_of_the_library():
     assert PLATFORMS == OF_LIBRARY
     [option] = [p for p in main.commands["export"].params if p.name == "platforms"]
     assert option.default == DEFAULT_PLATFORMS
+
+
+@pytest.mark.slow
+def test_a_detector_of_an_own_score_is_exported_with_its_function(folder, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def plain(embeddings, label_embeddings):\n    return -(embeddings @ label_embeddings.T).max(axis=1)\n"
+    )
+    detector = bj.Detector.load(folder / "embeddings")
+    place = f"{tmp_path / 'mine.py'}:plain"
+    detector.with_score(bj.Score("plain", lambda embeddings: embeddings[:, 0])).save(
+        tmp_path / "det"
+    )
+    arguments = [tmp_path / "det", "-o", tmp_path / "det.npz", "--inputs", "embeddings"]
+    refused = run(*arguments, "--platform", "cpu")
+    assert refused.exit_code == 1
+    assert "is not a score of this library" in refused.stderr
+    result = run(*arguments, "--platform", "cpu", "--score", place)
+    assert result.exit_code == 0, result.output
+    content = np.load(tmp_path / "det.npz")
+    program = export.deserialize(bytearray(content["program"]))
+    arrays = {name: content[name] for name in content.files if name.startswith("arrays/")}
+    x = detector.calibration_embeddings[:0]
+    rows = np.asarray(detector.label_embeddings)
+    assert jax.jit(program.call)(arrays, x)[0].shape == (0,)
+    expected = -(rows @ detector.label_embeddings.T).max(axis=1)
+    np.testing.assert_allclose(jax.jit(program.call)(arrays, rows)[0], expected, rtol=1e-5)

@@ -46,7 +46,7 @@ def test_the_help_of_every_command_has_valid_examples(name):
 
 def test_commands_with_progress_have_the_option_quiet():
     quiet = [name for name in COMMANDS if "--quiet" in run(name, "--help").stdout]
-    assert quiet == ["demo", "embed", "evaluate", "fit", "score"]
+    assert quiet == ["compare", "demo", "embed", "evaluate", "fit", "score"]
 
 
 def test_help_imports_no_heavy_package():
