@@ -16,7 +16,7 @@ this is needed.
 
 import warnings
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,6 @@ from jax.sharding import (
     AxisType,
     NamedSharding,
     PartitionSpec,
-    SingleDeviceSharding,
     auto_axes,
     get_abstract_mesh,
 )
@@ -421,17 +420,29 @@ Specs = Any
 
 
 def compiled(
-    *, static: tuple[str, ...], out: Callable[..., Specs]
+    *,
+    static: tuple[str, ...],
+    out: Callable[..., Specs],
+    compiler_options: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> Callable[[Callable], Callable]:
     """Returns a decorator that jits a function and runs it in automatic mode on explicit meshes.
 
     Args:
         static: Names of the keyword arguments that are static.
         out: Takes the function's array arguments and returns the `PartitionSpec`s of its result.
+        compiler_options: Returns the options of `jax.jit` for calls that run at once. JAX has no options for a part
+            of a program, so calls inside another jitted function, and transformed calls, are without them.
     """
 
     def decorate(function: Callable) -> Callable:
         jitted = jax.jit(function, static_argnames=static)
+
+        @cache
+        def alone() -> Callable:
+            options = compiler_options()
+            if options is None:
+                return jitted
+            return jax.jit(function, static_argnames=static, compiler_options=options)
 
         @partial(jax.jit, static_argnames=("options", "mesh", "specs"))
         def automatic(arrays: tuple, options: tuple, mesh: AbstractMesh, specs: Specs) -> Any:
@@ -448,12 +459,23 @@ def compiled(
         def call(*arrays: Any, **options: Any) -> Any:
             mesh = explicit_mesh(arrays)
             if mesh is None:
-                return jitted(*arrays, **options)
+                program = alone()
+                if program is not jitted and not runs_at_once(arrays):
+                    program = jitted
+                return program(*arrays, **options)
             return automatic(arrays, tuple(options.items()), mesh, out(*arrays))
 
         return call
 
     return decorate
+
+
+def runs_at_once(arrays: Any) -> bool:
+    """Returns whether a call runs at once, i.e. is neither transformed nor a part of a larger program."""
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(arrays)):
+        return False
+    # Inside `jax.jit` even the result of an operation without arguments is traced.
+    return is_concrete(jnp.zeros(()))
 
 
 def rows(array: Any) -> PartitionSpec:
@@ -476,9 +498,16 @@ def row_axes(array: Any) -> str | tuple[str, ...] | None:
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:
     """Returns the mesh with explicit axes that the arrays are on; None if there is none."""
+    checked = None
     for leaf in jax.tree.leaves(tree):
-        if not isinstance(leaf, jax.Array) or _on_one_device(leaf):
+        if not isinstance(leaf, jax.Array):
             continue
+        if is_concrete(leaf):
+            # An encoder has hundreds of parameters on the same mesh, and its type takes longer to find than the mesh.
+            placed = getattr(leaf.sharding, "mesh", None)
+            if placed is None or placed is checked:
+                continue
+            checked = placed
         mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
         if mesh is not None and not mesh.empty and explicit_axes(mesh):
             return mesh
@@ -489,8 +518,3 @@ def explicit_axes(mesh: AbstractMesh) -> tuple[str, ...]:
     """Returns the names of the explicit axes of a mesh."""
     named = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, kind in named if kind == AxisType.Explicit)
-
-
-def _on_one_device(array: jax.Array) -> bool:
-    concrete = not isinstance(array, jax.core.Tracer)
-    return concrete and isinstance(array.sharding, SingleDeviceSharding)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,25 @@ def has_cuda() -> bool:
     except RuntimeError:  # JAX knows no such platform here
         return False
     return all(float(device.compute_capability) >= _AMPERE for device in devices)
+
+
+_BIAS_IN_PRODUCT = {"xla_gpu_enable_triton_gemm": False}
+"""XLA adds a bias inside cuBLAS's product only if Triton does not compete for the product."""
+
+
+@cache
+def compiler_options() -> dict[str, Any] | None:
+    """Returns XLA's options for a program that is an encoder in bfloat16; None if there is no such GPU.
+
+    None is also returned if XLA does not have the options, because they are not part of its stable interface.
+    """
+    if not has_cuda():
+        return None
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_BIAS_IN_PRODUCT)(0).block_until_ready()
+    except RuntimeError:
+        return None
+    return _BIAS_IN_PRODUCT
 
 
 def on_cuda(

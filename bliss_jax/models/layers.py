@@ -137,11 +137,16 @@ def layer_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNo
 
 
 class Dense(nn.Module):
-    """The linear map x kernel + bias. The product is computed in `dtype`, the result is float32."""
+    """The linear map x kernel + bias. The product is computed in `dtype`, the result is float32.
+
+    With `rounds_next` the next operation rounds the result to `dtype`. NVIDIA GPUs then add the bias inside the product
+    instead of in a second pass over its result.
+    """
 
     features: int
     dtype: Dtype
     use_bias: bool = True
+    rounds_next: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
@@ -150,8 +155,19 @@ class Dense(nn.Module):
         y = contract("...i,io->...o", x, kernel, self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y = y + jnp.broadcast_to(bias, y.shape)
+            if self.rounds_next and self.dtype == "bfloat16":
+                rounded = partial(add_bias, dtype=jnp.bfloat16)
+                return on_cuda(rounded, add_bias, y, jnp.asarray(bias))
+            y = add_bias(y, bias)
         return y
+
+
+def add_bias(
+    y: Float[Array, "*batch features"], bias: Float[Array, " features"], dtype: Any = jnp.float32
+) -> Float[Array, "*batch features"]:
+    """Computes y + bias in `dtype` and returns it in float32."""
+    y = y.astype(dtype)
+    return (y + jnp.broadcast_to(bias.astype(dtype), y.shape)).astype(jnp.float32)
 
 
 def attend(
@@ -208,7 +224,8 @@ class Attention(nn.Module):
             return Dense(width, self.dtype, name="out_proj")(value)
 
         def heads(name: str, own: Array, shared: Array | None = None) -> Array:
-            dense = Dense(width, self.dtype, name=name)
+            # Attention multiplies queries, keys and weights with values in `dtype`.
+            dense = Dense(width, self.dtype, rounds_next=True, name=name)
             y = dense(own)
             if shared is not None:
                 # Project once, then broadcast: most of the time goes into the projections.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from bliss_jax._checks import compiled, rows
 from bliss_jax.models import cuda, layers
 
 
@@ -96,3 +97,36 @@ def test_attention_is_fused_for_whole_rows_on_automatic_axes_outside_of_portable
 def test_a_machine_without_a_gpu_has_no_fused_attention():
     assert not cuda.has_cuda()
     assert not cuda.can_fuse_attention(normal(0, 2, 6, 3, 64), keys=6)
+
+
+def test_the_compiler_has_no_options_without_a_gpu():
+    assert cuda.compiler_options() is None
+
+
+def test_compiler_options_apply_to_calls_that_run_at_once():
+    """XLA refuses an unknown option, which shows where the options arrive."""
+
+    @compiled(static=(), out=rows, compiler_options=lambda: {"unknown_option": True})
+    def double(x):
+        return 2 * x
+
+    x = normal(0, 4, 3)
+    with pytest.raises(RuntimeError, match="unknown_option"):
+        double(x)
+    np.testing.assert_array_equal(jax.vmap(double)(x), 2 * x)
+    np.testing.assert_array_equal(jax.grad(lambda x: double(x).sum())(x), 2)
+    np.testing.assert_array_equal(jax.jvp(double, (x,), (x,))[1], 2 * x)
+    np.testing.assert_array_equal(jax.linearize(double, x)[1](x), 2 * x)
+    np.testing.assert_array_equal(jax.jit(double)(x), 2 * x)
+    np.testing.assert_array_equal(jax.lax.map(double, x), 2 * x)
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda x: double(x).sum()))(x), 2)
+
+
+@pytest.mark.parametrize(("platform", "result"), [("cuda", "bf16"), ("cpu", "f32")])
+def test_a_bias_before_rounding_is_added_in_the_type_of_the_product(gpu, platform, result):
+    dense = layers.Dense(5, "bfloat16", rounds_next=True)
+    x = normal(0, 3, 8)
+    params = dense.init(jax.random.key(0), x)
+    lowered = jax.jit(dense.apply).trace(params, x).lower(lowering_platforms=(platform,))
+    (line,) = [line for line in lowered.as_text().splitlines() if "stablehlo.add" in line]
+    assert line.rstrip().endswith(f"tensor<3x5x{result}>")
