@@ -19,12 +19,12 @@ import numpy as np
 from bliss_jax.embedding.distributed import exchange, failing_together
 from bliss_jax.embedding.progress import Progress
 from bliss_jax.embedding.shards import (
+    JoinedShards,
     Shard,
     ShardFolder,
     Span,
     decode_shard,
     encode_shard,
-    join_shards,
     key_digest,
 )
 from bliss_jax.storage import package_versions
@@ -60,7 +60,7 @@ def gather_shards(
     """
     report = progress or (lambda done: None)
     rank, processes = jax.process_index(), jax.process_count()
-    have: dict[Span, Shard] = {}
+    have = JoinedShards(cut[-1].stop if cut else 0)
     folder = None
     with failing_together():
         if cache is not None or processes > 1:
@@ -69,7 +69,9 @@ def gather_shards(
             key = json.loads(json.dumps(key))
         if cache is not None:
             folder = ShardFolder(Path(cache), name, key)
-            have = {span: shard for span in cut if (shard := folder.read(span)) is not None}
+            for span in cut:
+                if (shard := folder.read(span)) is not None:
+                    have[span] = shard
     view = {"key": key_digest(key), "have": [i for i, span in enumerate(cut) if span in have]}
     views = [json.loads(v) for v in exchange(json.dumps(view).encode())]
     if others := [i for i, v in enumerate(views) if v["key"] != view["key"]]:
@@ -93,7 +95,7 @@ def gather_shards(
         mine = [cut[i] for i in missing if owners[i] == [rank]]
         if folder is not None and mine:
             folder.prepare()
-        have |= _collected(embed(mine, report), folder)
+        _collect(embed(mine, report), have, folder)
     # A shard is sent by the owner with the fewest shards to send, unless all processes have it.
     queues: list[list[int]] = [[] for _ in range(processes)]
     for i, process in owners.items():
@@ -107,14 +109,13 @@ def gather_shards(
                 if cut[i] not in have:
                     have[cut[i]] = decode_shard(message, cut[i], key)
                     report(len(have[cut[i]].rows))
-    return join_shards([have[span] for span in cut])
+    return have.joined()
 
 
-def _collected(
-    embedded: Iterator[tuple[Span, Shard]], folder: ShardFolder | None
-) -> dict[Span, Shard]:
-    """Collects the embedded shards, and writes each one while the next is computed."""
-    have: dict[Span, Shard] = {}
+def _collect(
+    embedded: Iterator[tuple[Span, Shard]], have: JoinedShards, folder: ShardFolder | None
+) -> None:
+    """Adds the embedded shards to `have`, and writes each one while the next is computed."""
     with ThreadPoolExecutor(1) as writer:
         writing: Future[None] | None = None
         for span, shard in embedded:
@@ -125,7 +126,6 @@ def _collected(
                 writing = writer.submit(folder.write, span, shard)
         if writing is not None:
             writing.result()
-    return have
 
 
 def _computed_with() -> dict[str, str]:

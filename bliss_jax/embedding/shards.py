@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +86,42 @@ def key_digest(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def join_shards(shards: Sequence[Shard]) -> Shard:
-    """Concatenates shards in the given order."""
-    return Shard(
-        np.concatenate([shard.embeddings for shard in shards]),
-        np.concatenate([shard.rows for shard in shards]),
-        tuple(name for shard in shards for name in shard.unreadable),
-    )
+class JoinedShards(dict[Span, Shard]):
+    """Shards by their spans, whose embeddings are parts of one array.
+
+    A shard is copied when it is added. To concatenate all shards at the end would take twice the memory, and time in
+    which no device works.
+
+    Args:
+        length: Number of images (or texts) of all spans.
+    """
+
+    def __init__(self, length: int):
+        super().__init__()
+        self._length = length
+        self._whole: np.ndarray | None = None
+
+    def __setitem__(self, span: Span, shard: Shard) -> None:
+        if self._whole is None:
+            shape = self._length, shard.embeddings.shape[1]
+            self._whole = np.empty(shape, shard.embeddings.dtype)
+        part = self._whole[span.start : span.start + len(shard.rows)]
+        if part.shape != shard.embeddings.shape:
+            raise ValueError(
+                f"embeddings of {span}: expected shape {list(part.shape)}, got {list(shard.embeddings.shape)}"
+            )
+        part[...] = shard.embeddings
+        super().__setitem__(span, shard._replace(embeddings=part))
+
+    def joined(self) -> Shard:
+        """Returns all images that could be read as one shard, in the order of the data set."""
+        shards = [self[span] for span in sorted(self)]
+        rows = np.concatenate([shard.rows for shard in shards])
+        embeddings = self._whole
+        if embeddings is None or len(rows) < self._length:
+            embeddings = np.concatenate([shard.embeddings for shard in shards])
+        unreadable = tuple(name for shard in shards for name in shard.unreadable)
+        return Shard(embeddings, rows, unreadable)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,15 @@ from PIL import Image
 from bliss_jax.datasets import ImageDataset, UnreadableImageError, load_dataset
 from bliss_jax.datasets.image_dataset import LazyImages
 from bliss_jax.embedding import embed_images, embed_texts
-from bliss_jax.embedding.shards import Shard, ShardFolder, Span, decode_shard, encode_shard, spans
+from bliss_jax.embedding.shards import (
+    JoinedShards,
+    Shard,
+    ShardFolder,
+    Span,
+    decode_shard,
+    encode_shard,
+    spans,
+)
 from bliss_jax.models import load_model
 
 KEY = {"model": {"weights_sha256": "00"}, "classes": ["a", "b"]}
@@ -434,3 +442,32 @@ def test_a_repeatedly_killed_run_ends_with_the_same_bits(tmp_path):
     assert {shard.name: shard.read_bytes() for shard in shards_in(folder)} == written
     assert encoded_by(output) == SHARDS - len(kept)
     print(f"{kills} kills, {kills // 2} of them in a write: {again} shards embedded more than once")
+
+
+def test_joined_shards_are_in_the_order_of_the_data_set():
+    rows = np.arange(7, dtype=np.int32)
+    joined = JoinedShards(7)
+    for span in (Span(4, 7), Span(0, 4)):
+        own = rows[slice(*span)]
+        joined[span] = Shard(own[:, None] * np.ones(2, np.float32), own)
+    whole = joined.joined()
+    np.testing.assert_array_equal(whole.rows, rows)
+    np.testing.assert_array_equal(whole.embeddings, rows[:, None] * np.ones(2))
+    assert np.shares_memory(whole.embeddings, joined[Span(0, 4)].embeddings)
+
+
+def test_joined_shards_leave_out_rows_that_could_not_be_read():
+    joined = JoinedShards(6)
+    joined[Span(3, 6)] = Shard(np.full((3, 2), 5, np.float32), np.arange(3, 6, dtype=np.int32))
+    joined[Span(0, 3)] = Shard(np.full((1, 2), 1, np.float32), np.array([2], np.int32), ("a", "b"))
+    whole = joined.joined()
+    np.testing.assert_array_equal(whole.rows, [2, 3, 4, 5])
+    np.testing.assert_array_equal(whole.embeddings[:, 0], [1, 5, 5, 5])
+    assert whole.unreadable == ("a", "b")
+
+
+def test_joined_shards_of_different_dimensions_are_refused():
+    joined = JoinedShards(2)
+    joined[Span(0, 1)] = Shard(np.ones((1, 3), np.float32), np.array([0], np.int32))
+    with pytest.raises(ValueError, match=r"expected shape \[1, 3\], got \[1, 1\]"):
+        joined[Span(1, 2)] = Shard(np.ones((1, 1), np.float32), np.array([1], np.int32))
