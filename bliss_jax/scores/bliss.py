@@ -13,8 +13,9 @@ Source: Goodge, Hooi, Ng, "When Text and Images Don't Mix: Bias-Correcting Langu
 Scores for Anomaly Detection", BMVC 2024, arXiv 2407.17083, section 4.
 
 Memory. There are n images, T texts and C classes, L = min(chunk_size, T) texts in a chunk, B = min(n, block) images in
-a block (512 on CPUs, 4,096 elsewhere), P = min(T, n k) places for distinct texts, and S = min(P C, max(P, L dim))
-numbers in a table of their statistics. Besides inputs and result, the external score takes at most
+a block (512 on CPUs; elsewhere see `top_k.py`), P = min(T, n k) places for distinct texts, and S =
+min(P C, max(P, L dim)) numbers in a table of their statistics. Besides inputs and result, the external score takes at
+most
 
     2 B (L + 8 k) + 4 n k + 3 T + n C + 2 S + 4 min(L, 2048) (dim + C) + 4 dim^2
 

@@ -17,7 +17,7 @@ from bliss_jax import _checks
 from bliss_jax._checks import Precision
 from bliss_jax.scores.blocks import fold_chunks, map_images
 from bliss_jax.scores.reductions import zero_like_inputs
-from bliss_jax.scores.top_k import default_sizes, similarity
+from bliss_jax.scores.top_k import block_size, similarity
 
 
 def log_mass(
@@ -31,6 +31,7 @@ def log_mass(
     """Computes log sum_d exp(s(x, d) / T) over all texts; -inf for 0 texts."""
     dtype = _checks.accumulation_dtype(x, texts)
     scale = jnp.asarray(temperature).astype(dtype)
+    chunk = max(1, min(chunk_size, len(texts)))
 
     def of_images(x: jax.Array) -> jax.Array:
         @jax.checkpoint
@@ -44,6 +45,6 @@ def log_mass(
         # A finite start, because the gradient of logaddexp(-inf, -inf) is NaN.
         lowest = jnp.full(x.shape[0], jnp.finfo(dtype).min, dtype)
         lowest = lowest + zero_like_inputs(x, texts, scale[None]).astype(dtype)
-        return fold_chunks(add_chunk, lowest, len(texts), max(1, min(chunk_size, len(texts))))
+        return fold_chunks(add_chunk, lowest, len(texts), chunk)
 
-    return map_images(of_images, x, default_sizes()[1])
+    return map_images(of_images, x, block_size(chunk, 0))

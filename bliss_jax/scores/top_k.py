@@ -5,8 +5,9 @@ of the earlier chunks (`selection.py`). For any number of images and texts, memo
 
     2 min(images, block) (chunk_size + 8 k)    numbers of 4 bytes
 
-with a block of 512 images on CPUs and 4,096 elsewhere. The result is the same for every chunk size. Ties go to the
-text that comes first.
+with a block of 512 images on CPUs. Elsewhere a block has 4,096 images, or more if a chunk has few texts: as many as
+take the memory of 4,096 images and 65,536 texts. The result is the same for every chunk size. Ties go to the text
+that comes first.
 
 A dictionary that is too large for one device is sharded over a mesh axis (`dictionary_axis`): each device finds
 the k nearest of its own texts, and the k nearest of these candidates are the k nearest of all texts.
@@ -47,6 +48,18 @@ def default_sizes() -> tuple[int, int]:
     With these sizes a product fits a CPU's cache or keeps a GPU busy.
     """
     return _CPU_SIZES if jax.default_backend() == "cpu" else _ACCELERATOR_SIZES
+
+
+def block_size(chunk_size: int, k: int) -> int:
+    """Returns the number of images in a block.
+
+    On accelerators small chunks get larger blocks: every block starts the same number of kernels, which takes longer
+    than the search itself if a block has little work.
+    """
+    texts, images = default_sizes()
+    if jax.default_backend() == "cpu":
+        return images
+    return max(images, texts * images // (chunk_size + 8 * k))
 
 
 def check_chunk_size(chunk_size: Any) -> int:
@@ -228,7 +241,7 @@ def _search(
         best = fold_chunks(add_chunk, no_texts(own, x.shape[0], dtype, zero), len(texts), size)
         return best.values.T, best.texts.T
 
-    values, positions = map_images(of_images, x, default_sizes()[1])
+    values, positions = map_images(of_images, x, block_size(size, own))
     if axis is None:
         return values, positions
     return _nearest_of_all(values, positions, len(texts), k, axis)
