@@ -254,15 +254,21 @@ def encode(params: Any, config: Any, pixels: jax.Array) -> jax.Array:
         return encode_image(params, config, pixels)
 
 
-def image_encoder(config: Any) -> Any:
+def image_encoder(config: Any, options: dict[str, Any] | None = None) -> Any:
     """Returns a newly jitted image encoder of this configuration.
 
     It is traced anew, so that replaced functions of `bliss_jax.models.layers` take effect. `encode_image` would
     reuse its own trace.
+
+    Args:
+        config: Configuration of the model.
+        options: Options of the compiler. `encode_image` has those of `compiler_options`, unless it is called inside a
+            jitted function.
     """
     module = config.module()
     return jax.jit(
-        lambda params, pixels: module.apply({"params": params}, pixels, method="encode_image")
+        lambda params, pixels: module.apply({"params": params}, pixels, method="encode_image"),
+        compiler_options=options,
     )
 
 

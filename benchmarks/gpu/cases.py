@@ -12,7 +12,7 @@ from benchmarks.gpu.peers import torch_encoder
 from benchmarks.gpu.roofline import XLA_FLAGS, flags, profile, roofline
 from benchmarks.gpu.scores import scores, selectors
 from benchmarks.gpu.transformations import transformations
-from benchmarks.gpu.variants import aurocs, variant
+from benchmarks.gpu.variants import INSIDE, aurocs, variant
 
 
 class Case(NamedTuple):
@@ -68,7 +68,7 @@ def cases() -> dict[str, Case]:
         "top k of 1000000": Case(partial(selectors, 1_000_000), 40),
         **{
             f"L/14, {kind}": Case(partial(variant, "L/14", kind), 30)
-            for kind in ("XLA's attention", "float32 results", "fp8")
+            for kind in (INSIDE, "fp8", "XLA's attention", "float32 results")
         },
         "prompts in full B/32": Case(partial(prompts_in_full, "B/32"), 30),
         "scores 80000": Case(partial(scores, 80_000), 20),

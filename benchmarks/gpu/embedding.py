@@ -41,7 +41,7 @@ def embedded_images(name: str, size: int, context: Context) -> Iterator[dict[str
     model, _, pixels = model_batch(name, context.quick)
     batch = len(pixels)
     alone = clock(lambda: encode(model.params, model.config, pixels), context.quick).median
-    number = batch * (4 if context.quick else 128 if size == 32 else 24)
+    number = batch * (4 if context.quick else 128 if size == 32 else 64)
     images = random_images(number, size)
     yield {"encoder_images_per_s": batch / alone, "images": number, "batch": batch}
     for part in (images[: 2 * batch], images):

@@ -16,7 +16,6 @@ from bliss_jax.models import layers
 from bliss_jax.models.clip import CLIPConfig
 
 XLA_FLAGS = {
-    "without Triton products": "--xla_gpu_enable_triton_gemm=false",
     "without command buffers": "--xla_gpu_enable_command_buffer=",
 }
 """Name to flags. XLA reads flags when it starts, so each set needs a process of its own."""

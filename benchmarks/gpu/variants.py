@@ -17,8 +17,12 @@ from benchmarks.gpu.encoders import COMPARED_IMAGES, file_name
 from benchmarks.gpu.hlo import compiled_counts
 from benchmarks.gpu.measuring import Context, agreement, clock, first_call
 from bliss_jax.models import layers, preprocess
+from bliss_jax.models.cuda import compiler_options
 
 _FP8 = jnp.float8_e4m3fn
+
+INSIDE = "inside a jitted function"
+"""Variant that replaces nothing and is compiled without the library's options, as a part of a user's program is."""
 
 
 @contextlib.contextmanager
@@ -87,6 +91,7 @@ def replacements() -> dict[str, dict[str, Callable]]:
         "float32 results": float32_results,
         "XLA's attention": xla_attention,
         "fp8": {"contract": Fp8Contract()},
+        INSIDE: {},
     }
 
 
@@ -108,7 +113,7 @@ def variant(name: str, kind: str, context: Context) -> Iterator[dict[str, Any]]:
     as_it_is = clock(lambda: usual_encode(model.params, model.config, pixels), context.quick).median
     yield {"as_it_is_images_per_s": len(pixels) / as_it_is, "compared_with": against}
     functions = replacements()[kind]
-    encode = image_encoder(model.config)
+    encode = image_encoder(model.config, None if kind == INSIDE else compiler_options())
     with patched(**functions):
         embeddings, seconds = first_call(lambda: encode(model.params, pixels))
     contract = functions.get("contract")
