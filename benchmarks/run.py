@@ -18,6 +18,7 @@ from benchmarks.measure import Table, in_fresh_process, machine, set_threads
 
 BENCHMARKS = {
     "encoders": "benchmarks.encoders:encoders",
+    "int8": "benchmarks.int8:int8",
     "batches": "benchmarks.encoders:batches",
     "prompts": "benchmarks.encoders:prompts_benchmark",
     "pipeline": "benchmarks.pipeline:throughput",
