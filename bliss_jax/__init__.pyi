@@ -21,11 +21,14 @@ from bliss_jax.embedding import embed_prompts as embed_prompts
 from bliss_jax.embedding import embed_texts as embed_texts
 from bliss_jax.embedding import load_embeddings as load_embeddings
 from bliss_jax.embedding import save_embeddings as save_embeddings
+from bliss_jax.evaluation import BlissSetting as BlissSetting
 from bliss_jax.evaluation import OodSet as OodSet
 from bliss_jax.evaluation import Settings as Settings
+from bliss_jax.evaluation import Tuning as Tuning
 from bliss_jax.evaluation import class_masks as class_masks
 from bliss_jax.evaluation import evaluate as evaluate
 from bliss_jax.evaluation import evaluate_ood as evaluate_ood
+from bliss_jax.evaluation import tune as tune
 from bliss_jax.metrics import ScoreComparison as ScoreComparison
 from bliss_jax.metrics import aupr as aupr
 from bliss_jax.metrics import auroc as auroc

@@ -96,6 +96,12 @@ class _ShareOrFolder(click.ParamType):
     "the weight of N0 images. 20 is a good choice.",
 )
 @click.option(
+    "--tune",
+    is_flag=True,
+    help="Choose k, lambda and shrinkage from the normal images: those that separate normal classes from each other "
+    "best if some are left out. The given values are kept if no others are clearly better.",
+)
+@click.option(
     "--calibration",
     type=_ShareOrFolder(),
     default=0.2,
@@ -162,6 +168,8 @@ def fit(**options: Any) -> None:
             notes.print(line)
         for line in odd_class_names(detector.class_names):
             notes.print(line)
+        if options["tune"]:
+            notes.print(f"tuned: {detector.provenance['tuning']['summary']}")
         notes.print(f"wrote {options['output']}: {_summary(detector)}")
         if options["model"] is None:
             notes.print(
@@ -180,6 +188,10 @@ def _check_usage(options: dict[str, Any]) -> None:
     from bliss_jax.datasets import UNNAMED_CLASS, is_flat_folder
 
     library_scores([options["scores"]] if options["scores"] else [])
+    if options["tune"] and (options["images"] is None or options["scores"] not in (None, "bliss")):
+        raise click.UsageError(
+            "--tune chooses the settings of BLISS, so it needs --images and no other --score"
+        )
     if options["images"] is None:
         if options["folders"] or options["labels"] is None:
             raise click.UsageError("expected --images DIR, or --labels LABEL,... without images")
@@ -289,6 +301,7 @@ def _fitted(
         k=options["k"],
         weight=options["weight"],
         shrinkage=options["shrinkage"],
+        tune=options["tune"],
         calibration=calibration if isinstance(calibration, float | int) else labelled(calibration),
         groups=options["group_by"],
         seed=options["seed"],

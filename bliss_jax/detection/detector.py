@@ -64,9 +64,10 @@ from bliss_jax.detection.inputs import (
     phrases_of,
     without_images,
 )
-from bliss_jax.detection.state import DetectorState
+from bliss_jax.detection.state import given_score
+from bliss_jax.detection.tuned import tuned_settings
 from bliss_jax.embedding import AnyEncoder, Track, embed_prompts, embed_texts
-from bliss_jax.scores import Score, as_score, fit_moments
+from bliss_jax.scores import Score, fit_moments
 from bliss_jax.storage import package_versions, replacing
 from bliss_jax.text import (
     PROMPT,
@@ -112,6 +113,7 @@ class Detector(DetectorChanges):
         k: int = 10,
         weight: float = 0.5,
         shrinkage: float = 0.0,
+        tune: bool = False,
         calibration: float | Source = CALIBRATION,
         groups: Sequence[Hashable] | str | None = None,
         seed: int = 0,
@@ -140,6 +142,8 @@ class Detector(DetectorChanges):
             k: Number of dictionary phrases per image.
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`; 20 is a good choice for few images per class.
+            tune: Whether to choose k, weight and shrinkage from the fitted images (`bliss_jax.tune`). The given values
+                are kept if no others are clearly better. The provenance has the choice and its estimates.
             calibration: Share of the images that is held out of the fit, chosen at random, to calibrate
                 thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them.
                 Alternatively, normal images that are not in `images`: a data set or a folder with classes of the
@@ -246,6 +250,7 @@ class Detector(DetectorChanges):
             calibration=share_or_images,
             groups=None if groups is None else [groups[i] for i in rows],
             seed=seed,
+            tune=tune,
             record=record,
             texts=further_texts,
             made_with={
@@ -290,6 +295,7 @@ class Detector(DetectorChanges):
         k: int = 10,
         weight: float = 0.5,
         shrinkage: float = 0.0,
+        tune: bool = False,
         calibration: float = CALIBRATION,
         groups: Sequence[Hashable] | None = None,
         seed: int = 0,
@@ -309,6 +315,7 @@ class Detector(DetectorChanges):
             k: Number of dictionary phrases per image.
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`.
+            tune: Whether to choose k, weight and shrinkage, as in `fit`.
             calibration: Share of the rows that is held out of the fit, as in `fit`.
             groups: Group of each row, as in `fit`.
             seed: Seed of the random choice of held-out rows or groups.
@@ -326,6 +333,7 @@ class Detector(DetectorChanges):
             calibration=calibration,
             groups=groups,
             seed=seed,
+            tune=tune,
             record=record,
             made_with={
                 "model": None,
@@ -352,6 +360,7 @@ class Detector(DetectorChanges):
         calibration: "float | _HeldOut",
         groups: Sequence[Hashable] | None,
         seed: int,
+        tune: bool,
         record: Score,
         made_with: dict[str, Any],
         texts: Mapping[str, np.ndarray] | None = None,
@@ -368,6 +377,10 @@ class Detector(DetectorChanges):
             split = split_for_calibration(labels, len(names), calibration, seed, groups)
             fitted, facts = split.fitted, split.facts
             held_out, held_out_labels = embeddings[split.calibration], labels[split.calibration]
+        if tune:
+            of_fit = embeddings[fitted], labels[fitted]
+            settings, made_with["tuning"] = tuned_settings(record.name, *of_fit, fields)
+            fields |= settings
         moments = fit_moments(embeddings[fitted], labels[fitted], num_classes=len(names))
         spread = np.trace(np.asarray(moments.cov), axis1=1, axis2=2)
         facts |= {"images": len(held_out)}
@@ -431,7 +444,7 @@ class Detector(DetectorChanges):
             OSError: The file cannot be read.
         """
         state = decode_detector(Path(path).read_bytes(), os.fspath(path))
-        detector = cls(**state_of(state), own_score=_given_score(state, score))
+        detector = cls(**state_of(state), own_score=given_score(state, score))
         facts = state.provenance.get("model")
         if not embeddings_only:
             _ = detector._record  # raises for a score that is neither given nor of the library
@@ -477,19 +490,3 @@ class Detector(DetectorChanges):
 
 class NearDuplicateWarning(UserWarning):
     """Warning that calibration images are near-duplicates of fitted images."""
-
-
-def _given_score(state: DetectorState, score: Score | Callable[..., Any] | None) -> Score | None:
-    """Returns the record of a user's own score that is passed to `load`.
-
-    Raises:
-        ValueError: It is not the score of the detector.
-    """
-    if score is None:
-        return None
-    record = as_score(score)
-    if record.name != state.score_name:
-        raise ValueError(
-            f"score: expected the score {state.score_name!r} of the fit, got {record.name!r}"
-        )
-    return None if is_of_library(record) else record

@@ -1,6 +1,6 @@
 """The state of a fitted detector: moments, texts, calibration images, score, settings and provenance."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bliss_jax import _checks
-from bliss_jax.detection.chosen_score import BLISS, STORED, needs_images
-from bliss_jax.scores import ClassMoments, check_moments, score_table
+from bliss_jax.detection.chosen_score import BLISS, STORED, is_of_library, needs_images
+from bliss_jax.scores import ClassMoments, Score, as_score, check_moments, score_table
 from bliss_jax.text import PROMPT, fill_prompt, prompt_templates
 
 
@@ -151,3 +151,19 @@ class DetectorState:
     def embedding_dim(self) -> int:
         """Dimension of the embeddings."""
         return self.label_embeddings.shape[1]
+
+
+def given_score(state: DetectorState, score: Score | Callable[..., Any] | None) -> Score | None:
+    """Returns the record of a user's own score that is passed to `load`.
+
+    Raises:
+        ValueError: It is not the score of the detector.
+    """
+    if score is None:
+        return None
+    record = as_score(score)
+    if record.name != state.score_name:
+        raise ValueError(
+            f"score: expected the score {state.score_name!r} of the fit, got {record.name!r}"
+        )
+    return None if is_of_library(record) else record

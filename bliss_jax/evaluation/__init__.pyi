@@ -32,3 +32,6 @@ from bliss_jax.evaluation.tables import evaluation_table as evaluation_table
 from bliss_jax.evaluation.tables import ood_tables as ood_tables
 from bliss_jax.evaluation.tables import row_name as row_name
 from bliss_jax.evaluation.tables import shots_of as shots_of
+from bliss_jax.evaluation.tuning import BlissSetting as BlissSetting
+from bliss_jax.evaluation.tuning import Tuning as Tuning
+from bliss_jax.evaluation.tuning import tune as tune

@@ -381,3 +381,20 @@ def test_several_prompts_are_averaged_and_described(own, tmp_path):
     listed = "a {label}; itap of a {label}.; a bad photo of the {label}.; and 5 more"
     assert f"prompt       the mean of 8 templates: {listed}" in run("info", file).stdout
     assert len(json.loads(run("info", file, "--json").stdout)["prompt"]) == 8
+
+
+@pytest.mark.slow
+def test_fit_chooses_settings_from_the_normal_images_and_says_so(own, tmp_path):
+    common = ["--images", own / "normal", "--folders", "--dictionary", own / "words.txt",
+              "--model", "bliss-jax/untrained"]  # fmt: skip
+    result = run("fit", *common, "--tune", "-o", tmp_path / "det")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(run("info", tmp_path / "det", "--json").stdout)
+    chosen = facts["provenance"]["tuning"]["chosen"]
+    found = {"k": facts["k"], "weight": facts["lambda"], "shrinkage": facts["shrinkage"]}
+    assert found == chosen
+    assert f"tuned: k {facts['k']}, lambda {facts['lambda']:g}" in " ".join(result.stderr.split())
+    for wrong in (["--score", "knn", *common], ["--labels", "red,blue", *common[3:]]):
+        result = run("fit", *wrong, "--tune", "-o", tmp_path / "other")
+        assert result.exit_code == 2
+        assert "--tune chooses the settings of BLISS" in result.stderr
