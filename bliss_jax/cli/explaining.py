@@ -66,11 +66,6 @@ def explain(
     loaded = load_detector(detector, model, own_score=own_score)
     from bliss_jax.detection import note_on_parts, open_table, score_files, table_columns
 
-    if map_file is not None and loaded.score_name != "bliss":
-        raise ValueError(
-            "--map: expected a detector with the score bliss, because maps show the parts of BLISS, got one with "
-            f"{loaded.score_name}"
-        )
     own = loaded.decoding
     reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
     rows = list(score_files(loaded, images, words=words, reader=reader))

@@ -131,11 +131,6 @@ def score(**options: Any) -> None:
     _check_alpha(options["alpha"], held_out)
     words = WORDS if options["explain"] or options["report"] is not None else 0
     detector = load_detector(options["detector"], options["model"], own_score=options["own_score"])
-    if options["maps"] and detector.score_name != "bliss":
-        raise ValueError(
-            f"--maps: expected a detector with the score bliss, because maps show the parts of BLISS, got one with "
-            f"{detector.score_name}"
-        )
     own = detector.decoding
     reader = file_reader(options, background=own.background, bit_depth=own.bit_depth)
     from bliss_jax.detection import PartialRows, score_files

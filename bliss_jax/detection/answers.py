@@ -162,8 +162,8 @@ class DetectorAnswers(DetectorState):
         Args:
             images: Images or embeddings, as in `score`.
             words: Number of phrases per image; at most the size of the dictionary is used.
-            maps: Whether to compute maps of BLISS, its parts and the phrases (`AnomalyMaps`). They need images, a
-                `Model` and a detector with BLISS that was fitted to images. Image files are read twice.
+            maps: Whether to compute maps of the score, the parts of BLISS and the phrases (`AnomalyMaps`). They need
+                images, a `Model` and a detector that was fitted to images. Image files are read twice.
 
         Raises:
             ValueError: `words` is below 1, maps cannot be computed, or one of the reasons listed in `score`.

@@ -5,7 +5,8 @@
     map of a word    attribution of the word's z-score: where the word is seen
     score map        internal map + lambda external map, because attribution is linear
 
-They exist for detectors with BLISS only: other scores do not consist of these parts.
+With another score than BLISS, the score map is the attribution of the score's gradient by the embedding, a linear
+approximation of the score. The other maps are those of BLISS.
 
 `models/attribution.py` contains the equation, and `scores/directions.py` the directions of the parts. Images are
 computed in batches of the detector's size, which bounds the memory.
@@ -20,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bliss_jax.detection.chosen_score import BLISS
+from bliss_jax.detection.chosen_score import BLISS, is_of_library
 from bliss_jax.detection.inputs import are_embeddings, unlabelled
+from bliss_jax.detection.prepared_score import PreparedScore, score_images
 from bliss_jax.embedding import is_model
 from bliss_jax.scores import PreparedBliss, bliss_directions, explain_bliss_prepared
 
@@ -39,7 +41,7 @@ class AnomalyMaps:
     """
 
     patches: Float[np.ndarray, "maps patches"]
-    """Attribution of each patch: internal part, external part, then each word of the explanation."""
+    """Attribution of each patch: internal part, external part, then each word of the explanation. All are of BLISS."""
     weight: float
     """lambda, the weight of the external part."""
     height: int
@@ -50,6 +52,8 @@ class AnomalyMaps:
     """Configuration of the encoder."""
     preprocessing: "Preprocessing"
     """Preprocessing of the encoder, which resizes and crops the image."""
+    own: Float[np.ndarray, " patches"] | None = None
+    """Attribution of each patch to a score other than BLISS; None for BLISS."""
 
     def __repr__(self) -> str:
         return (
@@ -80,6 +84,8 @@ class AnomalyMaps:
     def at_size(self, height: int, width: int) -> Float[np.ndarray, "maps height width"]:
         """Returns the maps of the score, its parts and the words for the image resized to another size."""
         score = self.patches[:1] + np.float32(self.weight) * self.patches[1:2]
+        if self.own is not None:
+            score = self.own[None]
         return self._at_pixels(np.concatenate([score, self.patches]), height, width)
 
     def _at_pixels(self, patches: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -89,14 +95,9 @@ class AnomalyMaps:
 
 
 def check_maps(detector: "DetectorAnswers", images: Any) -> None:
-    """Raises ValueError if maps cannot be computed: they need images, a `Model`, BLISS and fitted images."""
+    """Raises ValueError if maps cannot be computed: they need images, a `Model` and fitted images."""
     if are_embeddings(images):
         raise ValueError("maps: expected images, got embeddings, which contain no places")
-    if detector.score_name != BLISS and np.any(detector.moments.count):
-        raise ValueError(
-            f"maps: expected a detector with the score bliss, because maps show the parts of BLISS, got one with "
-            f"{detector.score_name}; Detector.with_score('bliss') returns a detector whose maps can be computed"
-        )
     if not np.any(detector.moments.count):
         raise ValueError(
             "maps: expected a detector that was fitted to images, got one of texts only, which has no moments; fit "
@@ -139,18 +140,28 @@ def anomaly_maps(
         preprocessing=preprocessing,
         k=detector.k,
         words=words,
+        score=None if detector.score_name == BLISS else detector.prepared_score,
     )
     found: list[AnomalyMaps] = []
     for start in range(0, len(embeddings), size):
         rows = range(start, min(start + size, len(embeddings)))
         originals = [np.asarray(pixels[row]) for row in rows]
         batch = np.stack([resize_on_host(image, preprocessing) for image in originals])
-        computed = np.asarray(
-            run(_padded(batch, size), _padded(embeddings[start : rows.stop], size))
-        )
+        try:
+            computed = np.asarray(
+                run(_padded(batch, size), _padded(embeddings[start : rows.stop], size))
+            )
+        except (ValueError, NotImplementedError) as error:
+            if detector.score_name == BLISS or is_of_library(detector.prepared_score.record):
+                raise
+            raise ValueError(
+                f"maps: expected a score that JAX can differentiate, got {detector.score_name!r}: {error}"
+            ) from error
+        own = int(detector.score_name != BLISS)
         found += [
             AnomalyMaps(
-                patches=maps,
+                patches=maps[own:],
+                own=maps[0] if own else None,
                 weight=detector.weight,
                 height=image.shape[0],
                 width=image.shape[1],
@@ -179,12 +190,17 @@ def _attributed(
     preprocessing: "Preprocessing",
     k: int,
     words: int,
+    score: PreparedScore | None,
 ) -> Float[jax.Array, "images maps patches"]:
-    """Computes the attribution of the internal part, the external part and the words."""
+    """Computes the attribution of a score other than BLISS, the internal part, the external part and the words."""
     from bliss_jax.models import attribute_patches, to_pixels
 
     why = explain_bliss_prepared(embeddings, prepared, k, weight=weight, num_texts=max(k, words))
     along = bliss_directions(why, prepared, k, weight=weight)
     parts = jnp.stack([along.internal, along.external], axis=1)
     directions = jnp.concatenate([parts, along.words[:, :words]], axis=1)
+    if score is not None:
+        # A score depends on its own embedding only, so the gradient of the sum is that of each score.
+        gradient = jax.grad(lambda x: score_images(x, score).sum())(embeddings)
+        directions = jnp.concatenate([gradient[:, None], directions], axis=1)
     return attribute_patches(params, config, to_pixels(images, preprocessing), directions)

@@ -54,7 +54,7 @@ def write_score_report(
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: Maps are requested and the detector has no `Model`, or another score than BLISS.
+        ValueError: Maps are requested and the detector has no `Model`, or a score that JAX cannot differentiate.
     """
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     fitted = bool(np.any(detector.moments.count))

@@ -340,11 +340,6 @@ def test_a_detector_of_another_score_is_fitted_described_and_used(own, tmp_path)
     explained = run("explain", file, flat / "00.png")
     assert "max_cosine -" in explained.stdout
     assert "The parts do not add up to the score, which is max_cosine." in explained.stderr
-    for wrong in (["explain", file, flat / "00.png", "--map", tmp_path / "m.png"],
-                  ["score", file, flat, "--report", tmp_path / "r", "--maps"]):  # fmt: skip
-        refused = run(*wrong)
-        assert refused.exit_code == 1
-        assert "expected a detector with the score bliss" in refused.stderr
     result = run("score", file, flat, "--report", tmp_path / "r", "--quiet")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "r" / "index.html").read_text()

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
@@ -109,3 +110,51 @@ def test_embeddings_other_encoders_and_detectors_of_texts_have_no_maps(detector,
     texts = bj.Detector.fit(detector.model, None, class_names=["star"], dictionary=WORDS, k=K)
     with pytest.raises(ValueError, match="expected a detector that was fitted to images"):
         explained(texts, scenes.images[:1])
+
+
+def same_as_bliss(
+    embeddings, label_embeddings, dictionary_embeddings, moments, k, weight, shrinkage
+):
+    """A score of a user that equals BLISS."""
+    return bj.bliss_score(
+        embeddings,
+        label_embeddings,
+        dictionary_embeddings,
+        moments,
+        k,
+        weight=weight,
+        shrinkage=shrinkage,
+    )
+
+
+@pytest.mark.slow
+def test_the_map_of_a_score_that_equals_bliss_is_that_of_bliss(detector, scenes):
+    [bliss] = explained(detector, scenes.images[:1])
+    [own] = explained(detector.with_score(same_as_bliss), scenes.images[:1])
+    scale = np.nanmax(np.abs(bliss.maps.score))
+    np.testing.assert_allclose(own.maps.score, bliss.maps.score, atol=1e-3 * scale)
+    np.testing.assert_allclose(own.maps.patches, bliss.maps.patches, atol=1e-5)
+
+
+def test_the_map_of_another_score_is_that_of_its_gradient(detector, scenes):
+    other = detector.with_score("max_cosine")
+    [why] = explained(other, scenes.images[:1])
+    model, pixels = detector.model, bj.preprocess(scenes.images[:1], size=32)
+    x = np.asarray(model.encode_images(scenes.images[:1]))
+    nearest = detector.label_embeddings[int((x @ detector.label_embeddings.T).argmax())]
+    expected = bj.attribute_patches(model.params, model.config, pixels, -nearest[None, None])[0, 0]
+    np.testing.assert_allclose(why.maps.own, expected, rtol=1e-3, atol=1e-5)
+    [bliss] = explained(detector, scenes.images[:1])
+    np.testing.assert_allclose(why.maps.patches, bliss.maps.patches, atol=1e-5)
+
+
+def calls_python(embeddings):
+    shape = jax.ShapeDtypeStruct(embeddings.shape[:1], embeddings.dtype)
+    return jax.pure_callback(lambda x: x[:, 0], shape, embeddings)
+
+
+def test_scores_that_have_no_gradient_have_no_maps(detector, scenes):
+    with pytest.raises(
+        ValueError, match="expected a score that JAX can differentiate, got 'calls_p"
+    ):
+        explained(detector.with_score(calls_python), scenes.images[:1])

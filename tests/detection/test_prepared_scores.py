@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -312,11 +311,3 @@ def test_classes_without_images_are_added_to_detectors_without_images(problem):
     np.testing.assert_allclose(
         grown.score(problem.test), everything.score(problem.test), rtol=1e-3, atol=1e-3
     )
-
-
-def test_a_detector_of_another_score_has_no_maps():
-    state = SimpleNamespace(score_name="knn", moments=SimpleNamespace(count=np.ones(1)), model=None)
-    from bliss_jax.detection.maps import check_maps
-
-    with pytest.raises(ValueError, match=r"with the score bliss.*got one with knn.*with_score"):
-        check_maps(state, [np.zeros((4, 4, 3), np.uint8)])
