@@ -271,6 +271,7 @@ def _fitted(
     """Fits the detector."""
     from bliss_jax.detection import Detector, default_images_per_device, label_images
     from bliss_jax.detection import with_present_classes as present
+    from bliss_jax.evaluation import tune
     from bliss_jax.models import load_model
     from bliss_jax.text import PROMPT
 
@@ -301,7 +302,7 @@ def _fitted(
         k=options["k"],
         weight=options["weight"],
         shrinkage=options["shrinkage"],
-        tune=options["tune"],
+        tune=tune if options["tune"] else None,
         calibration=calibration if isinstance(calibration, float | int) else labelled(calibration),
         groups=options["group_by"],
         seed=options["seed"],

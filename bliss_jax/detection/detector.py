@@ -65,7 +65,7 @@ from bliss_jax.detection.inputs import (
     without_images,
 )
 from bliss_jax.detection.state import given_score
-from bliss_jax.detection.tuned import tuned_settings
+from bliss_jax.detection.tuned import Tune, tuned_settings
 from bliss_jax.embedding import AnyEncoder, Track, embed_prompts, embed_texts
 from bliss_jax.scores import Score, fit_moments
 from bliss_jax.storage import package_versions, replacing
@@ -113,7 +113,7 @@ class Detector(DetectorChanges):
         k: int = 10,
         weight: float = 0.5,
         shrinkage: float = 0.0,
-        tune: bool = False,
+        tune: Tune | None = None,
         calibration: float | Source = CALIBRATION,
         groups: Sequence[Hashable] | str | None = None,
         seed: int = 0,
@@ -142,8 +142,9 @@ class Detector(DetectorChanges):
             k: Number of dictionary phrases per image.
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`; 20 is a good choice for few images per class.
-            tune: Whether to choose k, weight and shrinkage from the fitted images (`bliss_jax.tune`). The given values
-                are kept if no others are clearly better. The provenance has the choice and its estimates.
+            tune: Function that chooses k, weight and shrinkage from the fitted images: `bliss_jax.tune`, which keeps
+                the given values if no others are clearly better, or another one with its signature. The provenance
+                has the choice and its estimates.
             calibration: Share of the images that is held out of the fit, chosen at random, to calibrate
                 thresholds. 0 fits all images. If all images of a class are chosen, the class keeps them.
                 Alternatively, normal images that are not in `images`: a data set or a folder with classes of the
@@ -295,7 +296,7 @@ class Detector(DetectorChanges):
         k: int = 10,
         weight: float = 0.5,
         shrinkage: float = 0.0,
-        tune: bool = False,
+        tune: Tune | None = None,
         calibration: float = CALIBRATION,
         groups: Sequence[Hashable] | None = None,
         seed: int = 0,
@@ -315,7 +316,7 @@ class Detector(DetectorChanges):
             k: Number of dictionary phrases per image.
             weight: lambda, the weight of the external score.
             shrinkage: n0 of `bliss_score`.
-            tune: Whether to choose k, weight and shrinkage, as in `fit`.
+            tune: Function that chooses k, weight and shrinkage, as in `fit`.
             calibration: Share of the rows that is held out of the fit, as in `fit`.
             groups: Group of each row, as in `fit`.
             seed: Seed of the random choice of held-out rows or groups.
@@ -360,7 +361,7 @@ class Detector(DetectorChanges):
         calibration: "float | _HeldOut",
         groups: Sequence[Hashable] | None,
         seed: int,
-        tune: bool,
+        tune: Tune | None,
         record: Score,
         made_with: dict[str, Any],
         texts: Mapping[str, np.ndarray] | None = None,
@@ -377,9 +378,9 @@ class Detector(DetectorChanges):
             split = split_for_calibration(labels, len(names), calibration, seed, groups)
             fitted, facts = split.fitted, split.facts
             held_out, held_out_labels = embeddings[split.calibration], labels[split.calibration]
-        if tune:
+        if tune is not None:
             of_fit = embeddings[fitted], labels[fitted]
-            settings, made_with["tuning"] = tuned_settings(record.name, *of_fit, fields)
+            settings, made_with["tuning"] = tuned_settings(tune, record.name, *of_fit, fields)
             fields |= settings
         moments = fit_moments(embeddings[fitted], labels[fitted], num_classes=len(names))
         spread = np.trace(np.asarray(moments.cov), axis1=1, axis2=2)

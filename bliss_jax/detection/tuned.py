@@ -1,6 +1,6 @@
-"""Settings of a detector that are chosen from its fitted images; see `bliss_jax.evaluation.tune`."""
+"""Settings of a detector that a function chooses from its fitted images, e.g. `bliss_jax.tune`."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -8,7 +8,61 @@ from jaxtyping import Float, Int
 from bliss_jax.detection.chosen_score import BLISS
 
 
+@runtime_checkable
+class Setting(Protocol):
+    """Settings of BLISS."""
+
+    @property
+    def k(self) -> int:
+        """Number of dictionary texts per image."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Weight of the external score, lambda."""
+        ...
+
+    @property
+    def shrinkage(self) -> float:
+        """n0."""
+        ...
+
+
+@runtime_checkable
+class Choice(Protocol):
+    """Chosen settings, which describe their choice by `str` and as JSON values."""
+
+    @property
+    def chosen(self) -> Setting:
+        """The chosen settings."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Returns facts about the choice as JSON values."""
+        ...
+
+
+@runtime_checkable
+class Tune(Protocol):
+    """A function that chooses settings from embeddings of normal images, with the signature of `bliss_jax.tune`."""
+
+    def __call__(
+        self,
+        embeddings: Any,
+        labels: Any,
+        label_embeddings: Any,
+        dictionary_embeddings: Any,
+        *,
+        k: int,
+        weight: float,
+        shrinkage: float,
+    ) -> Choice:
+        """Returns the chosen settings."""
+        ...
+
+
 def tuned_settings(
+    tune: Tune,
     score: str,
     embeddings: Float[np.ndarray, "images dim"],
     labels: Int[np.ndarray, " images"],
@@ -17,6 +71,7 @@ def tuned_settings(
     """Returns k, weight and shrinkage of a detector, and the facts of the choice for the provenance.
 
     Args:
+        tune: Function that chooses the settings.
         score: Name of the detector's score.
         embeddings: Embeddings of the fitted images. Calibration images must not be among them, because thresholds
             hold only if the calibration images had no part in the fit.
@@ -26,8 +81,6 @@ def tuned_settings(
     Raises:
         ValueError: The score is not BLISS, or a class has fewer than two fitted images.
     """
-    from bliss_jax.evaluation import tune  # most fits do not need it
-
     if score != BLISS:
         raise ValueError(
             f"tune: expected the score {BLISS!r}, whose settings are chosen, got {score!r}"
@@ -48,4 +101,5 @@ def tuned_settings(
         weight=fields["weight"],
         shrinkage=fields["shrinkage"],
     )
-    return found.chosen._asdict(), {**found.describe(), "summary": str(found)}
+    settings = {name: getattr(found.chosen, name) for name in ("k", "weight", "shrinkage")}
+    return settings, {**found.describe(), "summary": str(found)}

@@ -18,7 +18,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def tuned(problem):
-    return problem.fit(tune=True, weight=0.2)
+    return problem.fit(tune=bj.tune, weight=0.2)
 
 
 def fitted_images(problem, detector):
@@ -52,11 +52,11 @@ def test_a_detector_without_tune_has_no_record_of_a_choice(problem):
 
 def test_tune_is_refused_without_bliss_and_with_single_images(problem):
     with pytest.raises(ValueError, match=r"tune: expected the score 'bliss'.* got 'knn'"):
-        problem.fit(tune=True, score="knn")
+        problem.fit(tune=bj.tune, score="knn")
     names, labels, words, dictionary = problem.texts()
     rows = np.concatenate([np.flatnonzero(problem.labels < 2), [2]])
     with pytest.raises(ValueError, match=rf"at least 2 fitted images .* got 1 of '{NAMES[2]}'"):
         bj.Detector.fit_embeddings(
             problem.train[rows], problem.labels[rows], names, labels, words, dictionary,
-            k=K, calibration=0.0, tune=True,
+            k=K, calibration=0.0, tune=bj.tune,
         )  # fmt: skip
