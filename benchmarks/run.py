@@ -32,6 +32,7 @@ BENCHMARKS = {
     "gradients": "benchmarks.composition:gradients",
     "shards": "benchmarks.composition:shards",
     "maps": "benchmarks.maps:maps",
+    "pytorch-ood": "benchmarks.out_of_distribution:pytorch_ood",
 }
 """Name to the function that receives `quick` and returns a `Table`."""
 

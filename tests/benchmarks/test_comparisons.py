@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import encoders, peers, plot, scale, scores, sharding
+from benchmarks import encoders, out_of_distribution, peers, plot, scale, scores, sharding
 from benchmarks.gpu.architectures import architectures
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -85,3 +85,22 @@ def test_all_ways_to_encode_prompts_agree(monkeypatch):
     table = encoders.prompts_benchmark(True)
     assert min(table.data["cosine"].values()) > 0.99999
     assert any("PyTorch" in row[0] for row in table.rows)
+
+
+@pytest.mark.slow
+def test_the_scores_shared_with_pytorch_ood_are_measured(monkeypatch):
+    """Without pytorch-ood, only the library and its bounds are measured; with it, `_apart` refuses other scores."""
+    sizes = {"train": 600, "test": 200, "texts": 1}
+    monkeypatch.setattr(out_of_distribution, "QUICK", sizes)
+    table = out_of_distribution.pytorch_ood(True)
+    assert "600 normal and 200 test images" in table.title
+    rows = {row[0]: row for row in table.rows}
+    assert {"MCM", "energy", "Mahalanobis: fit", "kNN: score", "Detector: update"} <= set(rows)
+    assert rows["kNN: score"][5].startswith("similarity product: ")
+    assert float(rows["kNN: score"][6]) > 0
+    assert all(row[5] == "" for name, row in rows.items() if name in ("MCM", "RMD: score"))
+
+
+def test_scores_that_differ_are_not_compared():
+    with pytest.raises(AssertionError, match="energy: "):
+        out_of_distribution._apart("energy", np.arange(5.0), np.arange(5.0) + 0.1, 1e-3)
