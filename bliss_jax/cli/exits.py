@@ -77,7 +77,7 @@ class Group(click.Group):
                 raise click.ClickException(_as_options(str(error), command)) from error
 
 
-_IN_PYTHON = {"group_by": "groups"}
+_IN_PYTHON = {"group_by": "groups", "map_file": "maps"}
 """Parameters of the commands that have another name in Python."""
 
 

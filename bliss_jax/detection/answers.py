@@ -18,6 +18,8 @@ from bliss_jax.detection.chosen_score import (
     check_score,
     fitted_arrays,
     record_of,
+    score_arrays,
+    texts_of,
     why_not,
 )
 from bliss_jax.detection.encoding import default_images_per_device, embed_dataset_images
@@ -220,8 +222,8 @@ class DetectorAnswers(DetectorState):
     ) -> ScoreComparison:
         """Ranks scores by their AUROC on a labelled sample, with DeLong's paired tests, as in `compare_scores`.
 
-        All scores are computed from the state of this detector. The sample must be new: images of the fit look more
-        normal than they are.
+        All scores are computed from the state of this detector. Its encoder embeds the prompts of `mcm` and `clip_ad`.
+        The sample must be new: images of the fit look more normal than they are.
 
         Args:
             images: Images or embeddings, as in `score`.
@@ -243,12 +245,13 @@ class DetectorAnswers(DetectorState):
             records = {record.name: record for record in map(record_of, scores)}
         computed, notes = {}, []
         for name, record in records.items():
+            state = self._with_texts_of(record)
             if scores is not None:
-                check_score(record, self)
-            elif (reason := why_not(record, self)) is not None:
+                check_score(record, state)
+            elif (reason := why_not(record, state)) is not None:
                 notes.append(f"{name} is left out: {reason}.")
                 continue
-            computed[name] = self._scores(embeddings, record)
+            computed[name] = state._scores(embeddings, record)
         found = compare_scores(
             computed, np.asarray(is_anomaly, bool), reference=reference, confidence=confidence
         )
@@ -347,6 +350,15 @@ class DetectorAnswers(DetectorState):
             )
         except ValueError:
             return Decoding()
+
+    def _with_texts_of(self, record: Score) -> "DetectorAnswers":
+        """Returns the detector with the embeddings of the further texts of a score, if it has an encoder."""
+        texts = texts_of(record, self.class_names)
+        missing = {name: own for name, own in texts.items() if name not in self.score_arrays}
+        if self.model is None or not missing:
+            return self
+        embedded = {name: self._embed_texts(own) for name, own in missing.items()}
+        return replace(self, score_arrays={**self.score_arrays, **score_arrays(record, embedded)})
 
     def _scores(
         self, embeddings: Float[np.ndarray, "images dim"], record: Score | None = None

@@ -78,13 +78,20 @@ def test_the_table_and_the_files_are_those_of_detector_compare(own, tmp_path):
 
 
 @pytest.mark.slow
-def test_default_scores_are_compared_and_missing_ones_named(own):
-    result = run("compare", own / "det", own / "good", "--anomalies", own / "odd", "--quiet")
+def test_default_scores_are_compared_and_missing_ones_named(own, tmp_path):
+    files = ["--json", tmp_path / "r.json", "--quiet"]
+    result = run("compare", own / "det", own / "good", "--anomalies", own / "odd", *files)
     assert result.exit_code == 0, result.output
-    assert "mahalanobis" in result.stdout
+    aurocs = {r["score"]: r["auroc"] for r in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    assert "mahalanobis" in aurocs
+    detector = bj.Detector.load(own / "det").with_score("clip_ad")
+    scores = [detector.score(sorted((own / name).iterdir())) for name in ("good", "odd")]
+    by_hand = bj.auroc(np.concatenate(scores), np.arange(12) >= 6)
+    assert aurocs["clip_ad"] == pytest.approx(float(by_hand))
     assert "knn is left out: it needs the embeddings of the fitted images" in result.stdout
 
 
+@pytest.mark.slow
 def test_own_scores_are_compared_and_load_their_detector(own):
     place = f"{own / 'mine.py'}:plain"
     sample = [own / "good", "--anomalies", own / "odd", "--quiet"]

@@ -361,6 +361,8 @@ def test_a_detector_is_fitted_to_labels_without_images(own, tmp_path):
     explained = run("explain", file, own / "new" / "01.png")
     assert "cosine +" in explained.stdout
     assert "The score is internal + lambda external." in explained.stderr
+    refused = run("explain", file, own / "new" / "01.png", "--map", tmp_path / "map.png")
+    assert "--map: expected a detector that was fitted to images" in refused.stderr
     assert (
         "expected either --folders or --labels"
         in run("fit", "--images", own / "normal", *options).output

@@ -153,6 +153,7 @@ def calls_python(embeddings):
     return jax.pure_callback(lambda x: x[:, 0], shape, embeddings)
 
 
+@pytest.mark.slow
 def test_scores_that_have_no_gradient_have_no_maps(detector, scenes):
     with pytest.raises(
         ValueError, match="expected a score that JAX can differentiate, got 'calls_p"

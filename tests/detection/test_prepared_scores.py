@@ -86,6 +86,7 @@ def test_prepared_scores_are_those_of_the_normal_classes(problem, fitted, name):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_both_parts_from_the_table_are_those_of_the_pure_functions(problem, fitted):
     both = bj.Score("both", lambda internal, external: (internal + 0.3 * external).max(axis=1))
     internal = bj.internal_class_score(problem.test, problem.label_embeddings, fitted.moments)

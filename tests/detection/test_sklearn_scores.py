@@ -79,6 +79,7 @@ def test_a_grid_search_chooses_among_scores(data):
     assert np.isfinite(means).all()
 
 
+@pytest.mark.slow
 def test_scores_of_images_alone_need_no_texts(data):
     detector = BlissOutlierDetector(anomaly_score="knn").fit(data.x)
     np.testing.assert_allclose(
