@@ -41,11 +41,22 @@ def record_of(score: ScoreLike, *, images: bool = True) -> Score:
         images: Whether there are normal images to fit.
 
     Raises:
-        ValueError: The score is unknown, or needs normal images and there are none.
+        ValueError: The score is unknown, depends on the other images that are scored, or needs normal images and there
+            are none.
     """
     record = as_score(score)
+    if record.transductive:
+        raise ValueError(
+            f"score: {record.name!r} cannot be computed by a detector: it depends on the other images that are scored, "
+            "so conformal p-values and thresholds are not valid for it; choose another score, or call its functions "
+            "on batches or streams (bliss_jax.update_proxies, update_ood_queue, ...)"
+        )
     if not images and needs_images(record):
-        known = (name for name, other in score_table().items() if not needs_images(other))
+        known = (
+            name
+            for name, other in score_table().items()
+            if not needs_images(other) and not other.transductive
+        )
         raise ValueError(
             f"score: {record.name!r} needs normal images, and there are none; scores without images: "
             + ", ".join(known)

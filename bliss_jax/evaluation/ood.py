@@ -77,16 +77,21 @@ def evaluate_ood(
     )
     part = np.repeat(np.arange(len(sizes)), sizes)
     counted = jnp.asarray(np.stack([(part == 0) | (part == i) for i in range(1, len(sizes))]))
+    # Scores that depend on the other images are computed once for each set; for all others the sets share one "split".
+    transductive = any(score.transductive for score in choices.scores)
+    batches = counted if transductive else jnp.ones((1, len(test)), bool)
     measured = []
     for chosen in rows:
         columns = jitted_scores(
             arrays._replace(train=arrays.train[chosen], train_labels=arrays.train_labels[chosen]),
-            jnp.asarray(everything[None]),
+            jnp.ones((len(batches), embeddings.num_classes), bool),
+            batches,
             settings.weight,
             jax.random.key(settings.seed),
             choices,
         )
-        found = _measure(columns[:, 0], jnp.asarray(part > 0), counted, convention=convention)
+        of_sets = jnp.broadcast_to(columns, (len(columns), *counted.shape))
+        found = _measure(of_sets, jnp.asarray(part > 0), counted, convention=convention)
         measured.append(jax.tree.map(np.asarray, found))
     draws: dict[str, np.ndarray] = {
         key: np.stack([m[key] for m in measured]) for key in measured[0]
@@ -136,7 +141,7 @@ def _check(embeddings: EmbeddingSet, ood: Sequence[OodSet], convention: str) -> 
 
 @partial(jax.jit, static_argnames="convention")
 def _measure(
-    columns: Float[jax.Array, "columns images"],
+    columns: Float[jax.Array, "columns sets images"],
     is_anomaly: Bool[jax.Array, " images"],
     counted: Bool[jax.Array, "sets images"],
     *,
@@ -149,7 +154,7 @@ def _measure(
         low, high = auroc_interval(scores, is_anomaly, where=where)
         return {**found._asdict(), "low": low, "high": high}
 
-    return jax.vmap(jax.vmap(measure, in_axes=(None, 0)), in_axes=(0, None))(columns, counted)
+    return jax.vmap(jax.vmap(measure), in_axes=(0, None))(columns, counted)
 
 
 def _result(values: dict[str, np.ndarray], embeddings: EmbeddingSet, ood: OodSet) -> SplitResult:

@@ -150,6 +150,7 @@ def score_split(
             mcm_labels=arrays.mcm_labels[own],
         ),
         jnp.ones((1, len(own)), bool),
+        jnp.ones((1, len(counted)), bool),
         settings.weight,
         jax.random.key(settings.seed),
         choices._replace(num_classes=len(own)),
@@ -180,6 +181,7 @@ def _evaluate_draws(
         columns = score_splits(
             arrays._replace(train=arrays.train[chosen], train_labels=arrays.train_labels[chosen]),
             normal,
+            counted,
             weight,
             key,
             choices,

@@ -116,6 +116,7 @@ class _Inputs:
 def score_splits(
     a: Arrays,
     normal: Bool[jax.Array, "splits classes"],
+    counted: Bool[jax.Array, "splits test"],
     weight: Float[jax.Array, ""] | float,
     key: jax.Array,
     choices: Choices,
@@ -123,7 +124,7 @@ def score_splits(
     """Computes the score of every column of `columns_of` on all splits."""
     inputs = _Inputs(a, weight, key, choices)
     columns = [
-        _on_all_splits(score, n0, inputs, normal, len(a.test))
+        _on_all_splits(score, n0, inputs, normal, counted)
         for score, n0 in columns_of(choices.scores, choices.shrinkages)
     ]
     dtype = jnp.promote_types(jnp.float32, columns[0].dtype)
@@ -131,17 +132,25 @@ def score_splits(
 
 
 def _on_all_splits(
-    score: Score, n0: float, inputs: _Inputs, normal: Bool[jax.Array, "splits classes"], images: int
+    score: Score,
+    n0: float,
+    inputs: _Inputs,
+    normal: Bool[jax.Array, "splits classes"],
+    counted: Bool[jax.Array, "splits test"],
 ) -> Float[jax.Array, "splits test"]:
-    """Maps a score over the masks of the splits' normal classes."""
+    """Maps a score over the masks of the splits' normal classes and test images."""
+    images = counted.shape[1]
     fixed = {
         name: n0 if name == "shrinkage" else inputs[name]
         for name in score.needs
-        if name != "normal"
+        if name not in ("normal", "counted")
     }
 
-    def of_split(mask: Bool[jax.Array, " classes"]) -> Float[jax.Array, " test"]:
-        masked = {"normal": mask} if "normal" in score.needs else {}
+    def of_split(
+        mask: Bool[jax.Array, " classes"], in_test: Bool[jax.Array, " test"]
+    ) -> Float[jax.Array, " test"]:
+        of_mask = {"normal": mask, "counted": in_test}
+        masked = {name: value for name, value in of_mask.items() if name in score.needs}
         found = score.function(**fixed, **masked)
         if jnp.shape(found) != (images,):
             raise ValueError(
@@ -153,8 +162,8 @@ def _on_all_splits(
     # Shrinkage pools the variances over the normal classes of a split, so the splits share no intermediate
     # result. They are computed one after the other.
     if score.one_split_at_a_time or n0:
-        return lax.map(of_split, normal)
-    return block_map(of_split, normal, size=images * normal.shape[1])
+        return lax.map(lambda split: of_split(*split), (normal, counted))
+    return block_map(of_split, normal, counted, size=images * normal.shape[1])
 
 
 jitted_scores = jax.jit(score_splits, static_argnames="choices")

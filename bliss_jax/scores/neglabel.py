@@ -318,7 +318,8 @@ def _from_prepared(embeddings, prepared) -> jax.Array:
     return nan_unless_finite(score, embeddings)
 
 
-def _too_few_texts(facts: Facts) -> str | None:
+def too_few_texts(facts: Facts) -> str | None:
+    """Returns the reason why there are no negative labels, or None."""
     if int(NEGATIVE_FRACTION * facts.texts) >= 1:
         return None
     return (
@@ -335,7 +336,7 @@ SCORES = (
         default=True,
         order=12,
         one_split_at_a_time=True,
-        unavailable=_too_few_texts,
+        unavailable=too_few_texts,
         prepare=_prepare,
         from_prepared=_from_prepared,
     ),
@@ -346,7 +347,7 @@ SCORES = (
         order=24,
         one_split_at_a_time=True,
         settings={"negatives": "chosen by the normal images"},
-        unavailable=_too_few_texts,
+        unavailable=too_few_texts,
         prepare=_prepare_by_images,
         from_prepared=_from_prepared,
     ),

@@ -27,6 +27,7 @@ INPUTS = {
     "external": "external(x, c) without shrinkage [images, classes]",
     "nearest_images": "the largest cosines to the training images of each class [images, classes, neighbours]",
     "normal": "mask of the split's normal classes [classes]",
+    "counted": "mask of the split's test images, those of its normal and anomalous classes [images]",
     "key": "random key of the evaluation's seed",
     "num_classes": "number of classes",
     "k": "dictionary texts per image",
@@ -36,7 +37,7 @@ INPUTS = {
 }
 """Names of the parameters that a score's function may have, and the value that an evaluation passes for each."""
 
-OF_IMAGES = ("embeddings", "internal", "external", "nearest_images")
+OF_IMAGES = ("embeddings", "internal", "external", "nearest_images", "counted")
 """Inputs that depend on the test images."""
 
 
@@ -73,6 +74,10 @@ class Score:
     one_split_at_a_time: bool = False
     """Whether splits are mapped over one after the other, because their temporaries are large. By default several
     splits are computed together (`vmap`), and results that do not depend on the mask are computed once."""
+    transductive: bool = False
+    """Whether the score of an image depends on the other images. Its input `counted` then marks the images that it may
+    adapt to; a function with this input is always transductive. Detectors refuse such scores, because conformal
+    p-values and thresholds are not valid for them."""
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further settings of the function, for the results; JSON values."""
     unavailable: Callable[[Facts], str | None] | None = None
@@ -96,6 +101,7 @@ class Score:
             self._check("prepare", self.prepare, [n for n in INPUTS if n not in OF_IMAGES])
             self._check("from_prepared", self.from_prepared, ["prepared", *INPUTS])
         object.__setattr__(self, "label", self.label or self.name)
+        object.__setattr__(self, "transductive", self.transductive or "counted" in self.needs)
 
     def _check(self, field: str, function: Any, inputs: Collection[str]) -> None:
         """Raises ValueError if a function is not callable, or requires a parameter that is not one of the inputs."""

@@ -218,6 +218,21 @@ def test_a_score_that_needs_images_is_refused_without_any(problem):
     assert not needs_images(score_table()["max_cosine"])
 
 
+@pytest.mark.parametrize(
+    "score",
+    [
+        "bliss_proxies",
+        bj.Score("own", margin_score, transductive=True),
+        lambda embeddings, counted: embeddings[:, 0],
+    ],
+)
+def test_a_score_that_adapts_to_the_images_is_refused(problem, score):
+    with pytest.raises(ValueError, match="p-values and thresholds are not valid for it"):
+        problem.fit(score=score)
+    with pytest.raises(ValueError, match="depends on the other images"):
+        problem.fit().with_score(score)
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_few_images_per_class_are_enough(problem, images):
     rows = np.arange(3 * images)

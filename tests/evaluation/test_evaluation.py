@@ -17,7 +17,7 @@ from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
 from bliss_jax.evaluation import Settings, default_scores, evaluate, score_split, training_rows
 from bliss_jax.evaluation import runner as evaluation
 from bliss_jax.evaluation.results import to_csv, to_json
-from bliss_jax.scores import neglabel_score
+from bliss_jax.scores import Score, neglabel_score
 
 C, D, M = 5, 24, 120
 PROTOCOL = Protocol(
@@ -164,6 +164,23 @@ def test_score_split_returns_the_scores_behind_the_aurocs(embeddings, evaluated)
     for row, score in zip(rows, of_images.scores.values(), strict=True):
         expected = roc_auc_score(of_images.is_anomaly, score)
         assert row.splits[1].auroc == pytest.approx(expected, abs=2e-3), row.score
+
+
+def test_a_score_that_adapts_to_the_images_sees_those_of_its_split(embeddings):
+    """Images of classes that are neither normal nor anomalous do not count."""
+
+    def distance(embeddings, counted):
+        return abs(embeddings[:, 0] - jax.numpy.mean(embeddings[:, 0], where=counted))
+
+    score = Score("distance", distance, transductive=True)
+    found = evaluate(embeddings, PROTOCOL, Settings(scores=(score,))).rows[0]
+    for split, result in zip(PROTOCOL.splits, found.splits, strict=True):
+        in_test, anomalous = in_split(embeddings, split)
+        x, is_anomaly = embeddings.test_embeddings[in_test], anomalous[in_test]
+        expected = abs(x[:, 0] - x[:, 0].mean())
+        assert result.auroc == pytest.approx(roc_auc_score(is_anomaly, expected), abs=1e-5)
+        by_image = score_split(embeddings, split, Settings(scores=(score,))).scores["distance"]
+        np.testing.assert_allclose(by_image, expected, atol=1e-6)
 
 
 @pytest.mark.parity

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -72,6 +73,27 @@ def test_metrics_are_those_of_the_pure_functions_on_each_set(problem, convention
             np.testing.assert_allclose(values, expected, atol=2e-5)
             assert (split.name, split.group) == (ood.name, ood.group)
             assert split.interval[0] <= split.auroc <= split.interval[1]
+
+
+def test_a_score_that_adapts_to_the_images_sees_one_set_at_a_time(problem):
+    embeddings, sets = problem
+
+    def surprise(embeddings, counted):
+        """Distance from the mean of the images that count."""
+        mean = jnp.mean(embeddings, axis=0, where=counted[:, None])
+        return ((embeddings - mean[None, :]) ** 2).sum(axis=1)
+
+    scores = bj.Score("surprise", surprise, transductive=True), "max_cosine"
+    found = bj.evaluate_ood(embeddings, sets, Settings(scores=scores))
+    x = embeddings.test_embeddings
+    for row in found.rows:
+        for split, ood in zip(row.splits, sets, strict=True):
+            both = np.concatenate([x, ood.embeddings])
+            own = surprise(both, np.ones(len(both), bool))
+            if row.score == "max_cosine":
+                own = scores_of(embeddings, both)["max_cosine"]
+            expected = bj.auroc(own, np.arange(len(both)) >= len(x))
+            assert split.auroc == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_groups_have_means_and_each_metric_a_table_with_a_column_per_set(evaluated):

@@ -10,7 +10,7 @@ from clusters import clusters
 
 from bliss_jax.embedding import save_embeddings
 from bliss_jax.scores import score_table
-from experiments.methods import compare, few_images
+from experiments.methods import compare, few_images, test_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,3 +58,19 @@ def test_the_few_shot_table_has_a_row_for_every_prior(tmp_path, monkeypatch):
     headings, _, *rows = [line for line in result.output.splitlines() if line.startswith("| ")]
     assert headings == "| score | 1 | 2 |"
     assert len(rows) == 2 + len(few_images.PRIORS)
+
+
+@pytest.mark.slow
+def test_the_table_of_adapting_scores_has_a_row_for_every_setting(tmp_path, monkeypatch):
+    file = tmp_path / "clusters.npz"
+    save_embeddings(clusters(), file)
+    arguments = ["--embeddings", str(file), "--output", str(tmp_path / "out"), "--quick"]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "experiments/methods/test_time.py"), *arguments])
+    monkeypatch.setattr(test_time, "HIGHS", (1.5,))
+    monkeypatch.setattr(test_time, "QUEUES", ((0.1, 0.2),))
+    monkeypatch.setattr(test_time, "BATCHES", (32,))
+    result = CliRunner().invoke(test_time.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rows = [line.split(" | ") for line in result.output.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 2 * (1 + len(test_time.WEIGHTS) + 4)
+    assert all(0 <= float(row[1]) <= 100 for row in rows)

@@ -21,6 +21,7 @@ from bliss_jax.scores import (
     negative_labels,
     neglabel_score,
     rmd_score,
+    vim_score,
     z_energy_score,
 )
 
@@ -46,6 +47,7 @@ CLOSED_FORMS = {
     "mcm": -softmax(S, axis=1).max(axis=1),
     "energy": -0.01 * logsumexp(100 * S, axis=1),
     "entropy": entropy(softmax(100 * S, axis=1), axis=1),
+    "softmax_variance": -softmax(S, axis=1).var(axis=1),
 }
 
 EVERY_SCORE = {
@@ -59,6 +61,7 @@ EVERY_SCORE = {
         nearest_of_class(x, TRAIN, TRAIN_LABELS, 5, num_classes=C), normal=mask
     ),
     "neglabel": lambda x, mask: neglabel_score(x, LABELS, LEXICON, KEY, normal=mask),
+    "vim": lambda x, mask: vim_score(x, LABELS, TRAIN, normal=mask, where=mask[TRAIN_LABELS]),
     "neglabel_images": lambda x, mask: neglabel_score(
         x, LABELS, LEXICON, KEY, moments=MOMENTS, normal=mask
     ),
@@ -122,6 +125,22 @@ def test_rmd_is_the_difference_of_two_squared_distances():
 def test_the_relative_distance_of_a_single_class_is_zero():
     got = rmd_score(X, MOMENTS, normal=np.arange(C) == 1)
     np.testing.assert_allclose(got, 0, atol=2e-3)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("principal", "images"), [(None, 200), (3, 200), (None, 6)])
+def test_vim_agrees_with_its_equation(principal, images):
+    """With 6 images of 12 dimensions, the principal subspace has 3 dimensions, half as many as images."""
+    where = np.isin(TRAIN_LABELS, NORMAL) & (np.cumsum(np.isin(TRAIN_LABELS, NORMAL)) <= images)
+    y = TRAIN[where].astype(np.float64)
+    _, vectors = np.linalg.eigh(y.T @ y)
+    kept = D - min(principal or D // 2, len(y) // 2)
+    residual = lambda x: np.linalg.norm(x @ vectors[:, :kept], axis=1)
+    logits = lambda x: 100 * x @ LABELS[NORMAL].astype(np.float64).T
+    alpha = logits(y).max(axis=1).sum() / residual(y).sum()
+    expected = alpha * residual(X.astype(np.float64)) - logsumexp(logits(X), axis=1)
+    got = vim_score(X, LABELS, TRAIN, normal=MASK, where=where, principal=principal)
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parity
@@ -245,7 +264,7 @@ def test_labels_of_classes_that_are_not_normal_are_ignored(name):
     )
 
 
-@pytest.mark.parametrize("name", ["msp", "mcm", "entropy"])
+@pytest.mark.parametrize("name", ["msp", "mcm", "entropy", "softmax_variance"])
 def test_softmax_scores_are_constant_with_one_normal_class(name):
     assert np.ptp(EVERY_SCORE[name](X, np.arange(C) == 1)) == 0
 
@@ -281,6 +300,14 @@ def test_half_precision_inputs_give_float32_scores(name):
         ),
         (lambda: clip_ad_score(X, LABELS, SOMETHING[None]), r"expected one \[dim\] vector"),
         (lambda: mahalanobis_score(X, MOMENTS, ridge=-1.0), "ridge: expected a finite number >= 0"),
+        (
+            lambda: vim_score(X, LABELS, TRAIN, principal=D),
+            r"principal: expected an integer in 1\.\.11",
+        ),
+        (
+            lambda: vim_score(X, LABELS, TRAIN, where=np.zeros(200, bool)),
+            "expected at least one image that counts",
+        ),
         (
             lambda: knn_score(X, TRAIN, 201),
             r"k: expected an integer in 1..200 \(the normal images\)",

@@ -77,6 +77,8 @@ FUNCTIONS: dict[str, Callable[[Any, Context], Any]] = {
         x, c.labels, c.texts, jax.random.key(KEY), moments=c.moments
     ),
     "rmd": lambda x, c: bj.rmd_score(x, c.moments),
+    "softmax_variance": lambda x, c: bj.softmax_variance_score(x, c.labels),
+    "vim": lambda x, c: bj.vim_score(x, c.labels, c.bank),
     "z_energy": lambda x, c: bj.z_energy_score(x, c.labels, c.moments),
     "text_prior_bliss": lambda x, c: bj.text_prior_bliss_score(x, c.labels, c.texts, c.moments),
     "text_bliss": lambda x, c: bj.text_bliss_score(x, c.labels, c.texts),
@@ -105,6 +107,8 @@ ADDED = (
     "eoe",
     "rmd",
     "z_energy",
+    "softmax_variance",
+    "vim",
 )
 every_score = pytest.mark.parametrize(
     "name",

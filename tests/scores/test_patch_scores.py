@@ -122,6 +122,56 @@ def test_gl_mcm_adds_the_best_patch_to_mcm(problem, temperature):
     np.testing.assert_allclose(jitted(*arrays), expected, rtol=1e-5)
 
 
+def log_softmax_by_hand(x, patches, labels, gamma, temperature):
+    """log p(x) of DPM in float64, image by image."""
+    found = []
+    for image, own in zip(x.astype(np.float64), patches.astype(np.float64), strict=True):
+        local = own @ labels.T
+        weights = np.exp(local - local.max(axis=0))
+        gathered = ((weights / weights.sum(axis=0)) * local).sum(axis=0)
+        logits = (labels @ image + gamma * gathered) / temperature
+        found.append(logits - np.log(np.exp(logits).sum()))
+    return np.array(found)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("weight", "gamma", "temperature"), [(1.0, 0.1, 1.0), (0.5, 2.0, 0.1)])
+def test_dpm_agrees_with_its_equations(problem, weight, gamma, temperature):
+    normal = np.flatnonzero(MASK)
+    labels = problem["labels"][MASK].astype(np.float64)
+    log_p = log_softmax_by_hand(problem["x"], problem["patches"], labels, gamma, temperature)
+    own = log_softmax_by_hand(problem["train"][:, 0], problem["train"], labels, gamma, temperature)
+    patterns = np.array([np.exp(own[problem["classes"] == c]).mean(axis=0) for c in normal])
+    divergence = (np.exp(log_p)[:, None] * (log_p[:, None] - np.log(patterns)[None])).sum(axis=2)
+    expected = -np.exp(log_p).max(axis=1) + weight * divergence.min(axis=1)
+    options = {"normal": MASK, "patch_weight": gamma, "temperature": temperature}
+    fitted = bj.fit_visual_patterns(
+        problem["train"][:, 0], problem["train"], problem["labels"], problem["classes"], **options
+    )
+    np.testing.assert_allclose(fitted[np.ix_(normal, normal)], patterns, rtol=1e-5)
+    arrays = problem["x"], problem["patches"], problem["labels"], fitted
+    found = bj.dpm_score(*arrays, weight=weight, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    jitted = jax.jit(lambda *a: bj.dpm_score(*a, weight=weight, **options))
+    np.testing.assert_allclose(jitted(*arrays), found, rtol=1e-5)
+    slope = jax.grad(lambda x: bj.dpm_score(x, *arrays[1:], weight=weight, **options).sum())(
+        jnp.asarray(arrays[0])
+    )
+    assert np.isfinite(slope).all()
+    assert bj.dpm_score(*(a[:0] for a in arrays[:2]), *arrays[2:], **options).shape == (0,)
+
+
+def test_a_class_without_images_has_no_visual_pattern(problem):
+    arrays = problem["train"][:, 0], problem["train"], problem["labels"]
+    classes = np.where(problem["classes"] == 1, 0, problem["classes"])
+    patterns = bj.fit_visual_patterns(*arrays, classes)
+    assert np.isnan(patterns[1]).all()
+    assert np.isnan(bj.dpm_score(problem["x"], problem["patches"], arrays[2], patterns)).all()
+    masked = bj.fit_visual_patterns(*arrays, classes, normal=MASK)
+    found = bj.dpm_score(problem["x"], problem["patches"], arrays[2], masked, normal=MASK)
+    assert np.isfinite(found).all()
+
+
 def test_an_image_more_lowers_no_score_of_the_others_and_none_gives_none(problem):
     arrays = problem["x"], problem["patches"], problem["labels"]
     both = bj.gl_mcm_score(*arrays)
@@ -134,6 +184,11 @@ def test_an_image_more_lowers_no_score_of_the_others_and_none_gives_none(problem
 def test_patches_of_other_shapes_are_refused(problem):
     with pytest.raises(ValueError, match="patches of 4 images, got \\[3, 6\\]"):
         bj.gl_mcm_score(problem["x"], problem["patches"][:3], problem["labels"])
+    patterns = jnp.ones((C, C))
+    with pytest.raises(ValueError, match="patches of 4 images, got \\[3, 6\\]"):
+        bj.dpm_score(problem["x"], problem["patches"][:3], problem["labels"], patterns)
+    with pytest.raises(ValueError, match="patterns: expected a floating \\[3, 3\\] array"):
+        bj.dpm_score(problem["x"], problem["patches"], problem["labels"], patterns[:2])
     for wrong in (problem["patches"][0], jnp.zeros((2, 0, D))):
         with pytest.raises(ValueError, match="expected \\[images, patches, dim\\]"):
             bj.fit_patch_moments(wrong, np.zeros(2, int), num_classes=1)
