@@ -47,7 +47,7 @@ def detector_scores(
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     first: dict[str, float] = {}
     for name, record in score_table().items():
-        if name in LEFT_OUT:
+        if name in LEFT_OUT or record.transductive:
             continue
         detector = fitted.with_score(name)
         calls[name, "prepared"] = lambda detector=detector: detector.score(x)

@@ -29,6 +29,12 @@ _OF_FIT = frozenset(
     ("moments", "internal", "external", "train_embeddings", "train_labels", "nearest_images")
 )
 
+TRANSDUCTIVE = (
+    "it depends on the other images that are scored, so conformal p-values and thresholds are not valid for it; choose "
+    "another score, or call its functions on batches or streams (bliss_jax.update_proxies, update_ood_queue, ...)"
+)
+"""Reason why a detector does not compute a transductive score."""
+
 ScoreLike = str | Score | Callable[..., Any]
 """A score of the library by its name, a record, or a function whose parameters are names of `INPUTS`."""
 
@@ -46,11 +52,7 @@ def record_of(score: ScoreLike, *, images: bool = True) -> Score:
     """
     record = as_score(score)
     if record.transductive:
-        raise ValueError(
-            f"score: {record.name!r} cannot be computed by a detector: it depends on the other images that are scored, "
-            "so conformal p-values and thresholds are not valid for it; choose another score, or call its functions "
-            "on batches or streams (bliss_jax.update_proxies, update_ood_queue, ...)"
-        )
+        raise ValueError(f"score: {record.name!r} cannot be computed: {TRANSDUCTIVE}")
     if not images and needs_images(record):
         known = (
             name
@@ -136,6 +138,8 @@ def check_score(record: Score, state: "DetectorState") -> None:
 
 def why_not(record: Score, state: "DetectorState") -> str | None:
     """Returns the reason why a score cannot be computed from the state of a detector, or None."""
+    if record.transductive:
+        return TRANSDUCTIVE
     count = np.asarray(state.moments.count)
     if needs_images(record) and not count.any():
         return "it needs normal images, and the detector was fitted without any"

@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array
-from bliss_jax.detection.chosen_score import BLISS
+from bliss_jax.detection.chosen_score import BLISS, TRANSDUCTIVE
 from bliss_jax.detection.prepared_score import PreparedScore, prepare_score, score_embeddings
 from bliss_jax.scores import (
     ClassMoments,
@@ -143,10 +143,12 @@ class BlissOutlierDetector(OutlierMixin, BaseEstimator):
             ValueError: X or the texts are not finite matrices of one dimension, or have a row of zeros; y
                 has another length, is not of integers or is out of range; y is None and there are several
                 labels; there is no normal row; k > texts; the mean of a class without a label is zero; or the
-                score is unknown, or needs texts or images that are missing.
+                score is unknown, depends on the other rows, or needs texts or images that are missing.
             sklearn.utils._param_validation.InvalidParameterError: A parameter is out of range (a ValueError).
         """
         record = as_score(self.anomaly_score)
+        if record.transductive:
+            raise ValueError(f"anomaly_score: {record.name!r} cannot be computed: {TRANSDUCTIVE}")
         if y is None:
             X = validate_data(self, X, dtype=_FLOATS)  # noqa: N806
         else:

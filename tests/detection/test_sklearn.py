@@ -466,3 +466,8 @@ def test_grid_search_on_clip_embeddings_prefers_the_external_part(shared):
     internal, bliss = search.cv_results_["mean_test_score"]
     assert bliss > internal > 0.85
     assert search.best_params_ == {"weight": 0.5}
+
+
+def test_a_score_that_adapts_to_the_rows_is_refused():
+    with pytest.raises(ValueError, match="'oodd' cannot be computed: it depends on the other"):
+        bj.BlissOutlierDetector(anomaly_score="oodd").fit(np.eye(4))
