@@ -1,6 +1,7 @@
 """Tests of the comparison of rules that choose settings from normal images."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from clusters import clusters
 
 from bliss_jax.datasets import load_protocol
 from bliss_jax.embedding import save_embeddings
-from experiments.tuning import compare
+from experiments.tuning import compare, texts
 
 ROOT = Path(__file__).parents[2]
 SHAPE = len(compare.WEIGHTS), len(compare.SHRINKAGES), len(compare.KS)
@@ -67,3 +68,17 @@ def test_the_table_has_a_row_for_every_rule(tmp_path, monkeypatch):
     assert all(float(rows[2 + place][2]) == 0 for place in (1, 2, 3)), (
         "one class has nothing to leave out"
     )
+
+
+@pytest.mark.slow
+def test_texts_that_are_unrelated_to_the_images_have_a_smaller_estimate():
+    e = clusters()
+    labels = np.stack([e.train_embeddings[e.train_labels == c].mean(axis=0) for c in range(6)])
+    labels /= np.linalg.norm(labels, axis=1, keepdims=True)
+    others = np.roll(labels, 3, axis=0)
+    protocol = load_protocol("leave-one-out", dataset="mine", num_classes=6)
+    protocol = compare.some_splits(protocol, 2)
+    sets = [replace(e, label_embeddings=rows.astype(np.float32)) for rows in (labels, others)]
+    found = texts.of_protocol(sets, protocol)
+    assert {name: array.shape for name, array in found.items()} == dict.fromkeys(found, (2, 2))
+    assert (found["estimates"][0] > found["estimates"][1]).all()
