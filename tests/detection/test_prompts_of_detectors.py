@@ -91,6 +91,7 @@ def test_an_ensemble_has_format_3_and_a_wrong_type_of_prompt_is_refused(detector
         assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_another_score_is_saved_and_loaded():
     detector = Problem().fit(prompt="clip-7", score="knn")
     loaded = decode_detector(encode_detector(detector), "det")
