@@ -16,7 +16,7 @@ this is needed.
 
 import warnings
 from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -420,29 +420,17 @@ Specs = Any
 
 
 def compiled(
-    *,
-    static: tuple[str, ...],
-    out: Callable[..., Specs],
-    compiler_options: Callable[[], dict[str, Any] | None] = lambda: None,
+    *, static: tuple[str, ...], out: Callable[..., Specs]
 ) -> Callable[[Callable], Callable]:
     """Returns a decorator that jits a function and runs it in automatic mode on explicit meshes.
 
     Args:
         static: Names of the keyword arguments that are static.
         out: Takes the function's array arguments and returns the `PartitionSpec`s of its result.
-        compiler_options: Returns the options of `jax.jit` for calls that run at once. JAX has no options for a part
-            of a program, so calls inside another jitted function, and transformed calls, are without them.
     """
 
     def decorate(function: Callable) -> Callable:
         jitted = jax.jit(function, static_argnames=static)
-
-        @cache
-        def alone() -> Callable:
-            options = compiler_options()
-            if options is None:
-                return jitted
-            return jax.jit(function, static_argnames=static, compiler_options=options)
 
         @partial(jax.jit, static_argnames=("options", "mesh", "specs"))
         def automatic(arrays: tuple, options: tuple, mesh: AbstractMesh, specs: Specs) -> Any:
@@ -459,23 +447,12 @@ def compiled(
         def call(*arrays: Any, **options: Any) -> Any:
             mesh = explicit_mesh(arrays)
             if mesh is None:
-                program = alone()
-                if program is not jitted and not runs_at_once(arrays):
-                    program = jitted
-                return program(*arrays, **options)
+                return jitted(*arrays, **options)
             return automatic(arrays, tuple(options.items()), mesh, out(*arrays))
 
         return call
 
     return decorate
-
-
-def runs_at_once(arrays: Any) -> bool:
-    """Returns whether a call runs at once, i.e. is neither transformed nor a part of a larger program."""
-    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(arrays)):
-        return False
-    # Inside `jax.jit` even the result of an operation without arguments is traced.
-    return is_concrete(jnp.zeros(()))
 
 
 def rows(array: Any) -> PartitionSpec:

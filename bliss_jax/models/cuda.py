@@ -8,7 +8,7 @@ the same program on a CPU computes the definition.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Float
+
+from bliss_jax._checks import explicit_mesh, is_concrete
 
 _AMPERE = 8.0
 """Compute capability of the first GPUs for which cuDNN has an attention that keeps no table of logits."""
@@ -67,6 +69,42 @@ def compiler_options() -> dict[str, Any] | None:
     except RuntimeError:
         return None
     return _BIAS_IN_PRODUCT
+
+
+def with_compiler_options(
+    compiled: Callable[[Callable], Callable],
+) -> Callable[[Callable], Callable]:
+    """Returns a decorator that adds the options of `compiler_options` to calls that run at once.
+
+    JAX has no options for a part of a program, so calls inside another jitted function, and transformed calls, are
+    those of `compiled`, which is a decorator too.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        composed = compiled(function)
+
+        @cache
+        def alone(options: tuple[tuple[str, Any], ...]) -> Callable:
+            return jax.jit(function, compiler_options=dict(options))
+
+        @wraps(function)
+        def call(*arrays: Any) -> Any:
+            options = compiler_options()
+            if options is None or not _runs_at_once(arrays) or explicit_mesh(arrays) is not None:
+                return composed(*arrays)
+            return alone(tuple(options.items()))(*arrays)
+
+        return call
+
+    return decorate
+
+
+def _runs_at_once(arrays: Any) -> bool:
+    """Returns whether a call runs at once, i.e. is neither transformed nor a part of a larger program."""
+    if not all(is_concrete(leaf) for leaf in jax.tree.leaves(arrays)):
+        return False
+    # Inside `jax.jit` even the result of an operation without arguments is traced.
+    return is_concrete(jnp.zeros(()))
 
 
 def on_cuda(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from bliss_jax import _checks
 from bliss_jax._checks import Array, compiled, rows
-from bliss_jax.models.cuda import compiler_options
+from bliss_jax.models.cuda import with_compiler_options
 from bliss_jax.models.families import ModelConfig
 from bliss_jax.models.naflex import NaflexConfig, Patches
 from bliss_jax.models.weights import Params
@@ -207,7 +207,7 @@ def _rows_of_images(config: ModelConfig, params: Params, pixels: Any) -> Any:
     return rows(jax.tree.leaves(pixels)[0])
 
 
-@compiled(static=(), out=_rows_of_images, compiler_options=compiler_options)
+@with_compiler_options(compiled(static=(), out=_rows_of_images))
 def _encode_image(config: ModelConfig, params: Params, pixels: Any) -> jax.Array:
     return apply_module(params, config, "encode_image", pixels)
 

@@ -103,10 +103,11 @@ def test_the_compiler_has_no_options_without_a_gpu():
     assert cuda.compiler_options() is None
 
 
-def test_compiler_options_apply_to_calls_that_run_at_once():
+def test_compiler_options_apply_to_calls_that_run_at_once(monkeypatch):
     """XLA refuses an unknown option, which shows where the options arrive."""
+    monkeypatch.setattr(cuda, "compiler_options", lambda: {"unknown_option": True})
 
-    @compiled(static=(), out=rows, compiler_options=lambda: {"unknown_option": True})
+    @cuda.with_compiler_options(compiled(static=(), out=rows))
     def double(x):
         return 2 * x
 

@@ -462,7 +462,9 @@ def test_blocks_of_classes_do_not_change_the_score(problem, shrinkage):
 @pytest.mark.parametrize(
     ("images", "texts", "classes", "dim", "k", "chunk_size"),
     [
-        (10_000, 1_860, 10, 512, 10, 4096),
+        (10_000, 1_860, 100, 512, 10, 4096),
+        pytest.param(10_000, 1_860, 10, 512, 10, 4096, marks=pytest.mark.slow),
+        pytest.param(10_000, 1_860, 1_000, 512, 10, 4096, marks=pytest.mark.slow),
         pytest.param(10_000, 80_000, 10, 512, 10, 4096, marks=pytest.mark.slow),
         pytest.param(10_000, 1_000_000, 10, 512, 10, 4096, marks=pytest.mark.slow),
         pytest.param(1_000, 80_000, 1_000, 512, 10, 4096, marks=pytest.mark.slow),
