@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import random_embeddings, unit
 from scipy.special import logsumexp, softmax
 
@@ -166,6 +167,18 @@ def test_updates_compose_with_jit_vmap_and_grad_and_spare_other_images_of_nan(na
     without = update(np.delete(X, 3, axis=0))
     np.testing.assert_allclose(np.delete(with_nan, 3), without, rtol=1e-4, atol=1e-5)
     assert update(X[:0]).shape == (0,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", UPDATES)
+def test_sharded_images_have_the_scores_of_one_device(name, kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    x = jax.device_put(X[:48], NamedSharding(mesh, PartitionSpec("data")))
+    expected = UPDATES[name](X[:48])
+    np.testing.assert_allclose(jax.jit(UPDATES[name])(x), expected, rtol=1e-4, atol=1e-5)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(UPDATES[name](x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from reference import random_embeddings, unit
 from scipy.special import expit, logsumexp, softmax
 from scipy.stats import entropy
@@ -207,6 +208,18 @@ def test_updates_compose_with_jit_vmap_and_grad_and_spare_other_images_of_nan(na
     assert np.isnan(with_nan).sum() == 1
     assert np.isnan(with_nan[3])
     assert update(X[:0], STATIC[:0]).shape == (0,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", UPDATES)
+def test_sharded_images_have_the_scores_of_one_device(name, kind):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    x, static = (jax.device_put(a, NamedSharding(mesh, PartitionSpec("data"))) for a in (X, STATIC))
+    expected = UPDATES[name](X, STATIC)
+    np.testing.assert_allclose(jax.jit(UPDATES[name])(x, static), expected, rtol=1e-4, atol=1e-5)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(UPDATES[name](x, static), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_stream_without_images_returns_the_state():
