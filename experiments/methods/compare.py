@@ -6,7 +6,8 @@
 The table contains AUROC x 100 for each protocol as the mean over splits and halves, the mean over the protocols, and
 the difference of that mean to BLISS. The 95 % interval of the difference is from a bootstrap that draws the splits of
 each protocol and the halves with replacement; both scores use the same splits and halves. All settings are the
-defaults of the scores, which are those of their sources.
+defaults of the scores, which are those of their sources. The settings of the scores that adapt BLISS to the test images
+were chosen on validation renders of `glyphs` (`test_time.py`).
 """
 
 from collections.abc import Sequence
