@@ -18,6 +18,9 @@ from bliss_jax.embedding import EmbeddingSet
 from bliss_jax.evaluation.settings import Settings
 from bliss_jax.scores import Facts, Score, block_map
 
+_SHRUNK = 2**25
+"""Approximate number of statistics of texts in a block of splits, for scores with shrinkage: 134 MB."""
+
 
 class Choices(NamedTuple):
     """Static arguments of the jitted evaluation."""
@@ -159,11 +162,28 @@ def _on_all_splits(
             )
         return jnp.asarray(found)
 
-    # Shrinkage pools the variances over the normal classes of a split, so the splits share no intermediate
-    # result. They are computed one after the other.
-    if score.one_split_at_a_time or n0:
+    if score.one_split_at_a_time:
         return lax.map(lambda split: of_split(*split), (normal, counted))
+    if n0:
+        # Shrinkage pools the variances over the normal classes of a split. The nearest texts and the variances before
+        # pooling are computed once for the splits of a block, but each split has a table of its own.
+        size = 2 * normal.shape[1] * (images + len(inputs["dictionary_embeddings"]))
+        return _in_equal_blocks(of_split, normal, counted, rows=max(1, _SHRUNK // size))
     return block_map(of_split, normal, counted, size=images * normal.shape[1])
+
+
+def _in_equal_blocks(
+    function: Callable[..., jax.Array], *masks: Bool[jax.Array, "splits _"], rows: int
+) -> Float[jax.Array, "splits test"]:
+    """Computes `vmap(function)(*masks)` in blocks of at most `rows` splits.
+
+    The last split is repeated until all blocks are equal, because another size would be compiled separately.
+    """
+    splits = len(masks[0])
+    blocks = -(-splits // rows)
+    size = -(-splits // blocks)
+    masks = tuple(jnp.pad(m, ((0, blocks * size - splits), (0, 0)), mode="edge") for m in masks)
+    return lax.map(lambda split: function(*split), masks, batch_size=size)[:splits]
 
 
 jitted_scores = jax.jit(score_splits, static_argnames="choices")

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -14,7 +15,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bliss_jax.datasets import Protocol, Split
 from bliss_jax.embedding import EmbeddingSet, load_embeddings, save_embeddings
-from bliss_jax.evaluation import Settings, default_scores, evaluate, score_split, training_rows
+from bliss_jax.evaluation import (
+    Settings,
+    default_scores,
+    evaluate,
+    score_split,
+    score_table,
+    training_rows,
+)
 from bliss_jax.evaluation import runner as evaluation
 from bliss_jax.evaluation.results import to_csv, to_json
 from bliss_jax.scores import Score, neglabel_score
@@ -418,3 +426,15 @@ def test_files_that_are_not_archives_are_rejected_with_their_name(tmp_path, cont
     (tmp_path / "broken.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.npz: not an \.npz file"):
         load_embeddings(tmp_path / "broken.npz")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 20])
+def test_blocks_of_splits_do_not_change_the_scores(rows):
+    masks = np.random.default_rng(0).random((7, 5)) < 0.5
+    counted = np.random.default_rng(1).random((7, 4)) < 0.5
+
+    def score(normal, counted):
+        return normal.sum(dtype=jnp.float32) + jnp.where(counted, 10.0, 0.0)
+
+    found = score_table._in_equal_blocks(score, jnp.asarray(masks), jnp.asarray(counted), rows=rows)
+    np.testing.assert_array_equal(found, masks.sum(axis=1)[:, None] + 10 * counted)
