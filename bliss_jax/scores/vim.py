@@ -15,7 +15,7 @@ residual would be 0 otherwise; this limit is an addition of this library. The lo
 Source: Wang, Li, Feng, Zhang, "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022, section 4.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,25 +97,65 @@ def _vim(
     principal: int,
     precision: Precision,
 ) -> jax.Array:
-    dtype = _checks.accumulation_dtype(x, labels, bank)
+    fitted = _fit(
+        labels, bank, counted, mask, temperature,
+        dtype=_checks.accumulation_dtype(x, labels, bank), principal=principal, precision=precision,
+    )  # fmt: skip
+    return _score(x, fitted, temperature, precision)
+
+
+class Residual(NamedTuple):
+    """Everything in the score that does not depend on images; a pytree."""
+
+    labels: Float[jax.Array, "*mapped classes dim"]
+    directions: Float[jax.Array, "*mapped dim dim"]
+    """Eigenvectors in which the normal images vary least, as columns; 0 for the principal subspace."""
+    alpha: Float[jax.Array, "*mapped"]
+    normal: Bool[jax.Array, "*mapped classes"]
+    """Mask of the normal classes."""
+
+
+def _fit(
+    labels: jax.Array,
+    bank: jax.Array,
+    counted: jax.Array,
+    mask: jax.Array,
+    temperature: Any,
+    *,
+    dtype: Any,
+    principal: int,
+    precision: Precision,
+) -> Residual:
     images = jnp.where(counted[:, None], bank.astype(dtype), 0)
     number = counted.sum()
     second = jnp.matmul(images.T, images, precision=lax.Precision.HIGHEST)
     second = second / jnp.maximum(number, 1).astype(dtype)
     _, vectors = jnp.linalg.eigh(second)  # ascending eigenvalues
     kept = jnp.arange(len(vectors)) < len(vectors) - jnp.minimum(principal, number // 2)
-    residual = jnp.where(kept[None, :], vectors, 0)
-
-    def length(vectors: jax.Array) -> jax.Array:
-        squared = jnp.sum(jnp.matmul(vectors.astype(dtype), residual, precision=precision) ** 2, 1)
-        # The gradient of the root is infinite at 0.
-        return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-
+    directions = jnp.where(kept[None, :], vectors, 0)
     largest = label_logits(bank, labels, mask, temperature, precision).max(axis=1).astype(dtype)
-    of_bank = jnp.sum(jnp.where(counted, length(bank), 0))
+    of_bank = jnp.sum(jnp.where(counted, _length(bank, directions, precision), 0))
     alpha = jnp.sum(jnp.where(counted, largest, 0)) / jnp.maximum(of_bank, jnp.finfo(dtype).tiny)
-    energy = jax.nn.logsumexp(label_logits(x, labels, mask, temperature, precision), axis=1)
-    return nan_unless_finite(alpha * length(x) - energy.astype(dtype), x)
+    return Residual(labels, directions, alpha, mask)
+
+
+def _length(
+    vectors: Float[jax.Array, "rows dim"],
+    directions: Float[jax.Array, "dim dim"],
+    precision: Precision,
+) -> Float[jax.Array, " rows"]:
+    """Returns r of each row."""
+    projected = jnp.matmul(vectors.astype(directions.dtype), directions, precision=precision)
+    squared = jnp.sum(projected**2, axis=1)
+    # The gradient of the root is infinite at 0.
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def _score(x: jax.Array, fitted: Residual, temperature: Any, precision: Precision) -> jax.Array:
+    logits = label_logits(x, fitted.labels, fitted.normal, temperature, precision)
+    energy = jax.nn.logsumexp(logits, axis=1).astype(fitted.directions.dtype)
+    length = _length(x, fitted.directions, precision)
+    return nan_unless_finite(fitted.alpha * length - energy, x)
 
 
 def _of_split(embeddings, label_embeddings, train_embeddings, train_labels, normal) -> jax.Array:
@@ -123,4 +163,24 @@ def _of_split(embeddings, label_embeddings, train_embeddings, train_labels, norm
     return vim_score(embeddings, label_embeddings, train_embeddings, normal=normal, where=where)
 
 
-SCORE = Score("vim", _of_split, source="Wang et al., CVPR 2022", order=29, one_split_at_a_time=True)
+def _prepare(label_embeddings, train_embeddings, train_labels, normal) -> Residual:
+    return _fit(
+        label_embeddings, train_embeddings, normal[train_labels], normal, CLIP_TEMPERATURE,
+        dtype=_checks.accumulation_dtype(label_embeddings, train_embeddings),
+        principal=train_embeddings.shape[1] // 2, precision=HIGHEST,
+    )  # fmt: skip
+
+
+def _from_prepared(embeddings, prepared) -> jax.Array:
+    return _score(embeddings, prepared, CLIP_TEMPERATURE, HIGHEST)
+
+
+SCORE = Score(
+    "vim",
+    _of_split,
+    source="Wang et al., CVPR 2022",
+    order=29,
+    one_split_at_a_time=True,
+    prepare=_prepare,
+    from_prepared=_from_prepared,
+)
