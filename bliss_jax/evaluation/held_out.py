@@ -30,6 +30,7 @@ from bliss_jax.evaluation.split_aurocs import (
     Nearest,
     Splits,
     TextMoments,
+    padded_classes,
     split_aurocs,
 )
 from bliss_jax.scores import (
@@ -106,9 +107,7 @@ def groups_of(classes: int, seed: int, most: int = GROUPS) -> Groups:
     number = min(classes, most)
     of_class = np.random.default_rng(seed).permutation(np.arange(classes) % number).astype(np.int32)
     outside = of_class[None, :] != np.arange(number)[:, None]
-    order = np.argsort(~outside, axis=1, kind="stable")[:, : outside.sum(axis=1).max()]
-    normal = np.take_along_axis(outside, order, axis=1)
-    return Groups(of_class, order.astype(np.int32), normal)
+    return Groups(of_class, *padded_classes(outside))
 
 
 def held_out_aurocs(

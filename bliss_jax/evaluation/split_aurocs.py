@@ -92,18 +92,23 @@ def splits_of(embeddings: EmbeddingSet, protocol: Protocol) -> tuple[Int[np.ndar
     """
     normal, anomalous = class_masks(protocol, embeddings)
     own = np.flatnonzero(normal.any(axis=0))
-    among = normal[:, own]
-    # The normal classes of each split come first, in ascending order. The rest is padding to the size of
-    # the largest split.
-    order = np.argsort(~among, axis=1, kind="stable")[:, : among.sum(axis=1).max()]
+    classes, is_class = padded_classes(normal[:, own])
     is_anomaly = anomalous[:, embeddings.test_labels]
     splits = Splits(
-        jnp.asarray(order.astype(np.int32)),
-        jnp.asarray(np.take_along_axis(among, order, axis=1)),
+        jnp.asarray(classes),
+        jnp.asarray(is_class),
         jnp.asarray(is_anomaly),
         jnp.asarray(is_anomaly | normal[:, embeddings.test_labels]),
     )
     return own, splits
+
+
+def padded_classes(
+    normal: Bool[np.ndarray, "splits classes"],
+) -> tuple[Int[np.ndarray, "splits P"], Bool[np.ndarray, "splits P"]]:
+    """Returns the normal classes of each split in ascending order, and whether each entry is one and not padding."""
+    order = np.argsort(~normal, axis=1, kind="stable")[:, : normal.sum(axis=1).max()]
+    return order.astype(np.int32), np.take_along_axis(normal, order, axis=1)
 
 
 def fit_images(
